@@ -1,0 +1,191 @@
+"""Bounded, ordered boxes between stages, the same over every wire.
+
+    stage k                                                        stage k+1
+    Outbox.put ── takes a credit ── frames ──▶ wire ──▶ Inbox.take ── grants a credit ──┐
+        ▲                                                                               │
+        └──────────────────────────────── credits ◀─────────────────────────────────────┘
+
+A sender holds `capacity` credits at the start, spends one a message and gets it back when the
+receiver *takes* the message out, so never more than `capacity` messages are under way or waiting:
+a fast stage waits, it does not buffer. Messages carry a sequence number; an inbox hands them out
+in that order however the wire delivers them, each once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Protocol
+
+from typing_extensions import Buffer
+
+from actors.errors import MailboxError
+from actors.messages import Message, decode, encode, size_bytes
+
+__all__ = ["BoxStatistics", "Inbox", "Outbox", "ReceiveEnd", "SendEnd"]
+
+
+class SendEnd(Protocol):
+    """The sender's end of a wire."""
+
+    def send(self, frames: Sequence[Buffer]) -> None:
+        """Start sending one message; do not wait for its arrival."""
+        ...
+
+    def credits(self, timeout_s: float) -> int:
+        """Return the credits that have come back, waiting up to `timeout_s` for the first."""
+        ...
+
+    def close(self) -> None:
+        """Give the wire back; what is under way may be lost."""
+        ...
+
+
+class ReceiveEnd(Protocol):
+    """The receiver's end of a wire."""
+
+    def receive(self, timeout_s: float) -> Sequence[Buffer] | None:
+        """Return the frames of a message, None if none has come within `timeout_s`."""
+        ...
+
+    def grant(self, count: int) -> None:
+        """Send `count` credits back."""
+        ...
+
+    def close(self) -> None:
+        """Give the wire back; what is under way may be lost."""
+        ...
+
+
+@dataclass(slots=True)
+class BoxStatistics:
+    """What a box has seen. For an outbox, depth counts the messages not yet taken."""
+
+    messages: int = 0
+    bytes: int = 0
+    waited_s: float = 0.0
+    depth: int = 0
+    peak_depth: int = 0
+
+    def as_dict(self) -> dict[str, float]:
+        """Return the figures by name."""
+        return asdict(self)
+
+
+class Outbox:
+    """The sending side: numbers the messages and never exceeds its credits.
+
+    Args:
+        name: what it is called in errors and metrics.
+        end: the sender's end of a wire.
+        capacity: credits at the start, >= 1.
+    """
+
+    def __init__(self, name: str, end: SendEnd, capacity: int) -> None:
+        if capacity < 1:
+            raise MailboxError(f"capacity >= 1 must hold, but got {capacity} for {name}")
+        self.name = name
+        self.capacity = capacity
+        self.statistics = BoxStatistics()
+        self._end = end
+        self._credits = capacity
+        self._sequence = 0
+
+    def ready(self, timeout_s: float = 0.0) -> bool:
+        """Tell whether a message may be put, waiting up to `timeout_s` for a credit."""
+        self._collect(0.0)
+        if not self._credits and timeout_s > 0:
+            started = time.perf_counter()
+            self._collect(timeout_s)
+            self.statistics.waited_s += time.perf_counter() - started
+        return self._credits > 0
+
+    def put(self, message: Message) -> None:
+        """Send a message.
+
+        Raises:
+            MailboxError: there is no credit; ask `ready` before.
+        """
+        if not self._credits:
+            raise MailboxError(f"{self.name} is full: {self.capacity} messages are not yet taken")
+        self._end.send(encode(self._sequence, message))
+        self._sequence += 1
+        self._credits -= 1
+        figures = self.statistics
+        figures.messages += 1
+        figures.bytes += size_bytes(message)
+        figures.depth = self.capacity - self._credits
+        figures.peak_depth = max(figures.peak_depth, figures.depth)
+
+    def close(self) -> None:
+        """Give the wire back."""
+        self._end.close()
+
+    def _collect(self, timeout_s: float) -> None:
+        self._credits += self._end.credits(timeout_s)
+        if self._credits > self.capacity:
+            raise MailboxError(f"{self.name} got more credits back than it had spent")
+        self.statistics.depth = self.capacity - self._credits
+
+
+class Inbox:
+    """The receiving side: hands the messages out in the order in which they were put.
+
+    Args:
+        name: what it is called in errors and metrics.
+        end: the receiver's end of a wire.
+        capacity: credits that the sender holds; more messages than that at a time are an error.
+    """
+
+    def __init__(self, name: str, end: ReceiveEnd, capacity: int) -> None:
+        self.name = name
+        self.capacity = capacity
+        self.statistics = BoxStatistics()
+        self._end = end
+        self._next = 0
+        self._waiting: dict[int, Message] = {}
+
+    def take(self, timeout_s: float = 0.0) -> Message | None:
+        """Return the next message in order, None if it has not come within `timeout_s`.
+
+        Raises:
+            MailboxError: a message came twice, or more came than there are credits.
+        """
+        self._collect(0.0)
+        if self._next not in self._waiting and timeout_s > 0:
+            started = time.perf_counter()
+            deadline = started + timeout_s
+            while self._next not in self._waiting:
+                left = deadline - time.perf_counter()
+                if left <= 0:
+                    break
+                self._collect(left)
+            self.statistics.waited_s += time.perf_counter() - started
+        message = self._waiting.pop(self._next, None)
+        if message is not None:
+            self._next += 1
+            self._end.grant(1)
+            self.statistics.messages += 1
+            self.statistics.bytes += size_bytes(message)
+            self.statistics.depth = len(self._waiting)
+        return message
+
+    def close(self) -> None:
+        """Give the wire back."""
+        self._end.close()
+
+    def _collect(self, timeout_s: float) -> None:
+        """Take everything that has come off the wire, waiting only for the first."""
+        frames = self._end.receive(timeout_s)
+        while frames is not None:
+            sequence, message = decode(frames)
+            if sequence < self._next or sequence in self._waiting:
+                raise MailboxError(f"{self.name} got message {sequence} twice")
+            self._waiting[sequence] = message
+            depth = len(self._waiting)
+            if depth > self.capacity:
+                raise MailboxError(f"{self.name} holds {depth} messages, but {self.capacity} fit")
+            self.statistics.depth = depth
+            self.statistics.peak_depth = max(self.statistics.peak_depth, depth)
+            frames = self._end.receive(0.0)

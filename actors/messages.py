@@ -1,0 +1,166 @@
+"""One message between two stages: a small header and the raw bytes of its tensors, no pickle.
+
+frame 0   fixed part     sequence, kind, tensors, index, part, parts, share
+          per tensor     dtype, dimensions, sizes
+frame 1…  one frame per tensor, its elements in C order; none for an absent gradient
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+from typing_extensions import Buffer
+
+from actors.errors import MailboxError
+from actors.protocols import Tensors, Unit
+
+__all__ = ["Kind", "Message", "decode", "encode", "size_bytes"]
+
+_FIXED = struct.Struct("<QBBQIId")
+_TENSOR = struct.Struct("<BB")
+_ABSENT = 255
+_DTYPES = (
+    torch.float32,
+    torch.float64,
+    torch.float16,
+    torch.bfloat16,
+    torch.uint8,
+    torch.int8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+    torch.bool,
+    torch.complex64,
+    torch.complex128,
+)
+_CODES = {dtype: code for code, dtype in enumerate(_DTYPES)}
+
+
+class Kind(IntEnum):
+    """What a message is for."""
+
+    BATCH = 0
+    """Features, labels or error gradients of one unit of training."""
+    EVALUATE = 1
+    """Features or labels of one test batch."""
+    EPOCH = 2
+    """Marker: the epoch `index` is over, report it."""
+    DRAIN = 3
+    """Marker: no training batch follows, the pipeline empties."""
+    FINISH = 4
+    """Marker: nothing follows."""
+    TOKEN = 5
+    """Lock step only: the sender's side of the pipeline has ended tick `index`."""
+    PROBE = 6
+    """Before a run: a payload that is sent back, to time the wire."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message; `tensors` are empty for markers and tokens."""
+
+    kind: Kind
+    index: int
+    tensors: Tensors = ()
+    part: int = 0
+    parts: int = 1
+    share: float = 1.0
+
+    @classmethod
+    def of(cls, unit: Unit, tensors: Tensors) -> Message:
+        """Return the message that carries `tensors` of a unit of training."""
+        return cls(Kind.BATCH, unit.batch, tensors, unit.part, unit.parts, unit.share)
+
+    @property
+    def unit(self) -> Unit:
+        """The unit of training that a BATCH message belongs to."""
+        return Unit(self.index, self.part, self.parts, self.share)
+
+
+def size_bytes(message: Message) -> int:
+    """Return the bytes of the tensors of a message."""
+    return sum(t.numel() * t.element_size() for t in message.tensors if t is not None)
+
+
+def encode(sequence: int, message: Message) -> list[Buffer]:
+    """Return the frames of a message; the tensors' memory is referred to, not copied.
+
+    Whoever calls must leave the tensors unwritten from now on. Tensors elsewhere than on the CPU
+    are copied to it.
+
+    Raises:
+        MailboxError: a tensor has a dtype that messages cannot carry.
+    """
+    tensors = [t if t is None else t.detach().cpu().contiguous() for t in message.tensors]
+    header = bytearray(
+        _FIXED.pack(
+            sequence,
+            message.kind,
+            len(tensors),
+            message.index,
+            message.part,
+            message.parts,
+            message.share,
+        )
+    )
+    frames: list[Buffer] = []
+    for tensor in tensors:
+        if tensor is None:
+            header += _TENSOR.pack(_ABSENT, 0)
+            continue
+        code = _CODES.get(tensor.dtype)
+        if code is None:
+            raise MailboxError(
+                f"a message carries tensors of {', '.join(str(d) for d in _DTYPES)}, "
+                f"but got {tensor.dtype}: convert it in the block before the cut"
+            )
+        header += _TENSOR.pack(code, tensor.ndim)
+        header += struct.pack(f"<{tensor.ndim}Q", *tensor.shape)
+        if tensor.numel():
+            frames.append(memoryview(tensor.reshape(-1).view(torch.uint8).numpy().data))
+    return [bytes(header), *frames]
+
+
+def decode(frames: Sequence[Buffer]) -> tuple[int, Message]:
+    """Return sequence number and message; the tensors share the frames' memory.
+
+    Raises:
+        MailboxError: the frames are not those of one message.
+    """
+    header = memoryview(frames[0])
+    try:
+        sequence, kind, count, index, part, parts, share = _FIXED.unpack_from(header)
+        offset = _FIXED.size
+        tensors: list[Tensor | None] = []
+        bodies = iter(frames[1:])
+        for _ in range(count):
+            code, ndim = _TENSOR.unpack_from(header, offset)
+            offset += _TENSOR.size
+            if code == _ABSENT:
+                tensors.append(None)
+                continue
+            shape = struct.unpack_from(f"<{ndim}Q", header, offset)
+            offset += 8 * ndim
+            tensors.append(_tensor(_DTYPES[code], shape, bodies))
+        return sequence, Message(Kind(kind), index, tuple(tensors), part, parts, share)
+    except (struct.error, IndexError, StopIteration, RuntimeError, ValueError) as error:
+        sizes = [memoryview(frame).nbytes for frame in frames]
+        raise MailboxError(f"frames of {sizes} bytes are not one message: {error}") from error
+
+
+def _tensor(dtype: torch.dtype, shape: Sequence[int], bodies: Iterator[Buffer]) -> Tensor:
+    if 0 in shape:
+        return torch.empty(shape, dtype=dtype)
+    body = memoryview(next(bodies))
+    if body.readonly:
+        # torch would hand out writable memory all the same; what Ray maps must not be written.
+        body = memoryview(bytearray(body))
+    flat = torch.frombuffer(body, dtype=torch.uint8)
+    if flat.data_ptr() % dtype.itemsize:
+        flat = flat.clone()
+    return flat.view(dtype).reshape(tuple(shape))

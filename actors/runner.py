@@ -1,0 +1,272 @@
+"""One stage at work: messages into the loop, its instructions into calls of the rule.
+
+No Ray in here: the same runner runs in an actor, and K of them in one process for a test.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from actors.errors import MechanismError, StageError
+from actors.mailbox import BoxStatistics, Inbox, Outbox
+from actors.messages import Kind, Message
+from actors.protocols import StageRule, Tensors, Unit
+from actors.stage import (
+    Backward,
+    Box,
+    Evaluate,
+    Finish,
+    Forward,
+    Instruction,
+    PassToken,
+    Report,
+    StageLoop,
+    StageProgram,
+    StartDrain,
+    Update,
+)
+
+__all__ = ["Boxes", "FeatureBox", "StageRunner"]
+
+
+class FeatureBox(Protocol):
+    """Where features come from: an inbox, or the source at stage 0."""
+
+    name: str
+    statistics: BoxStatistics
+
+    def take(self, timeout_s: float = 0.0) -> Message | None:
+        """Return the next message, None if it has not come within `timeout_s`."""
+        ...
+
+    def close(self) -> None:
+        """Give back what it holds."""
+        ...
+
+
+@dataclass(slots=True, kw_only=True)
+class Boxes:
+    """The boxes of one stage. Stage 0 has nothing below it, the last stage nothing above."""
+
+    features_in: FeatureBox
+    labels_in: Inbox | None = None
+    gradients_in: Inbox | None = None
+    features_out: Outbox | None = None
+    gradients_out: Outbox | None = None
+
+    def named(self) -> dict[str, FeatureBox | Outbox]:
+        """Return the boxes that are there."""
+        every: dict[str, FeatureBox | Outbox | None] = {
+            "features_in": self.features_in,
+            "labels_in": self.labels_in,
+            "gradients_in": self.gradients_in,
+            "features_out": self.features_out,
+            "gradients_out": self.gradients_out,
+        }
+        return {name: box for name, box in every.items() if box is not None}
+
+
+@dataclass(slots=True)
+class _Clock:
+    """Where the time since the last report went, in seconds."""
+
+    started: float = field(default_factory=time.perf_counter)
+    blocked_s: float = 0.0
+    evaluating_since: float | None = None
+    evaluated_s: float = 0.0
+
+    def trained_s(self) -> float:
+        return time.perf_counter() - self.started - self.evaluated_s
+
+
+class StageRunner:
+    """Run one stage to its end.
+
+    Args:
+        program: the numbers of this stage.
+        rule: what is computed.
+        boxes: where messages come from and go to.
+        emit: takes each report, a dictionary with `stage`, `step`, `epoch` and figures.
+    """
+
+    def __init__(
+        self,
+        program: StageProgram,
+        rule: StageRule,
+        boxes: Boxes,
+        emit: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self.loop = StageLoop(program)
+        self.finished = False
+        self._rule = rule
+        self._boxes = boxes
+        self._emit = emit
+        self._payload: dict[tuple[Box, Kind, int, int], Tensors] = {}
+        self._todo: list[Instruction] = []
+        self._started = time.perf_counter()
+        self._clock = _Clock()
+        self._reported: dict[str, tuple[float, float]] = {}
+
+    def advance(self, timeout_s: float = 0.0) -> bool:
+        """Do what can be done, waiting up to `timeout_s` for a message or a credit.
+
+        Returns:
+            Whether anything was done.
+
+        Raises:
+            StageError: the rule failed; the message tells at which batch, with which shapes.
+        """
+        moved = False
+        while self._todo:
+            if not self._may_send(self._todo[0], timeout_s):
+                return moved
+            self._carry_out(self._todo.pop(0))
+            moved = True
+        if self.loop.awaits is not None:
+            message = self._take(self.loop.awaits, timeout_s)
+            if message is not None:
+                self._todo.extend(self.loop.arrived(self.loop.awaits, message))
+                moved = True
+        return moved
+
+    def run(self, stopped: Callable[[], bool], patience_s: float = 0.2) -> None:
+        """Run until the end, or until `stopped` says so; it is asked every `patience_s`."""
+        while not self.finished and not stopped():
+            self.advance(patience_s)
+
+    def close(self) -> None:
+        """Close every box."""
+        for box in self._boxes.named().values():
+            box.close()
+
+    def _take(self, name: Box, timeout_s: float) -> Message | None:
+        box = {
+            "features": self._boxes.features_in,
+            "labels": self._boxes.labels_in,
+            "gradients": self._boxes.gradients_in,
+        }[name]
+        if box is None:
+            raise MechanismError(f"stage {self.loop.program.stage} has no box for {name}")
+        started = time.perf_counter()
+        message = box.take(timeout_s)
+        if box is not self._boxes.features_in or not self.loop.program.first:
+            self._clock.blocked_s += time.perf_counter() - started
+        if message is not None and message.tensors:
+            self._payload[name, message.kind, message.index, message.part] = message.tensors
+        return message
+
+    def _outbox(self, instruction: Instruction) -> Outbox | None:
+        if isinstance(instruction, Backward):
+            return self._boxes.gradients_out
+        if isinstance(instruction, PassToken) and instruction.towards == "below":
+            return self._boxes.gradients_out
+        if isinstance(instruction, Report) and instruction.epoch is None:
+            return None
+        if isinstance(instruction, Update):
+            return None
+        return self._boxes.features_out
+
+    def _may_send(self, instruction: Instruction, timeout_s: float) -> bool:
+        box = self._outbox(instruction)
+        if box is None:
+            return True
+        started = time.perf_counter()
+        ready = box.ready(timeout_s)
+        self._clock.blocked_s += time.perf_counter() - started
+        return ready
+
+    def _carry_out(self, instruction: Instruction) -> None:
+        out = self._outbox(instruction)
+        message: Message | None = None
+        if isinstance(instruction, Forward):
+            unit = instruction.unit
+            inputs = self._payload.pop(("features", Kind.BATCH, unit.batch, unit.part))
+            labels = self._payload.pop(("labels", Kind.BATCH, unit.batch, unit.part), ())
+            with self._story("forward", unit, inputs):
+                message = Message.of(unit, self._rule.forward(unit, inputs, labels))
+        elif isinstance(instruction, Backward):
+            unit = instruction.unit
+            gradients = self._payload.pop(("gradients", Kind.BATCH, unit.batch, unit.part), ())
+            with self._story("backward", unit, gradients):
+                message = Message.of(unit, self._rule.backward(unit, gradients))
+        elif isinstance(instruction, Update):
+            with self._story(f"update {instruction.window}", None, ()):
+                self._rule.update()
+        elif isinstance(instruction, Evaluate):
+            message = self._evaluate(instruction.index)
+        elif isinstance(instruction, StartDrain):
+            message = Message(Kind.DRAIN, self.loop.batches)
+        elif isinstance(instruction, Report):
+            self._report(instruction)
+            if instruction.epoch is not None:
+                message = Message(Kind.EPOCH, instruction.epoch)
+        elif isinstance(instruction, PassToken):
+            message = Message(Kind.TOKEN, instruction.tick)
+        elif isinstance(instruction, Finish):
+            self.finished = True
+            message = Message(Kind.FINISH, self.loop.batches)
+        if out is not None and message is not None:
+            out.put(message)
+
+    def _evaluate(self, index: int) -> Message:
+        if self._clock.evaluating_since is None:
+            self._clock.evaluating_since = time.perf_counter()
+        inputs = self._payload.pop(("features", Kind.EVALUATE, index, 0))
+        labels = self._payload.pop(("labels", Kind.EVALUATE, index, 0), ())
+        with self._story("evaluation", Unit(index), inputs):
+            return Message(Kind.EVALUATE, index, self._rule.evaluate(inputs, labels))
+
+    def _report(self, instruction: Report) -> None:
+        clock = self._clock
+        if clock.evaluating_since is not None:
+            clock.evaluated_s += time.perf_counter() - clock.evaluating_since
+        row: dict[str, Any] = {
+            "stage": self.loop.program.stage,
+            "step": instruction.step,
+            "epoch": instruction.epoch,
+            "time_s": time.perf_counter() - self._started,
+            "trained_s": clock.trained_s(),
+            "blocked_s": clock.blocked_s,
+            "in_flight": self.loop.in_flight,
+        }
+        for name, box in self._boxes.named().items():
+            figures = box.statistics
+            before = self._reported.get(name, (0, 0))
+            row[f"{name}_messages"] = figures.messages - before[0]
+            row[f"{name}_bytes"] = figures.bytes - before[1]
+            row[f"{name}_peak_depth"] = figures.peak_depth
+            self._reported[name] = (figures.messages, figures.bytes)
+        self._clock = _Clock()
+        self._emit({**row, **self._rule.report()})
+
+    def _story(self, doing: str, unit: Unit | None, tensors: Tensors) -> _Story:
+        return _Story(self.loop.program.stage, doing, unit, tensors)
+
+    def remains(self) -> Mapping[str, float]:
+        """Return what is left in the boxes and the loop: all zero after a run that ended well."""
+        depths = {name: box.statistics.depth for name, box in self._boxes.named().items()}
+        return {"payloads": len(self._payload), "in_flight": self.loop.in_flight, **depths}
+
+
+class _Story:
+    """Adds stage, batch and shapes to whatever the rule raises."""
+
+    def __init__(self, stage: int, doing: str, unit: Unit | None, tensors: Tensors) -> None:
+        self._stage, self._doing, self._unit, self._tensors = stage, doing, unit, tensors
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: Any, trace: object) -> None:
+        if not isinstance(error, Exception) or getattr(error, "tells_its_story", False):
+            return
+        at = "" if self._unit is None else f" of batch {self._unit.batch}"
+        shapes = [None if t is None else (tuple(t.shape), str(t.dtype)) for t in self._tensors]
+        raise StageError(
+            f"stage {self._stage} failed in the {self._doing}{at}"
+            + (f" with {shapes}" if shapes else "")
+            + f": {type(error).__name__}: {error}"
+        ) from error

@@ -1,0 +1,162 @@
+"""The features box of stage 0: it turns the user's iterables into the stream of messages.
+
+    epoch 0    batches …  test batches …  EPOCH 0
+    …
+    last       batches …  DRAIN  test batches …  EPOCH  FINISH
+
+Between two epochs the pipeline does not empty: every stage tests with its weights at the same
+index n. The last test comes after the drain, with the weights that the run returns. Labels go
+straight to the stage that has the loss, ahead of the features that they belong to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from actors.errors import BatchError
+from actors.mailbox import BoxStatistics, Outbox
+from actors.messages import Kind, Message
+
+__all__ = ["Source", "as_tensors"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Item:
+    features: Message
+    labels: Message | None
+
+
+class Source:
+    """Read batches, cut them into micro-batches, number them.
+
+    Args:
+        train: re-iterable of (x, y); `set_epoch(epoch)` is called before each epoch if it is there.
+        test: re-iterable of (x, y), or None.
+        epochs: how often to go through `train`.
+        parts: micro-batches per batch; a batch of fewer samples gives fewer.
+        labels: the box that leads to the loss.
+        evaluate_every: epochs between two tests; the last epoch is always tested.
+    """
+
+    name = "batches"
+
+    def __init__(
+        self,
+        train: Iterable[Any],
+        test: Iterable[Any] | None,
+        *,
+        epochs: int,
+        parts: int,
+        labels: Outbox,
+        evaluate_every: int = 1,
+    ) -> None:
+        self.statistics = BoxStatistics()
+        self._labels = labels
+        self._epochs = epochs
+        self._parts = parts
+        self._evaluate_every = evaluate_every
+        self._items = self._stream(train, test)
+        self._held: _Item | None = None
+
+    def take(self, timeout_s: float = 0.0) -> Message | None:
+        """Return the next message; None if the labels could not be sent within `timeout_s`.
+
+        Raises:
+            BatchError: the iterable gave something that is not a batch, or nothing.
+        """
+        if self._held is None:
+            self._held = next(self._items)
+        if self._held.labels is not None:
+            if not self._labels.ready(timeout_s):
+                return None
+            self._labels.put(self._held.labels)
+        message, self._held = self._held.features, None
+        self.statistics.messages += 1
+        return message
+
+    def close(self) -> None:
+        """Let go of the iterables."""
+        self._items.close()
+
+    def _stream(self, train: Iterable[Any], test: Iterable[Any] | None) -> Any:
+        batch = tested = 0
+        for epoch in range(self._epochs):
+            last = epoch == self._epochs - 1
+            if hasattr(train, "set_epoch"):
+                train.set_epoch(epoch)
+            before = batch
+            for pair in train:
+                x, y = as_tensors(pair, f"batch {batch - before} of epoch {epoch}")
+                yield from self._cut(batch, x, y)
+                batch += 1
+            if batch == before:
+                raise BatchError(
+                    f"epoch {epoch} has no batches: give something that can be iterated over "
+                    "again, such as a list or a DataLoader, and is not empty"
+                )
+            if last:
+                yield _Item(features=Message(Kind.DRAIN, batch), labels=None)
+            if test is not None and (last or (epoch + 1) % self._evaluate_every == 0):
+                for pair in test:
+                    x, y = as_tensors(pair, f"test batch {tested} of epoch {epoch}")
+                    yield _Item(
+                        features=Message(Kind.EVALUATE, tested, x),
+                        labels=Message(Kind.EVALUATE, tested, y),
+                    )
+                    tested += 1
+            yield _Item(features=Message(Kind.EPOCH, epoch), labels=None)
+        yield _Item(features=Message(Kind.FINISH, batch), labels=None)
+
+    def _cut(self, batch: int, x: tuple[Tensor, ...], y: tuple[Tensor, ...]) -> Iterator[_Item]:
+        if self._parts == 1:
+            yield _Item(
+                features=Message(Kind.BATCH, batch, x), labels=Message(Kind.BATCH, batch, y)
+            )
+            return
+        size = x[0].shape[0]
+        pieces = [t.chunk(self._parts) for t in (*x, *y)]
+        parts = len(pieces[0])
+        for part in range(parts):
+            cut = [piece[part] for piece in pieces]
+            share = cut[0].shape[0] / size
+            yield _Item(
+                features=Message(Kind.BATCH, batch, tuple(cut[: len(x)]), part, parts, share),
+                labels=Message(Kind.BATCH, batch, tuple(cut[len(x) :]), part, parts, share),
+            )
+
+
+def as_tensors(pair: Any, where: str) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Return x and y of a batch as tuples of tensors.
+
+    Raises:
+        BatchError: `pair` is not (x, y) of tensors with the same number of samples, at least one.
+    """
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        raise BatchError(f"a batch must be a pair (x, y), but {where} is {_kind(pair)}")
+    sides = []
+    for name, side in zip(("x", "y"), pair, strict=True):
+        tensors = tuple(side) if isinstance(side, (tuple, list)) else (side,)
+        if not tensors or not all(isinstance(t, Tensor) for t in tensors):
+            raise BatchError(
+                f"x and y of a batch must be tensors, but {name} of {where} is {_kind(side)}"
+            )
+        sides.append(tensors)
+    x, y = sides
+    sizes = {t.shape[0] if t.ndim else 0 for t in (*x, *y)}
+    if len(sizes) != 1 or 0 in sizes:
+        shapes = [tuple(t.shape) for t in (*x, *y)]
+        raise BatchError(
+            f"x and y of a batch must have the same number of samples, at least one, "
+            f"but {where} has the shapes {shapes}"
+        )
+    return x, y
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, (tuple, list)):
+        return f"a {type(value).__name__} of {len(value)}: {[type(v).__name__ for v in value]}"
+    return f"a {type(value).__name__}"

@@ -1,0 +1,247 @@
+"""The Ray shell of a stage: it opens boxes, runs the runner, answers questions. Nothing else.
+
+Three kinds of threads: one computes (every method without a group, in the order of the calls),
+one answers the driver while it does (`control`), one takes messages of the `ray` wire (`mail`).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import statistics
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import ray
+import torch
+
+from actors.errors import MechanismError
+from actors.local_wire import local_wire
+from actors.mailbox import Inbox, Outbox, ReceiveEnd, SendEnd
+from actors.messages import Kind, Message
+from actors.protocols import StageRule, Tensors
+from actors.ray_wire import RayReceiveEnd, RaySendEnd
+from actors.runner import Boxes, FeatureBox, StageRunner
+from actors.source import Source
+from actors.stage import StageProgram
+from actors.wiring import Link
+from actors.zmq_wire import Address, ZmqHub, ZmqReceiveEnd
+
+__all__ = ["Feed", "Home", "RuleFactory", "StageActor", "WireKind"]
+
+RuleFactory = Callable[[], StageRule]
+WireKind = Literal["zmq", "ray"]
+_HELLO_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """Where an actor lives, and its public key for encrypted links."""
+
+    node_id: str
+    host: str
+    pid: int
+    public_key: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Feed:
+    """What stage 0 reads, see `actors.source.Source`."""
+
+    train: Iterable[Any]
+    test: Iterable[Any] | None
+    epochs: int
+    parts: int
+    evaluate_every: int
+
+
+@ray.remote(concurrency_groups={"control": 1, "mail": 1})  # type: ignore[call-overload]
+class StageActor:
+    """One stage of a pipeline as a Ray actor.
+
+    Args:
+        stage: 0 at the input.
+        threads: of torch's operators in this process.
+        seed: of the process's global generators, which a user's batches may draw from.
+    """
+
+    def __init__(self, stage: int, threads: int, seed: int) -> None:
+        self._stage = stage
+        self._threads = threads
+        self._hub: ZmqHub | None = None
+        self._inboxes: dict[str, Inbox] = {}
+        self._outboxes: dict[str, Outbox] = {}
+        self._receivers: dict[str, RayReceiveEnd] = {}
+        self._senders: dict[str, RaySendEnd] = {}
+        self._accepting: dict[str, ZmqReceiveEnd] = {}
+        self._rule: StageRule | None = None
+        self._runner: StageRunner | None = None
+        self._rows: list[dict[str, Any]] = []
+        self._stop = threading.Event()
+        torch.set_num_threads(threads)
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+
+    # ------------------------------------------------------------------ wiring
+
+    def home(self) -> Home:
+        """Return where this actor lives."""
+        host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        self._hub = ZmqHub(host)
+        node_id = ray.get_runtime_context().get_node_id()
+        return Home(node_id, host, os.getpid(), self._hub.public_key)
+
+    def listen(
+        self, link: Link, wire: WireKind, transport: Literal["ipc", "tcp"], sender: Any, key: bytes
+    ) -> Address | None:
+        """Open the receiver's end of a link from the actor `sender` with public key `key`."""
+        end: ReceiveEnd
+        address = None
+        if link.source == link.target:
+            sending, end = local_wire()
+            self._outboxes[link.box] = Outbox(link.name, sending, link.capacity)
+        elif wire == "ray":
+            end = self._receivers[link.name] = RayReceiveEnd(link.name, sender)
+        else:
+            peers: Collection[bytes] = {key}
+            address, end = self._its_hub().listen(link.name, link.capacity, transport, peers)
+            self._accepting[link.name] = end
+        self._inboxes[link.box] = Inbox(link.name, end, link.capacity)
+        return address
+
+    def connect(self, link: Link, address: Address | None, receiver: Any) -> None:
+        """Open the sender's end of a link to the actor `receiver`."""
+        end: SendEnd
+        if address is None:
+            end = self._senders[link.name] = RaySendEnd(link.name, receiver)
+        else:
+            end = self._its_hub().connect(link.name, link.capacity, address)
+        self._outboxes[link.box] = Outbox(link.name, end, link.capacity)
+
+    def accept(self) -> None:
+        """Wait until every sender is there."""
+        for end in self._accepting.values():
+            end.accept(_HELLO_S)
+
+    @ray.method(concurrency_group="mail")
+    def deliver(self, name: str, *frames: Any) -> None:
+        """Take a message of the `ray` wire in."""
+        self._receivers[name].delivered([frame.data for frame in frames])
+
+    @ray.method(concurrency_group="mail")
+    def credit(self, name: str, count: int) -> None:
+        """Take credits of the `ray` wire in."""
+        self._senders[name].credited(count)
+
+    # ------------------------------------------------------------------ work
+
+    def load(self, rule: RuleFactory) -> None:
+        """Build the stage's rule."""
+        torch.set_num_threads(self._threads)
+        self._rule = rule()
+
+    def measure(self, inputs: Tensors, repeats: int) -> tuple[float, float]:
+        """Return the median forward and backward time of the stage, in seconds."""
+        times = self._its_rule().measure(inputs, repeats)
+        return (
+            statistics.median(forward for forward, _ in times),
+            statistics.median(backward for _, backward in times),
+        )
+
+    def time_messages(self, payload: Tensors, repeats: int) -> float:
+        """Return half the median time that `payload` takes to the stage above and back, in s."""
+        times = []
+        for index in range(repeats):
+            started = time.perf_counter()
+            self._put("features", Message(Kind.PROBE, index, payload))
+            self._take("gradients")
+            times.append(time.perf_counter() - started)
+        return statistics.median(times) / 2
+
+    def echo_messages(self, repeats: int) -> None:
+        """Send `repeats` messages from the stage below back to it."""
+        for _ in range(repeats):
+            self._put("gradients", self._take("features"))
+
+    def run(self, program: StageProgram, feed: Feed | None) -> None:
+        """Run the stage to its end, or until `stop`."""
+        self._runner = StageRunner(program, self._its_rule(), self._boxes(feed), self._rows.append)
+        self._runner.run(self._stop.is_set)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return weights and buffers of the stage."""
+        return dict(self._its_rule().state())
+
+    def remains(self) -> dict[str, float]:
+        """Return what is left in boxes and loop after a run: all zero if it ended well."""
+        return {} if self._runner is None else dict(self._runner.remains())
+
+    def close(self) -> None:
+        """Close every box."""
+        if self._hub is not None:
+            self._hub.close()
+
+    @ray.method(concurrency_group="control")
+    def progress(self) -> tuple[int, list[dict[str, Any]]]:
+        """Return how many batches have entered the stage, and the rows since the last call."""
+        rows = []
+        while self._rows:
+            rows.append(self._rows.pop(0))
+        return 0 if self._runner is None else self._runner.loop.batches, rows
+
+    @ray.method(concurrency_group="control")
+    def stop(self) -> None:
+        """Let `run` end soon."""
+        self._stop.set()
+
+    # ------------------------------------------------------------------ inside
+
+    def _boxes(self, feed: Feed | None) -> Boxes:
+        features: FeatureBox
+        if feed is None:
+            features = self._inboxes["features"]
+        else:
+            features = Source(
+                feed.train,
+                feed.test,
+                epochs=feed.epochs,
+                parts=feed.parts,
+                labels=self._outboxes["labels"],
+                evaluate_every=feed.evaluate_every,
+            )
+        return Boxes(
+            features_in=features,
+            labels_in=self._inboxes.get("labels"),
+            gradients_in=self._inboxes.get("gradients"),
+            features_out=self._outboxes.get("features"),
+            gradients_out=self._outboxes.get("gradients"),
+        )
+
+    def _put(self, box: str, message: Message) -> None:
+        while not self._outboxes[box].ready(1.0):
+            self._check_stopped()
+        self._outboxes[box].put(message)
+
+    def _take(self, box: str) -> Message:
+        while (message := self._inboxes[box].take(1.0)) is None:
+            self._check_stopped()
+        return message
+
+    def _check_stopped(self) -> None:
+        if self._stop.is_set():
+            raise MechanismError(f"stage {self._stage} was stopped")
+
+    def _its_rule(self) -> StageRule:
+        if self._rule is None:
+            raise MechanismError(f"stage {self._stage} has no rule yet: call load first")
+        return self._rule
+
+    def _its_hub(self) -> ZmqHub:
+        if self._hub is None:
+            raise MechanismError(f"stage {self._stage} has no sockets yet: call home first")
+        return self._hub

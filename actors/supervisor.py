@@ -1,0 +1,252 @@
+"""Who places K stages, wires them, watches them and takes them down, whatever happens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from actors.errors import MechanismError, PlacementError
+from actors.protocols import Tensors
+from actors.stage import StageProgram
+from actors.stage_actor import Feed, Home, RuleFactory, StageActor, WireKind
+from actors.wiring import Link
+
+__all__ = ["Supervisor"]
+
+
+class Supervisor:
+    """K stage actors in one placement group, as a context: leaving it leaves nothing behind.
+
+    Args:
+        resources: what each stage needs, by Ray's names, one mapping a stage.
+        threads: of torch's operators in each stage.
+        seed: of the stages' global generators.
+        wait_s: how long to wait for the cluster to have the resources.
+        strategy: of the placement group.
+
+    Raises:
+        PlacementError: the resources are not there in time; the message says what is missing.
+    """
+
+    def __init__(
+        self,
+        resources: Sequence[Mapping[str, float]],
+        *,
+        threads: int,
+        seed: int,
+        wait_s: float,
+        strategy: str = "PACK",
+    ) -> None:
+        self._resources = resources
+        self._threads = threads
+        self._seed = seed
+        self._wait_s = wait_s
+        self._strategy = strategy
+        self._group: PlacementGroup | None = None
+        self._stages: list[Any] = []
+        self.homes: list[Home] = []
+
+    def __enter__(self) -> Supervisor:
+        try:
+            self._place()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def gpus(self) -> bool:
+        """Whether the stages have (a share of) a GPU."""
+        return any(each.get("GPU") for each in self._resources)
+
+    # ------------------------------------------------------------------ start
+
+    def wire(self, links: Sequence[Link], wire: WireKind) -> None:
+        """Open all links: receivers listen, senders connect, receivers greet."""
+        ends = [(self._stages[link.source], self._stages[link.target]) for link in links]
+        addresses = self.ask(
+            target.listen.remote(
+                link, wire, self._transport(link), source, self.homes[link.source].public_key
+            )
+            for link, (source, target) in zip(links, ends, strict=True)
+        )
+        self.ask(
+            source.connect.remote(link, address, target)
+            for link, address, (source, target) in zip(links, addresses, ends, strict=True)
+            if link.source != link.target
+        )
+        self.ask(stage.accept.remote() for stage in self._stages)
+
+    def load(self, rules: Sequence[RuleFactory]) -> None:
+        """Build every stage's rule."""
+        self.ask(s.load.remote(rule) for s, rule in zip(self._stages, rules, strict=True))
+
+    # ------------------------------------------------------------------ measurements
+
+    def stage_times(self, inputs: Sequence[Tensors], repeats: int) -> list[tuple[float, float]]:
+        """Return (forward, backward) of every stage in seconds, all stages running at once."""
+        return self.ask(
+            stage.measure.remote(given, repeats)
+            for stage, given in zip(self._stages, inputs, strict=True)
+        )
+
+    def message_times(self, payloads: Sequence[Tensors], repeats: int) -> list[float]:
+        """Return the time of one message over each link between neighbours, in seconds."""
+        times = []
+        for k, payload in enumerate(payloads):
+            timed, _ = self.ask(
+                [
+                    self._stages[k].time_messages.remote(payload, repeats),
+                    self._stages[k + 1].echo_messages.remote(repeats),
+                ]
+            )
+            times.append(timed)
+        return times
+
+    # ------------------------------------------------------------------ run
+
+    def run(
+        self,
+        programs: Sequence[StageProgram],
+        feed: Feed,
+        watch: Callable[[int, list[dict[str, Any]]], None],
+        period_s: float = 0.25,
+    ) -> None:
+        """Run all stages to the end; the driver only watches.
+
+        Args:
+            programs: of all stages, in order.
+            feed: what stage 0 reads.
+            watch: called about every `period_s` with the batches that the last stage has begun
+                and the rows that stages have reported since.
+            period_s: seconds between two looks.
+
+        Raises:
+            MechanismError: a stage died. What a stage's computation raised is raised as it is.
+        """
+        running = [
+            stage.run.remote(program, feed if program.first else None)
+            for stage, program in zip(self._stages, programs, strict=True)
+        ]
+        left = list(running)
+        while left:
+            done, left = ray.wait(left, num_returns=len(left), timeout=period_s)
+            self.ask(done)
+            watch(*self._look())
+        watch(*self._look())
+
+    def states(self) -> Iterator[dict[str, Any]]:
+        """Yield every stage's weights and buffers, one stage at a time."""
+        for stage in self._stages:
+            yield self.ask([stage.state.remote()])[0]
+
+    def remains(self) -> list[dict[str, float]]:
+        """Return what each stage has left in its boxes and its loop."""
+        return self.ask(stage.remains.remote() for stage in self._stages)
+
+    def ask(self, calls: Any) -> list[Any]:
+        """Wait for calls of the stages; raise what the first failed one raised.
+
+        Raises:
+            MechanismError: an actor died.
+        """
+        waiting = list(calls)
+        index = {call: position for position, call in enumerate(waiting)}
+        answers: list[Any] = [None] * len(waiting)
+        while waiting:
+            done, waiting = ray.wait(waiting)
+            for call in done:
+                answers[index[call]] = self._answer(call)
+        return answers
+
+    # ------------------------------------------------------------------ end
+
+    def close(self) -> None:
+        """End every actor and give the resources back. Never raises, may be called twice."""
+        stages, self._stages = self._stages, []
+        if ray.is_initialized():
+            calls = [stage.stop.remote() for stage in stages]
+            calls += [stage.close.remote() for stage in stages]
+            if calls:
+                # A stage that is stuck in a long operation is killed all the same.
+                ray.wait(calls, num_returns=len(calls), timeout=3)
+            for stage in stages:
+                ray.kill(stage)
+            if self._group is not None:
+                remove_placement_group(self._group)
+        self._group = None
+
+    # ------------------------------------------------------------------ inside
+
+    def _place(self) -> None:
+        bundles = [dict(each) for each in self._resources]
+        self._group = placement_group(bundles, strategy=self._strategy)
+        try:
+            ray.get(self._group.ready(), timeout=self._wait_s)
+        except GetTimeoutError:
+            raise PlacementError(self._shortage()) from None
+        for k, each in enumerate(self._resources):
+            other = {name: n for name, n in each.items() if name not in ("CPU", "GPU")}
+            self._stages.append(
+                StageActor.options(  # type: ignore[attr-defined]
+                    num_cpus=each.get("CPU", 0),
+                    num_gpus=each.get("GPU", 0),
+                    resources=other,
+                    scheduling_strategy=PlacementGroupSchedulingStrategy(
+                        self._group, placement_group_bundle_index=k
+                    ),
+                ).remote(k, self._threads, self._seed)
+            )
+        self.homes = self.ask(stage.home.remote() for stage in self._stages)
+
+    def _shortage(self) -> str:
+        needed: dict[str, float] = {}
+        for each in self._resources:
+            for name, amount in each.items():
+                needed[name] = needed.get(name, 0) + amount
+        total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+        lines = [
+            f"{name}: {amount:g} needed, {total.get(name, 0):g} in the cluster, "
+            f"{free.get(name, 0):g} free"
+            for name, amount in needed.items()
+        ]
+        largest = {name: max(each.get(name, 0) for each in self._resources) for name in needed}
+        return (
+            f"{len(self._resources)} stages did not get their resources within {self._wait_s:g} s"
+            f" ({'; '.join(lines)}; one stage needs "
+            f"{', '.join(f'{amount:g} {name}' for name, amount in largest.items())} on one node): "
+            "ask for fewer stages or less for each, wait longer, or add nodes"
+        )
+
+    @staticmethod
+    def _answer(call: Any) -> Any:
+        try:
+            return ray.get(call)
+        except RayTaskError as error:
+            cause = error.cause
+            raise cause if isinstance(cause, Exception) else error from None
+        except RayActorError as error:
+            raise MechanismError(f"a stage's process died: {error}") from error
+
+    def _transport(self, link: Link) -> str:
+        same = self.homes[link.source].node_id == self.homes[link.target].node_id
+        return "ipc" if same else "tcp"
+
+    def _look(self) -> tuple[int, list[dict[str, Any]]]:
+        looks = self.ask(stage.progress.remote() for stage in self._stages)
+        return looks[-1][0], [row for _, rows in looks for row in rows]

@@ -1,0 +1,56 @@
+"""Which boxes K stages need, and how much each may hold.
+
+    features  k   -> k+1     gradients  k+1 -> k     labels  0 -> K-1
+
+A box that is too small stalls the pipeline, one that is too small by more could lock it: with
+link delay d, stage k+1 may send d gradients ahead of stage k, one more while stage k waits for a
+credit, hence d + 1. Labels wait for as long as their features travel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from actors.stage import Box, StageProgram
+
+__all__ = ["Link", "links"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """One directed connection.
+
+    Args:
+        box: what it carries.
+        source: stage that sends.
+        target: stage that receives.
+        capacity: messages that may be under way.
+    """
+
+    box: Box
+    source: int
+    target: int
+    capacity: int
+
+    @property
+    def name(self) -> str:
+        """What the link is called in errors and metrics."""
+        return f"{self.box} {self.source}->{self.target}"
+
+
+def links(programs: Sequence[StageProgram], window_units: int = 1) -> list[Link]:
+    """Return the links of a pipeline.
+
+    Args:
+        programs: of all stages, in order.
+        window_units: units per window, where a delay is unbounded (GPipe).
+    """
+    delays = [window_units if p.delay is None else p.delay for p in programs]
+    found = []
+    for k in range(len(programs) - 1):
+        ahead = max(1, delays[k] - delays[k + 1])
+        found.append(Link(box="features", source=k, target=k + 1, capacity=ahead + 1))
+        found.append(Link(box="gradients", source=k + 1, target=k, capacity=ahead + 1))
+    found.append(Link(box="labels", source=0, target=len(programs) - 1, capacity=max(delays) + 2))
+    return found

@@ -1,0 +1,1 @@
+"""Benchmarks: one file, one claim; none of them is needed to use the library."""

@@ -1,0 +1,81 @@
+"""What a stage counts between two reports: loss, accuracy, staleness, what is in flight."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["StageFigures", "correct_predictions"]
+
+
+def correct_predictions(outputs: Tensor, labels: Tensor) -> int | None:
+    """Return how many class scores (N, C) have their maximum at the label (N,); else None."""
+    if outputs.ndim != 2 or labels.ndim != 1 or labels.is_floating_point():
+        return None
+    return int((outputs.argmax(dim=1) == labels).sum())
+
+
+class _Mean:
+    """Loss and accuracy over samples."""
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self.loss = 0.0
+        self.correct: int | None = 0
+
+    def add(self, loss: float, samples: int, correct: int | None) -> None:
+        self.samples += samples
+        self.loss += loss * samples
+        self.correct = None if self.correct is None or correct is None else self.correct + correct
+
+    def rows(self, prefix: str) -> dict[str, Any]:
+        if not self.samples:
+            return {}
+        row: dict[str, Any] = {
+            f"{prefix}loss": self.loss / self.samples,
+            f"{prefix}samples": self.samples,
+        }
+        if self.correct is not None:
+            row[f"{prefix}accuracy"] = self.correct / self.samples
+        return row
+
+
+class StageFigures:
+    """Sums since the last report. Staleness is counted in updates, once per batch's gradient."""
+
+    def __init__(self) -> None:
+        self.train = _Mean()
+        self.test = _Mean()
+        self.updates = 0
+        self.gradients = 0
+        self.staleness_sum = 0
+        self.staleness_max = 0
+        self.graphs_peak = 0
+        self.inputs_peak = 0
+
+    def applied(self, staleness: Sequence[int]) -> None:
+        """Count one update, made of gradients with these stalenesses."""
+        self.updates += 1
+        self.gradients += len(staleness)
+        self.staleness_sum += sum(staleness)
+        self.staleness_max = max([self.staleness_max, *staleness])
+
+    def in_flight(self, graphs: int, inputs: int) -> None:
+        """Note how many autograd graphs and stored inputs are alive."""
+        self.graphs_peak = max(self.graphs_peak, graphs)
+        self.inputs_peak = max(self.inputs_peak, inputs)
+
+    def row(self) -> dict[str, Any]:
+        """Return the figures by column name."""
+        return {
+            **self.train.rows(""),
+            **self.test.rows("test_"),
+            "updates": self.updates,
+            "gradients": self.gradients,
+            "staleness_sum": self.staleness_sum,
+            "staleness_max": self.staleness_max,
+            "graphs_peak": self.graphs_peak,
+            "inputs_peak": self.inputs_peak,
+        }

@@ -1,0 +1,64 @@
+"""The Ray cluster a run uses: the one that is there, or one of its own on this machine."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+
+import ray
+
+from raylab.errors import ConfigError
+
+__all__ = ["connect", "stage_resources", "threads_of"]
+
+
+def connect() -> bool:
+    """Connect to Ray: the running session, RAY_ADDRESS, or a new local one.
+
+    Returns:
+        Whether a local Ray was started for this run alone.
+    """
+    if ray.is_initialized():
+        return False
+    try:
+        ray.init(address="auto", logging_level=logging.WARNING)
+    except ConnectionError:
+        ray.init(address="local", include_dashboard=False, logging_level=logging.WARNING)
+        return True
+    return False
+
+
+def stage_resources(
+    asked: Mapping[str, float] | None, stages: int, *, own: bool
+) -> list[dict[str, float]]:
+    """Return what each stage asks of the cluster.
+
+    Args:
+        asked: by the user for each stage; None: one CPU.
+        stages: K.
+        own: the cluster is this run's own machine: K stages share its CPUs if they are fewer.
+
+    Raises:
+        ConfigError: no CPU, or a negative amount.
+    """
+    if asked is None:
+        cpus = 1.0
+        if own:
+            total = float(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
+            cpus = min(1.0, math.floor(100 * total / stages) / 100)
+        return [{"CPU": cpus} for _ in range(stages)]
+    each = {name: float(amount) for name, amount in asked.items() if amount}
+    if any(amount < 0 for amount in each.values()):
+        raise ConfigError(f"resources must not be negative, but got {dict(asked)}")
+    if not each.get("CPU"):
+        raise ConfigError(
+            f"a stage must ask for some CPU, or the cluster may take its node away, but got "
+            f"{dict(asked)}: add CPU, for instance 0.5"
+        )
+    return [dict(each) for _ in range(stages)]
+
+
+def threads_of(resources: Mapping[str, float]) -> int:
+    """Return torch's threads for a stage: its whole CPUs, at least one."""
+    return max(1, int(resources.get("CPU", 1)))

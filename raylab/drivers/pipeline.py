@@ -1,0 +1,431 @@
+"""`PipelineTrainer`: one network, K stage actors, gradients as late as the method says."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray.train import Checkpoint, RunConfig
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+
+from actors.errors import BatchError, MechanismError, PlacementError
+from actors.source import as_tensors
+from actors.stage import StageProgram
+from actors.stage_actor import Feed
+from actors.supervisor import Supervisor
+from actors.wiring import links
+from raylab.algorithms.delayed_stage import DelayedStage, ScheduleFactory
+from raylab.drivers.cluster import connect, stage_resources, threads_of
+from raylab.drivers.network import Network
+from raylab.drivers.result import Result
+from raylab.drivers.settings import Delay, PipelineSettings, Precision, programs, stage_settings
+from raylab.errors import ConfigError, DataError, RaylabError, ResourceError
+from raylab.optimizers import Schedule
+from raylab.planner import BlockTrace, balanced_cuts, choose_link_delays, trace_blocks
+from raylab.records import RowMerger, RunFolder, new_run_name
+from raylab.report import Progress
+
+__all__ = ["PipelineTrainer"]
+
+_MEASUREMENTS = 15
+"""Repeats of each timing for delay="auto"."""
+
+
+class PipelineTrainer:
+    """Train one network as a pipeline of Ray actors.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from raylab import PipelineTrainer
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> trainer = PipelineTrainer(model, nn.CrossEntropyLoss(), method="ddg", stages=2)
+    >>> batches = [(torch.randn(16, 4), torch.randint(2, (16,))) for _ in range(10)]
+    >>> result = trainer.fit(batches, epochs=3)                          # doctest: +SKIP
+    >>> result.model(torch.randn(1, 4)), result.metrics["loss"]          # doctest: +SKIP
+
+    Args:
+        model: nn.Sequential, list of blocks, or a torchvision network that `raylab.models.chain`
+            knows. A block is never cut; what passes between blocks is a tensor or a tuple of
+            tensors. The model itself is left as it is.
+        loss_fn: (outputs, labels) -> mean loss over the samples of a batch, one number.
+        method: bp, gpipe, 1f1b, ddg, fr or adl; see `raylab.algorithms`.
+        stages: K, at most 16: the chain is cut so that the counted work of the slowest stage is
+            smallest; or the cut points, e.g. [3, 6]: block 3 starts stage 2, block 6 stage 3.
+        accumulate: M, batches whose mean gradient makes one update.
+        optimizer: from parameters to a torch optimiser, called once a stage; default: SGD with
+            rate 0.05 and momentum 0.9.
+        schedule: `raylab.optimizers.Schedule` over epochs, or a callable from an optimiser to a
+            torch scheduler, stepped once an update; default: a constant rate.
+        delay: batches by which a gradient comes back late over each link, instead of the method's
+            own: a number, a list with one per link, or "auto": measured before the run, the
+            smallest that hides the messages.
+        weight_version: weights at which a late gradient is evaluated: "forward", those of its own
+            forward (the papers' equations), or "current".
+        barrier: run in lock step, as the papers' timings do.
+        micro_batches: pieces of a batch, for gpipe and 1f1b.
+        clip_norm: largest norm of each stage's gradient; stages do not wait for each other to
+            form a norm over all, so for K = 1 only is it torch's.
+        clip_value: largest magnitude of a gradient's element.
+        precision: "float32" computes in the dtype of the weights, "bfloat16" under autocast.
+        seed: of everything that is drawn inside the network.
+        wire: what carries features and gradients: "zmq" or "ray".
+        resources_per_stage: by Ray's names, e.g. {"CPU": 2, "GPU": 0.5}; with a GPU the stage
+            computes on it. Default: one CPU, or a share of them where Ray is started for the run
+            on a machine with fewer cores than stages.
+        wait_s: how long to wait for these resources, in seconds.
+        run_config: Ray Train's; `name` and `storage_path` (a local folder) are used. Default:
+            ~/raylab_results and a name with the time in it.
+        config: written to config.yaml with what was resolved; default: these arguments.
+
+    Raises:
+        ConfigError: an argument is unknown or out of range.
+        ModelError: the model is not a chain.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Sequence[nn.Module],
+        loss_fn: Callable[..., Tensor],
+        *,
+        method: str = "adl",
+        stages: int | Sequence[int] = 2,
+        accumulate: int = 1,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
+        schedule: Schedule | ScheduleFactory | None = None,
+        delay: Delay = None,
+        weight_version: str = "forward",
+        barrier: bool = False,
+        micro_batches: int = 4,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        precision: Precision = "float32",
+        seed: int = 0,
+        wire: str = "zmq",
+        resources_per_stage: Mapping[str, float] | None = None,
+        wait_s: float = 60.0,
+        run_config: RunConfig | None = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.settings = PipelineSettings(
+            method=method,
+            stages=stages if isinstance(stages, int) else tuple(stages),
+            accumulate=accumulate,
+            delay=tuple(delay) if isinstance(delay, (list, tuple)) else delay,  # type: ignore[arg-type]
+            weight_version=weight_version,  # type: ignore[arg-type]
+            barrier=barrier,
+            micro_batches=micro_batches,
+            clip_norm=clip_norm,
+            clip_value=clip_value,
+            precision=precision,
+            seed=seed,
+            wire=wire,  # type: ignore[arg-type]
+        )
+        if not callable(loss_fn):
+            raise ConfigError(f"loss_fn must be callable, but got {type(loss_fn).__name__}")
+        if not wait_s > 0:
+            raise ConfigError(f"wait_s > 0 must hold, but got {wait_s}")
+        self._model = model
+        self._loss_fn = loss_fn
+        self._optimizer = optimizer or functools.partial(SGD, lr=0.05, momentum=0.9)
+        self._schedule = schedule
+        self._resources = resources_per_stage
+        self._wait_s = wait_s
+        self._storage, self._name = _where(run_config, method)
+        self._config = config
+        Network(model)
+
+    def fit(
+        self,
+        batches: Iterable[Any],
+        *,
+        epochs: int = 1,
+        test: Iterable[Any] | None = None,
+        evaluate_every: int = 1,
+        report_every: int = 0,
+        progress: bool = True,
+    ) -> Result:
+        """Train.
+
+        Args:
+            batches: re-iterable of (x, y), read by the first stage; its `set_epoch(epoch)` is
+                called before each epoch if there is one.
+            epochs: how often to go through it.
+            test: re-iterable of (x, y) to test with between epochs, with one consistent set of
+                weights, and with the final ones at the end.
+            evaluate_every: epochs between two tests.
+            report_every: batches between two rows of metrics; 0: a row an epoch.
+            progress: show a progress bar on standard error.
+
+        Raises:
+            DataError: a batch is not one, or does not fit the model.
+            ModelError: the model cannot be cut so, or the loss does not fit it.
+            ResourceError: the cluster does not have the resources within `wait_s`.
+            NonFiniteLossError: the loss became NaN or infinite.
+            RaylabError: a stage failed.
+        """
+        for name, value, least in (
+            ("epochs", epochs, 1),
+            ("evaluate_every", evaluate_every, 1),
+            ("report_every", report_every, 0),
+        ):
+            if not isinstance(value, int) or value < least:
+                raise ConfigError(f"{name} >= {least} must hold for an integer, but got {value!r}")
+        network = Network(self._model)
+        x, y = _first_batch(batches)
+        if test is not None:
+            _first_batch(test)
+        traces = trace_blocks(network.blocks, network.names, x, y, self._loss_fn)
+        cuts = self._cuts(traces)
+        network.check_cuts(cuts)
+        schedule = self._bound_schedule(batches)
+        own = connect()
+        resources = stage_resources(self._resources, len(cuts) + 1, own=own)
+        feed = Feed(
+            train=batches,
+            test=test,
+            epochs=epochs,
+            parts=self.settings.parts,
+            evaluate_every=evaluate_every,
+        )
+        run = _Run(self.settings, network, cuts, traces, self._loss_fn, self._optimizer, schedule)
+        folder = RunFolder(self._storage, self._name)
+        supervisor = Supervisor(
+            resources,
+            threads=threads_of(resources[0]),
+            seed=self.settings.seed,
+            wait_s=self._wait_s,
+        )
+        total = _length(batches)
+        bar = Progress(
+            f"{self.settings.rule.title} K={len(cuts) + 1} M={self.settings.accumulate}",
+            None if total is None else total * epochs,
+            enabled=progress,
+        )
+        try:
+            with bar, supervisor:
+                rows = run.carry_out(supervisor, feed, x, report_every, bar.show)
+                config = {**self._described(epochs), **run.resolved()}
+                folder.write_config(config)
+                model = network.trained(supervisor.states())
+        except PlacementError as error:
+            raise ResourceError(str(error)) from error
+        except BatchError as error:
+            raise DataError(str(error)) from error
+        except MechanismError as error:
+            raise RaylabError(str(error)) from error
+        return _keep(folder, rows, model, config)
+
+    def _cuts(self, traces: Sequence[BlockTrace]) -> list[int]:
+        if isinstance(self.settings.stages, tuple):
+            return list(self.settings.stages)
+        return balanced_cuts([trace.cost for trace in traces], self.settings.stages)
+
+    def _bound_schedule(self, batches: Iterable[Any]) -> ScheduleFactory | None:
+        if not isinstance(self._schedule, Schedule):
+            return self._schedule
+        length = _length(batches)
+        if length is None:
+            raise ConfigError(
+                "a schedule over epochs must know the batches of an epoch, but these have no "
+                "length: give them __len__, or a callable from an optimiser to a torch scheduler"
+            )
+        return self._schedule.bind(length / self.settings.accumulate)
+
+    def _described(self, epochs: int) -> dict[str, Any]:
+        if self._config is not None:
+            return dict(self._config)
+        settings = asdict(self.settings)
+        return {
+            **settings,
+            "model": type(self._model).__name__,
+            "loss_fn": _name_of(self._loss_fn),
+            "optimizer": _name_of(self._optimizer),
+            "schedule": None if self._schedule is None else _name_of(self._schedule),
+            "epochs": epochs,
+        }
+
+
+class _Run:
+    """One run: from checked settings to rows."""
+
+    def __init__(
+        self,
+        settings: PipelineSettings,
+        network: Network,
+        cuts: Sequence[int],
+        traces: Sequence[BlockTrace],
+        loss_fn: Callable[..., Tensor],
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        schedule: ScheduleFactory | None,
+    ) -> None:
+        self._settings = settings
+        self._cuts = list(cuts)
+        self._traces = traces
+        self._modules = network.stages(cuts)
+        self._loss_fn = loss_fn
+        self._optimizer = optimizer
+        self._schedule = schedule
+        self._link_delays = settings.link_delays()
+        self._measured: dict[str, Any] = {}
+
+    def carry_out(
+        self,
+        supervisor: Supervisor,
+        feed: Feed,
+        x: Sequence[Tensor],
+        report_every: int,
+        show: Callable[[int, Sequence[Mapping[str, Any]]], None],
+    ) -> list[dict[str, Any]]:
+        """Wire, measure if asked to, load, run; return the rows."""
+        window = self._settings.accumulate * self._settings.parts
+        if self._settings.delay == "auto":
+            plan = self._load(supervisor, report_every)
+            supervisor.wire(links(plan, window), self._settings.wire)
+            self._measure(supervisor, x)
+        plan = self._load(supervisor, report_every)
+        supervisor.wire(links(plan, window), self._settings.wire)
+        merger = RowMerger(self._settings.count)
+        rows: list[dict[str, Any]] = []
+
+        def watch(done: int, reports: list[dict[str, Any]]) -> None:
+            new = merger.add(reports)
+            rows.extend(new)
+            show(done, new)
+
+        supervisor.run(plan, feed, watch)
+        return rows
+
+    def resolved(self) -> dict[str, Any]:
+        """Return what was decided: with it in place of "auto" and K the run repeats."""
+        found: dict[str, Any] = {"stages": self._cuts or 1}
+        if self._settings.rule.delayed:
+            found["delay"] = self._link_delays
+        if self._measured:
+            found["measured"] = self._measured
+        return found
+
+    def _load(self, supervisor: Supervisor, report_every: int) -> list[StageProgram]:
+        plan = programs(self._settings, self._link_delays, report_every)
+        bounds = [0, *self._cuts, len(self._traces)]
+        device = "cuda" if supervisor.gpus else "cpu"
+        supervisor.load(
+            [
+                functools.partial(
+                    DelayedStage,
+                    module,
+                    stage_settings(
+                        self._settings,
+                        program,
+                        protect_inputs=any(
+                            trace.writes_input for trace in self._traces[bounds[k] : bounds[k + 1]]
+                        ),
+                        device=device,
+                    ),
+                    optimizer=self._optimizer,
+                    schedule=self._schedule,
+                    loss_fn=self._loss_fn if program.last else None,
+                )
+                for k, (module, program) in enumerate(zip(self._modules, plan, strict=True))
+            ]
+        )
+        return plan
+
+    def _measure(self, supervisor: Supervisor, x: Sequence[Tensor]) -> None:
+        """Time stages and messages; take the smallest delays that hide the messages."""
+        crossing = [
+            tuple(torch.ones(t.shape, dtype=t.dtype) for t in self._traces[cut - 1].outputs)
+            for cut in self._cuts
+        ]
+        times = supervisor.stage_times([tuple(x), *crossing], _MEASUREMENTS)
+        messages = supervisor.message_times(crossing, _MEASUREMENTS)
+        self._link_delays = list(
+            choose_link_delays(times, messages, replay=self._settings.rule.replay)
+        )
+        self._settings = replace(self._settings, delay=tuple(d or 0 for d in self._link_delays))
+        self._measured = {
+            "stage_forward_s": [round(forward, 6) for forward, _ in times],
+            "stage_backward_s": [round(backward, 6) for _, backward in times],
+            "message_s": [round(message, 6) for message in messages],
+        }
+
+
+def _keep(
+    folder: RunFolder,
+    rows: Sequence[Mapping[str, Any]],
+    model: nn.Module,
+    config: Mapping[str, Any],
+) -> Result:
+    table = folder.write_metrics(rows)
+    weights = folder.write_weights(model.state_dict())
+    gradients = sum(sum(row["stage_gradients"]) for row in rows)
+    late = sum(row["staleness_mean"] * sum(row["stage_gradients"]) for row in rows)
+    trained_s = sum(row["stage_trained_s"][-1] for row in rows)
+    last = dict(rows[-1])
+    summary = folder.write_result(
+        {
+            "kind": "pipeline",
+            "config": json.loads(json.dumps(dict(config), default=str)),
+            "seed": config.get("seed"),
+            "metrics": last,
+            "epochs": last["epoch"],
+            "steps": last["step"],
+            "time_s": last["time_s"],
+            "samples_per_s": sum(row["samples"] or 0 for row in rows) / max(trained_s, 1e-12),
+            "staleness_mean": late / max(1, gradients),
+            "path": str(folder.path),
+        }
+    )
+    return Result(
+        metrics=last,
+        table=table,
+        model=model,
+        path=folder.path,
+        checkpoint=Checkpoint.from_directory(str(weights)),
+        summary=summary,
+    )
+
+
+def _first_batch(batches: Iterable[Any]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    if not isinstance(batches, Iterable):
+        raise DataError(f"batches must be iterable, but got {type(batches).__name__}")
+    iterator = iter(batches)
+    if iterator is batches:
+        raise DataError(
+            "batches must give a new iterator every time, but got a one-shot iterator "
+            f"({type(batches).__name__}): give a list, a DataLoader or an object with __iter__"
+        )
+    try:
+        return as_tensors(next(iterator), "the first batch")
+    except StopIteration:
+        raise DataError("batches must not be empty, but there is not one") from None
+    except BatchError as error:
+        raise DataError(str(error)) from error
+
+
+def _length(batches: Iterable[Any]) -> int | None:
+    try:
+        return len(batches)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def _where(run_config: RunConfig | None, method: str) -> tuple[Path, str]:
+    storage = getattr(run_config, "storage_path", None) or "~/raylab_results"
+    if "://" in str(storage):
+        raise ConfigError(f"storage_path must be a local folder, but got {storage}")
+    # Ray Train fills in a name of its own, and its own default folder, where none is given.
+    name = getattr(run_config, "name", None) or new_run_name(method)
+    return Path(storage), name
+
+
+def _name_of(thing: Any) -> str:
+    if isinstance(thing, functools.partial):
+        options = ", ".join(f"{key}={value}" for key, value in thing.keywords.items())
+        return f"{_name_of(thing.func)}({options})"
+    return getattr(thing, "__qualname__", None) or repr(thing)

@@ -1,0 +1,34 @@
+"""What a run returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from ray.train import Checkpoint
+from torch import nn
+
+__all__ = ["Result"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """The outcome of a run.
+
+    Args:
+        metrics: the last row of the table.
+        table: all rows, one per report.
+        model: the trained model: the caller's, with the same state_dict keys.
+        path: the run's folder.
+        checkpoint: Ray Train's handle of the final weights (`model.pt`, a state_dict).
+        summary: the content of result.json.
+    """
+
+    metrics: dict[str, Any]
+    table: pa.Table
+    model: nn.Module
+    path: Path
+    checkpoint: Checkpoint
+    summary: dict[str, Any]

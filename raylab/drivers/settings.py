@@ -1,0 +1,173 @@
+"""The numbers of a pipeline run, checked once; and what they mean for each stage."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from actors.stage import StageProgram
+from actors.stage_actor import WireKind
+from raylab.algorithms import PIPELINE_METHODS, PipelineMethod
+from raylab.algorithms.delayed_stage import StageSettings
+from raylab.algorithms.weight_versions import WeightVersion
+from raylab.errors import ConfigError
+
+__all__ = ["MOST_STAGES", "Delay", "PipelineSettings", "Precision", "programs", "stage_settings"]
+
+MOST_STAGES = 16
+Delay = int | Sequence[int] | Literal["auto"] | None
+Precision = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipelineSettings:
+    """Settings of a pipeline, see `raylab.PipelineTrainer`.
+
+    Raises:
+        ConfigError: a value is unknown or out of range, or two do not go together.
+    """
+
+    method: str
+    stages: int | tuple[int, ...]
+    accumulate: int = 1
+    delay: int | tuple[int, ...] | Literal["auto"] | None = None
+    weight_version: WeightVersion = "forward"
+    barrier: bool = False
+    micro_batches: int = 4
+    clip_norm: float | None = None
+    clip_value: float | None = None
+    precision: Precision = "float32"
+    seed: int = 0
+    wire: WireKind = "zmq"
+
+    def __post_init__(self) -> None:
+        if self.method not in PIPELINE_METHODS:
+            close = difflib.get_close_matches(str(self.method), PIPELINE_METHODS, n=1, cutoff=0.3)
+            raise ConfigError(
+                f"method must be one of {', '.join(PIPELINE_METHODS)}, but got {self.method!r}"
+                + (f": did you mean {close[0]}?" if close else "")
+            )
+        _at_least("accumulate (M)", self.accumulate, 1)
+        _at_least("micro_batches", self.micro_batches, 1)
+        _at_least("seed", self.seed, 0)
+        if not 1 <= self.count <= MOST_STAGES:
+            raise ConfigError(
+                f"1 <= stages <= {MOST_STAGES} must hold, but got {self.count} stages"
+            )
+        for name, choices in (
+            ("weight_version", get_args(WeightVersion)),
+            ("precision", get_args(Precision)),
+            ("wire", get_args(WireKind)),
+        ):
+            if getattr(self, name) not in choices:
+                raise ConfigError(
+                    f"{name} must be {' or '.join(choices)}, but got {getattr(self, name)!r}"
+                )
+        for name in ("clip_norm", "clip_value"):
+            limit = getattr(self, name)
+            if limit is not None and not (limit > 0 and math.isfinite(limit)):
+                raise ConfigError(f"{name} > 0 must hold, but got {limit}")
+        self._check_delay()
+
+    def _check_delay(self) -> None:
+        method, delay = self.rule, self.delay
+        if delay is not None and not method.delayed:
+            raise ConfigError(
+                f"delay belongs to the delayed-gradient methods (ddg, fr, adl), but got "
+                f"delay={delay} with method={method.name}, whose gradients are never late"
+            )
+        if isinstance(delay, tuple):
+            if len(delay) != self.count - 1:
+                raise ConfigError(
+                    f"delay as a list must have one number per link, {self.count - 1} for "
+                    f"{self.count} stages, but got {list(delay)}"
+                )
+            for each in delay:
+                _at_least("each delay", each, 0)
+        elif isinstance(delay, int):
+            _at_least("delay", delay, 0)
+        elif delay not in (None, "auto"):
+            raise ConfigError(f"delay must be a number, a list or 'auto', but got {delay!r}")
+        if self.barrier and method.flush:
+            raise ConfigError(
+                f"barrier=True is the lock step of bp, ddg, fr and adl, but got method="
+                f"{method.name}, which is synchronous anyway"
+            )
+
+    @property
+    def rule(self) -> PipelineMethod:
+        """The method."""
+        return PIPELINE_METHODS[self.method]
+
+    @property
+    def count(self) -> int:
+        """K, the number of stages."""
+        return self.stages if isinstance(self.stages, int) else len(self.stages) + 1
+
+    @property
+    def parts(self) -> int:
+        """Micro-batches per batch."""
+        return self.micro_batches if self.rule.micro_batches else 1
+
+    def link_delays(self) -> list[int | None]:
+        """Return the delay of every link; for 'auto', 2: what hides any message that can be."""
+        links = self.count - 1
+        if isinstance(self.delay, tuple):
+            return list(self.delay)
+        if self.delay is None:
+            return [self.rule.link_delay] * links
+        return [2 if self.delay == "auto" else self.delay] * links
+
+
+def programs(
+    settings: PipelineSettings, link_delays: Sequence[int | None], report_every: int
+) -> list[StageProgram]:
+    """Return the program of every stage."""
+    delays = settings.rule.stage_delays(link_delays)
+    # In lock step the stages above a link of delay >= 2 work one tick later than the one below.
+    hops = [1 if link is not None and link >= 2 else 0 for link in link_delays]
+    offsets = [sum(hops[:k]) for k in range(settings.count)]
+    span = max(offset + (delay or 0) for offset, delay in zip(offsets, delays, strict=True))
+    return [
+        StageProgram(
+            stage=k,
+            stages=settings.count,
+            delay=delays[k],
+            accumulate=settings.accumulate,
+            flush=settings.rule.flush,
+            barrier=settings.barrier,
+            offset=offsets[k] if settings.barrier else 0,
+            span=span if settings.barrier else 0,
+            report_every=report_every,
+        )
+        for k in range(settings.count)
+    ]
+
+
+def stage_settings(
+    settings: PipelineSettings, program: StageProgram, *, protect_inputs: bool, device: str
+) -> StageSettings:
+    """Return what the computation of one stage needs to know."""
+    return StageSettings(
+        stage=program.stage,
+        stages=program.stages,
+        delay=program.delay,
+        accumulate=program.accumulate,
+        flush=program.flush,
+        replay=settings.rule.replay,
+        weight_version=settings.weight_version,
+        clip_norm=settings.clip_norm,
+        clip_value=settings.clip_value,
+        precision=settings.precision,
+        seed=settings.seed,
+        protect_inputs=protect_inputs,
+        device=device,
+    )
+
+
+def _at_least(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{name} >= {least} must hold for an integer, but got {value!r}")

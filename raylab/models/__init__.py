@@ -1,0 +1,15 @@
+"""Networks as chains of blocks.
+
+Every model is an nn.Sequential whose children are the blocks between which a pipeline may cut it.
+A block maps one tensor to one tensor and never writes into its input.
+"""
+
+from __future__ import annotations
+
+from raylab.models.chains import chain
+from raylab.models.registry import build, names
+from raylab.models.resnet_cifar import resnet_cifar
+from raylab.models.small import cnn5, fcn5, mlp
+from raylab.models.vgg import vgg
+
+__all__ = ["build", "chain", "cnn5", "fcn5", "mlp", "names", "resnet_cifar", "vgg"]

@@ -1,0 +1,178 @@
+"""What a chain of blocks does to one batch, without computing it: shapes, work, in-place writes.
+
+The chain is run on torch's `meta` device, where tensors have shapes and no elements. So a model
+that does not fit its batches is found before any actor starts, whatever its size. A model whose
+Python looks at values cannot run there; it is run for real on a copy instead.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from raylab.errors import DataError, ModelError
+
+__all__ = ["BlockTrace", "trace_blocks"]
+
+ELEMENT_COST = 40.0
+"""Floating-point operations that take as long as writing one element: a core at 40 GFLOP/s and
+8 GB/s. Convolutions are bound by the first, normalisation and activations by the second."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockTrace:
+    """What one block does to one batch.
+
+    Args:
+        outputs: its outputs, tensors on the meta device (shape and dtype only).
+        cost: operations of its forward, memory traffic included (see `ELEMENT_COST`).
+        writes_input: whether it writes into its input.
+    """
+
+    outputs: tuple[Tensor, ...]
+    cost: float
+    writes_input: bool
+
+
+def packed(tensors: Sequence[Tensor]) -> Any:
+    """Return what a block is called with, as in nn.Sequential: a tensor, or a tuple as one."""
+    return tensors[0] if len(tensors) == 1 else tuple(tensors)
+
+
+class _CountElements(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.elements = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.elements += sum(t.numel() for t in tree_leaves(out) if isinstance(t, Tensor))
+        return out
+
+
+def trace_blocks(
+    blocks: Sequence[nn.Module],
+    names: Sequence[str],
+    inputs: Sequence[Tensor],
+    labels: Sequence[Tensor],
+    loss_fn: Callable[..., Tensor],
+) -> list[BlockTrace]:
+    """Run a chain and its loss on the shapes of one batch.
+
+    Args:
+        blocks: the chain; not changed.
+        names: of the blocks, for errors.
+        inputs: x of one batch.
+        labels: y of one batch.
+        loss_fn: (outputs, labels) -> loss.
+
+    Raises:
+        DataError: the first block that has weights cannot take the batch.
+        ModelError: another block or the loss fails on its input, or returns something else than
+            tensors; the message names the block and the shapes.
+    """
+    with torch.random.fork_rng(devices=[]):
+        try:
+            return _trace(blocks, names, inputs, labels, loss_fn, "meta")
+        except NotImplementedError:
+            return _trace(blocks, names, inputs, labels, loss_fn, "cpu")
+        except RuntimeError as error:
+            if "meta" not in str(error):
+                raise
+            return _trace(blocks, names, inputs, labels, loss_fn, "cpu")
+
+
+def _trace(
+    blocks: Sequence[nn.Module],
+    names: Sequence[str],
+    inputs: Sequence[Tensor],
+    labels: Sequence[Tensor],
+    loss_fn: Callable[..., Tensor],
+    device: str,
+) -> list[BlockTrace]:
+    traces = []
+    values = tuple(_twin(t, device) for t in inputs)
+    weighted = False
+    for block, name in zip(blocks, names, strict=True):
+        first = not weighted
+        weighted = weighted or any(True for _ in block.parameters())
+        versions = [t._version for t in values]
+        given = values
+        twin = copy.deepcopy(block).to(device).train()
+        counted = _CountElements()
+        flops = FlopCounterMode(display=False)
+        with torch.no_grad(), flops, counted:
+            values = _run(twin, given, name, first and weighted)
+        traces.append(
+            BlockTrace(
+                outputs=tuple(t.to("meta") for t in values),
+                cost=float(flops.get_total_flops()) + ELEMENT_COST * counted.elements,
+                writes_input=[t._version for t in given] != versions,
+            )
+        )
+    _check_loss(loss_fn, values, tuple(_twin(t, device) for t in labels))
+    return traces
+
+
+def _twin(tensor: Tensor, device: str) -> Tensor:
+    return tensor.detach().clone().to(device)
+
+
+def _run(
+    block: nn.Module, given: tuple[Tensor, ...], name: str, entrance: bool
+) -> tuple[Tensor, ...]:
+    shapes = ", ".join(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in given)
+    try:
+        out = block(packed(given))
+    except NotImplementedError:
+        raise
+    except Exception as error:
+        if "meta" in str(error):
+            raise
+        kind = DataError if entrance else ModelError
+        what = "a batch must fit the model" if entrance else "a block must take what comes before"
+        raise kind(
+            f"{what}, but block {name!r} ({type(block).__name__}) cannot take {shapes}: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    values = tuple(out) if isinstance(out, (tuple, list)) else (out,)
+    others = [type(v).__name__ for v in values if not isinstance(v, Tensor)]
+    if others or not values:
+        raise ModelError(
+            f"a block must return a tensor or a tuple of tensors, but block {name!r} "
+            f"({type(block).__name__}) returned {others or 'nothing'}"
+        )
+    return values
+
+
+def _check_loss(
+    loss_fn: Callable[..., Tensor], outputs: tuple[Tensor, ...], labels: tuple[Tensor, ...]
+) -> None:
+    if getattr(loss_fn, "reduction", "mean") not in ("mean", "sum"):
+        raise ModelError("loss_fn must return one number: use reduction='mean' or 'sum'")
+    shapes = [tuple(t.shape) for t in (*outputs, *labels)]
+    dtypes = [str(t.dtype).removeprefix("torch.") for t in (*outputs, *labels)]
+    try:
+        loss = loss_fn(packed(outputs), packed(labels))
+    except NotImplementedError:
+        raise
+    except Exception as error:
+        if "meta" in str(error):
+            raise
+        raise ModelError(
+            f"loss_fn must take the model's outputs and the labels, but it cannot take shapes "
+            f"{shapes} of {dtypes}: {str(error).splitlines()[0]}"
+        ) from error
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise ModelError(f"loss_fn must return one number as a tensor, but it returned {shape}")

@@ -1,0 +1,73 @@
+"""Reports of K stages into one row of a table.
+
+Units stand in the names: `_s` seconds, `_bytes`, and counts without. Columns that begin with
+`stage_` are lists, one value a stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["RowMerger"]
+
+Row = dict[str, Any]
+
+
+class RowMerger:
+    """Collect the stages' reports; a row is made when all K have reported the same moment.
+
+    Args:
+        stages: K.
+    """
+
+    def __init__(self, stages: int) -> None:
+        self._stages = stages
+        self._open: dict[tuple[int, int | None], dict[int, Row]] = {}
+
+    def add(self, reports: Sequence[Row]) -> list[Row]:
+        """Take reports in; return the rows that are complete now, in order of their steps."""
+        for report in reports:
+            self._open.setdefault((report["step"], report["epoch"]), {})[report["stage"]] = report
+        complete = [key for key, by_stage in self._open.items() if len(by_stage) == self._stages]
+        complete.sort(key=lambda key: (key[0], key[1] is not None))
+        return [self._merge(key, self._open.pop(key)) for key in complete]
+
+    def _merge(self, key: tuple[int, int | None], by_stage: Mapping[int, Row]) -> Row:
+        stages = [by_stage[k] for k in range(self._stages)]
+        last = stages[-1]
+        gradients = sum(s["gradients"] for s in stages)
+        trained_s = last["trained_s"]
+        row: Row = {
+            "epoch": None if key[1] is None else key[1] + 1,
+            "step": key[0],
+            "time_s": last["time_s"],
+            **{
+                name: last.get(name)
+                for name in ("loss", "accuracy", "test_loss", "test_accuracy", "samples")
+            },
+            "samples_per_s": last.get("samples", 0) / trained_s if trained_s > 0 else 0.0,
+            "staleness_mean": sum(s["staleness_sum"] for s in stages) / max(1, gradients),
+            "staleness_max": max(s["staleness_max"] for s in stages),
+            "updates": last["updates"],
+            "learning_rate": last.get("learning_rate"),
+            "blocked_s": sum(s["blocked_s"] for s in stages) / self._stages,
+            "messages": sum(_over_boxes(s, "_in_messages") for s in stages),
+            "bytes": sum(_over_boxes(s, "_in_bytes") for s in stages),
+            "stage_trained_s": [s["trained_s"] for s in stages],
+            "stage_blocked_s": [s["blocked_s"] for s in stages],
+            "stage_staleness_mean": [s["staleness_sum"] / max(1, s["gradients"]) for s in stages],
+            "stage_gradients": [s["gradients"] for s in stages],
+            "stage_updates": [s["updates"] for s in stages],
+            "stage_graphs_peak": [s["graphs_peak"] for s in stages],
+            "stage_inputs_peak": [s["inputs_peak"] for s in stages],
+            "stage_mailbox_peak_depth": [
+                max(value for name, value in s.items() if name.endswith("_in_peak_depth"))
+                for s in stages
+            ],
+        }
+        return row
+
+
+def _over_boxes(report: Row, suffix: str) -> int:
+    return sum(int(value) for name, value in report.items() if name.endswith(suffix))

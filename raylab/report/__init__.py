@@ -1,0 +1,6 @@
+"""Records into what a person sees: the progress bar and the final table."""
+
+from raylab.report.progress import Progress
+from raylab.report.table import final_table
+
+__all__ = ["Progress", "final_table"]

@@ -1,0 +1,35 @@
+"""The table at the end of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+__all__ = ["final_table"]
+
+
+def final_table(title: str, summary: Mapping[str, Any]) -> Table:
+    """Return the summary of a run as a table.
+
+    Args:
+        title: of the run.
+        summary: with `metrics` (the last row), `samples_per_s`, `staleness_mean` and `time_s`.
+    """
+    last = summary["metrics"]
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    for name, key, form in (
+        ("training loss", "loss", ".4f"),
+        ("training accuracy", "accuracy", ".2%"),
+        ("test loss", "test_loss", ".4f"),
+        ("test accuracy", "test_accuracy", ".2%"),
+    ):
+        if last.get(key) is not None:
+            table.add_row(name, format(last[key], form))
+    table.add_row("samples/s", format(summary["samples_per_s"], ".1f"))
+    table.add_row("mean staleness (updates)", format(summary["staleness_mean"], ".3f"))
+    table.add_row("time (s)", format(summary["time_s"], ".1f"))
+    return table

@@ -1,0 +1,1 @@
+"""Serial references of the distributed algorithms, written from the papers' equations alone."""
