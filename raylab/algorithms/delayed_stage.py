@@ -169,7 +169,8 @@ class DelayedStage:
             self._mode(training=True)
             self._grow_graph(unit, entry)
             self._figures.in_flight(1, len(self._open) + 1)
-        self._staleness.append(self.updates - entry.version)
+        if unit.part + 1 == unit.parts:
+            self._staleness.append(self.updates - entry.version)
         return self._back_propagate(entry, gradients)
 
     def update(self) -> None:

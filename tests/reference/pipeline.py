@@ -387,6 +387,8 @@ def _train_synchronously(run: _Run, model: nn.Module, stages: int, micro_batches
 
     The micro-batches of a batch go forward one after another through the uncut network, each with
     batch statistics of its own, and each loss weighs as much as its share of the batch's samples.
+    The running statistics move once a batch, by the mean of the moves that the micro-batches make
+    from where the batch found them, weighted alike.
     """
     template = copy.deepcopy(model).train()
     zero = {name: torch.zeros_like(_parameters(template)[name]) for name in _trained(template)}
@@ -397,14 +399,24 @@ def _train_synchronously(run: _Run, model: nn.Module, stages: int, micro_batches
     window: list[State] = []
     staleness: list[list[int]] = []
     for n, (x, y) in enumerate(run.batches):
-        module = _load(template, versions[-1], buffers[-1])
         parts: list[State] = []
+        moved: list[tuple[float, State]] = []
         losses.append(0.0)
         for x_part, y_part in zip(x.chunk(micro_batches), y.chunk(micro_batches), strict=True):
-            loss = run.loss_fn(module(x_part.clone()), y_part) * (len(x_part) / len(x))
+            module = _load(template, versions[-1], buffers[-1])
+            share = len(x_part) / len(x)
+            loss = run.loss_fn(module(x_part.clone()), y_part) * share
             losses[n] += loss.item()
             parts.append(_differentiate(loss, None, module, x_part)[0])
-        buffers.append(_buffers(module))
+            moved.append((share, _buffers(module)))
+        buffers.append(
+            {
+                name: torch.stack([share * each[name] for share, each in moved]).sum(0)
+                if first.is_floating_point()
+                else first
+                for name, first in moved[0][1].items()
+            }
+        )
         window.append(_scaled_sum(parts, 1.0, zero))
         if len(window) == run.accumulate or n + 1 == run.count:
             mean = _scaled_sum(window, 1 / run.accumulate, zero)

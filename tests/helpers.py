@@ -1,0 +1,140 @@
+"""Pipelines in one process, built as the trainer builds them, for tests without Ray."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from actors.in_process import run_in_process
+from actors.runner import StageRunner
+from raylab.algorithms.delayed_stage import DelayedStage
+from raylab.drivers.network import Network
+from raylab.drivers.settings import PipelineSettings, programs, stage_settings
+from tests.reference.pipeline import Optimiser
+
+__all__ = ["InProcess", "even_cuts", "run_pipeline", "schedule_of", "torch_optimiser"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InProcess:
+    """What a pipeline in one process leaves: the model, its rules, its runners, its rows."""
+
+    model: nn.Module
+    rules: list[DelayedStage]
+    runners: list[StageRunner]
+    rows: list[dict[str, Any]]
+    staleness: list[list[list[int]]]
+
+
+def even_cuts(model: nn.Sequential, stages: int) -> list[int]:
+    return [len(model) * k // stages for k in range(1, stages)]
+
+
+def torch_optimiser(optimiser: Optimiser) -> Callable[..., Optimizer]:
+    """Return torch's own optimiser for the reference's formulas."""
+    if optimiser.kind == "sgd":
+        return functools.partial(
+            torch.optim.SGD,
+            lr=optimiser.lr,
+            momentum=optimiser.momentum,
+            weight_decay=optimiser.weight_decay,
+        )
+    return functools.partial(
+        torch.optim.Adam,
+        lr=optimiser.lr,
+        betas=optimiser.betas,
+        eps=optimiser.eps,
+        weight_decay=optimiser.weight_decay,
+    )
+
+
+def schedule_of(factor: Callable[[int], float] | None) -> Callable[[Optimizer], LambdaLR] | None:
+    return None if factor is None else lambda optimizer: LambdaLR(optimizer, factor)
+
+
+class _Recording(DelayedStage):
+    """A stage that notes the staleness of every gradient, update by update."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.windows: list[list[int]] = []
+
+    def update(self) -> None:
+        self.windows.append(list(self._staleness))
+        super().update()
+
+
+def run_pipeline(
+    model: nn.Sequential,
+    *,
+    method: str,
+    cuts: Sequence[int],
+    epochs: Sequence[Sequence[tuple[Tensor, Tensor]]],
+    optimiser: Optimiser,
+    loss_fn: Callable[..., Tensor] = F.cross_entropy,
+    lr_factor: Callable[[int], float] | None = None,
+    link_delays: Sequence[int] | None = None,
+    shuffle: random.Random | None = None,
+    test: Sequence[tuple[Tensor, Tensor]] | None = None,
+    **settings: Any,
+) -> InProcess:
+    """Train with the project's loops, rules and mailboxes, in this thread."""
+    chosen = PipelineSettings(
+        method=method,
+        stages=tuple(cuts) if cuts else 1,
+        delay=None if link_delays is None else tuple(link_delays),
+        **settings,
+    )
+    network = Network(model)
+    plan = programs(chosen, chosen.link_delays(), report_every=0)
+    rules = [
+        _Recording(
+            module,
+            stage_settings(chosen, program, protect_inputs=False, device="cpu"),
+            optimizer=torch_optimiser(optimiser),
+            schedule=schedule_of(lr_factor),
+            loss_fn=loss_fn if program.last else None,
+        )
+        for module, program in zip(network.stages(cuts), plan, strict=True)
+    ]
+    runners, rows = run_in_process(
+        plan,
+        rules,
+        _Epochs(epochs),
+        test,
+        epochs=len(epochs),
+        parts=chosen.parts,
+        shuffle=shuffle,
+    )
+    trained = network.trained(rule.state() for rule in rules)
+    return InProcess(
+        model=copy.deepcopy(trained),
+        rules=list(rules),
+        runners=runners,
+        rows=rows,
+        staleness=[rule.windows for rule in rules],
+    )
+
+
+class _Epochs:
+    """Batches that differ from epoch to epoch."""
+
+    def __init__(self, epochs: Sequence[Sequence[tuple[Tensor, Tensor]]]) -> None:
+        self._epochs = epochs
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+
+    def __iter__(self) -> Any:
+        return iter(self._epochs[self._epoch])
