@@ -105,7 +105,7 @@ class StageRunner:
         self._boxes = boxes
         self._emit = emit
         self._payload: dict[tuple[Box, Kind, int, int], Tensors] = {}
-        self._todo: list[Instruction] = []
+        self._todo: list[Instruction] = self.loop.start()
         self._started = time.perf_counter()
         self._clock = _Clock()
         self._reported: dict[str, tuple[float, float]] = {}

@@ -150,8 +150,8 @@ Instruction = Forward | Backward | Update | Evaluate | StartDrain | Report | Pas
 class StageLoop:
     """Turn arrivals into instructions, in the one order that the program allows.
 
-    Feed every message to `arrived`; it returns the instructions that may now be carried out, in
-    order. `awaits` names the box without which nothing goes on; None when all is done.
+    Call `start` once, then feed every message to `arrived`; each returns the instructions that may
+    now be carried out, in order. `awaits` names the box without which nothing goes on; None when all is done.
 
     Args:
         program: the numbers of this stage.
@@ -179,6 +179,10 @@ class StageLoop:
     def in_flight(self) -> int:
         """Units whose forward is released and whose backward is not."""
         return len(self._open)
+
+    def start(self) -> list[Instruction]:
+        """Return what may be done before any message: in lock step, the ticks of the lag."""
+        return self._release()
 
     def arrived(self, box: Box, message: Message) -> list[Instruction]:
         """Take note of a message; return what may now be done, in order."""

@@ -151,8 +151,7 @@ def test_stage_k_of_ddg_is_k_forwards_ahead_of_its_backwards(k: int, expected: s
     [
         (
             0,
-            "F0 U0 F1 U1 F2 U2 F3 U3 F4 B0 U4 F5 B1 U5 "
-            "drain B2 U6 B3 U7 B4 U8 B5 U9 R6e0 end",
+            "F0 U0 F1 U1 F2 U2 F3 U3 F4 B0 U4 F5 B1 U5 drain B2 U6 B3 U7 B4 U8 B5 U9 R6e0 end",
         ),
         (1, "F0 U0 F1 U1 F2 B0 U2 F3 B1 U3 F4 B2 U4 F5 B3 U5 drain B4 U6 B5 U7 R6e0 end"),
         (2, "F0 B0 U0 F1 B1 U1 F2 B2 U2 F3 B3 U3 F4 B4 U4 F5 B5 U5 drain R6e0 end"),
@@ -206,9 +205,7 @@ def test_1f1b_empties_the_pipeline_between_windows():
 
 
 def test_the_drain_counts_the_turns_of_batches_with_a_negative_index():
-    assert spell_all(run_alone(delayed(4), stream([1]))) == (
-        "F0 U0 drain U1 U2 U3 B0 U4 R1e0 end"
-    )
+    assert spell_all(run_alone(delayed(4), stream([1]))) == ("F0 U0 drain U1 U2 U3 B0 U4 R1e0 end")
 
 
 def test_windows_are_counted_on_through_the_drain_and_the_partial_one_is_closed():
@@ -405,7 +402,7 @@ def test_labels_that_nobody_used_are_an_error_at_the_end():
     loop = StageLoop(ddg(2))
     loop.arrived("labels", batch(0))
     loop.arrived("features", Message(Kind.DRAIN, 0))
-    with pytest.raises(MailboxError, match="stage 2 finished, but these are left: .*labels"):
+    with pytest.raises(MailboxError, match=r"stage 2 finished, but these are left: .*labels"):
         loop.arrived("features", Message(Kind.FINISH, 0))
 
 
@@ -426,7 +423,7 @@ def test_a_batch_behind_the_end_is_an_error():
 
 
 def test_a_probe_among_the_features_of_a_run_is_an_error():
-    with pytest.raises(MailboxError, match="stage 0 got .*PROBE.* among features"):
+    with pytest.raises(MailboxError, match=r"stage 0 got .*PROBE.* among features"):
         StageLoop(ddg(0)).arrived("features", Message(Kind.PROBE, 0))
 
 
@@ -458,7 +455,7 @@ def run_together(
 
     Returns (stage, instruction) in the order in which they were carried out.
     """
-    rng = random.Random(seed)
+    rng = random.Random(seed)  # noqa: S311
     loops = [StageLoop(program) for program in programs]
     top = len(loops) - 1
     queues: dict[tuple[Box, int], deque[Message]] = {

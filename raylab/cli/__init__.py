@@ -1,0 +1,1 @@
+"""The commands. Thin: they read words, call a driver, and print."""

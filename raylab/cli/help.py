@@ -1,0 +1,96 @@
+"""The help of `raylab train`, made from the configuration itself, so that it cannot fall behind."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from collections.abc import Iterable
+from typing import Any
+
+from raylab.config import METHODS, PipelineConfig, experiment_names, experiment_summary
+from raylab.config.rules import rule_of, takes_choices
+
+__all__ = ["starts", "train_help"]
+
+_NARROWEST, _WIDEST = 72, 110
+
+_TOP = """\
+Train a network as a pipeline of Ray actors on this machine, or on the cluster that Ray is
+connected to. Nothing needs to be set: every key has a default."""
+
+_EXAMPLES = """\
+examples:
+  raylab train demo
+  raylab train adl stages=4 accumulate=2 data=digits epochs=3 storage=runs name=try1
+  raylab train ddg model=resnet56 data=cifar10 download=true recipe=ddg epochs=300
+  raylab train fr model=mlp stages='[1,2]' model_options.hidden='[128,64]'
+  raylab train bp data=npz:images.npz optimizer=adam lr=1e-3 schedule=cosine epochs=10
+  raylab train runs/try1/config.yaml name=try2       repeats try1, bit for bit
+  raylab train runs/try1/config.yaml name=try3 seed=1
+  raylab train demo --json --quiet | tail -n 1       one JSON object, for programs"""
+
+_FILES = """\
+a run leaves in STORAGE/NAME:
+  config.yaml                every key, with all defaults resolved
+  metrics.parquet            a row an epoch (or per report_every batches)
+  result.json                summary, versions, seed, commit
+  checkpoints/final/model.pt the trained weights, a state_dict"""
+
+_EXIT_CODES = """\
+exit codes:
+  0    done
+  1    the run failed, for instance because the loss became NaN
+  2    the input cannot be used: the message says what is wrong and what would be right
+  130  interrupted"""
+
+
+def train_help() -> str:
+    """Return everything below the usage line."""
+    width = min(max(shutil.get_terminal_size().columns, _NARROWEST), _WIDEST)
+    return "\n\n".join([_TOP, starts(width), _EXAMPLES, _keys(width), _FILES, _EXIT_CODES])
+
+
+def starts(width: int = _WIDEST) -> str:
+    """Return what NAME may be: the methods and the experiments, a line each."""
+    methods = METHODS.items()
+    experiments = [(name, experiment_summary(name)) for name in experiment_names()]
+    return "\n".join(
+        [
+            "NAME is a method, with the defaults below,",
+            *_columns(methods, 16, width),
+            "or an experiment, which sets some keys:",
+            *_columns(experiments, 16, width),
+        ]
+    )
+
+
+def _keys(width: int) -> str:
+    lines = [
+        "keys, set as key=value. The value is YAML (true, null, 1e-3, '[3,6]'), and a dot reaches",
+        "into a mapping. A key on the command line goes before the same key in an experiment or",
+        "a file. Each key with its default:",
+    ]
+    for name, field in PipelineConfig.model_fields.items():
+        text = field.description or ""
+        if takes_choices(field):
+            text = f"{rule_of(field)}: {text}"
+        lines += _columns([(f"{name}={_typed(field.default)}", text)], 26, width)
+    return "\n".join(lines)
+
+
+def _columns(rows: Iterable[tuple[str, str]], first: int, width: int) -> list[str]:
+    lines = []
+    for name, text in rows:
+        lead = f"  {name:<{first - 1}} "
+        lines += textwrap.wrap(
+            text, width, initial_indent=lead, subsequent_indent=" " * (first + 2),
+            break_on_hyphens=False,
+        )  # fmt: skip
+    return lines
+
+
+def _typed(value: Any) -> str:
+    """Return a default as it would be typed."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,101 @@
+"""`raylab COMMAND …`: find the command, run it, turn errors into one message and an exit code.
+
+0  done
+1  the run failed
+2  the input cannot be used
+130  interrupted
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from raylab.errors import RaylabError
+
+__all__ = ["entry_point", "main"]
+
+INTERRUPTED = 130
+
+# A command's module is imported when the command is used, and imports torch and Ray only to work.
+_COMMANDS = {
+    "train": ("raylab.cli.train", "train a network with one of the methods"),
+}
+
+_DESCRIPTION = """\
+raylab trains on Ray with gradients, features and averages that do not wait for each other.
+
+commands:
+{commands}
+
+examples:
+  raylab train demo
+  raylab train adl stages=2 accumulate=2 data=digits epochs=3
+  raylab train --help
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code.
+
+    Args:
+        argv: the words after `raylab`; None: those of this process.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(words)
+    except SystemExit as error:  # argparse, after --help or a complaint
+        return error.code if isinstance(error.code, int) else 1
+    except RaylabError as error:
+        sys.stderr.write(f"raylab: error: {error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("raylab: interrupted\n")
+        return INTERRUPTED
+
+
+def entry_point() -> NoReturn:
+    """Run the command line of this process and exit."""
+    try:
+        code = main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read our output, `head` say, has gone: the interpreter must not flush again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code)
+
+
+def _run(words: list[str]) -> int:
+    if words and words[0] in _COMMANDS:
+        module = importlib.import_module(_COMMANDS[words[0]][0])
+        code: int = module.run(words[1:])
+        return code
+    parser = argparse.ArgumentParser(
+        prog="raylab",
+        usage="raylab COMMAND ...",
+        description=_DESCRIPTION.format(
+            commands="\n".join(f"  {name:<10} {text}" for name, (_, text) in _COMMANDS.items())
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", nargs="?", help=argparse.SUPPRESS)
+    parser.add_argument("--version", action="store_true", help="show the version and exit")
+    given = parser.parse_args(words)
+    if given.version:
+        from raylab import __version__
+
+        sys.stdout.write(f"raylab {__version__}\n")
+        return 0
+    if given.command is not None:
+        close = difflib.get_close_matches(given.command, _COMMANDS, n=1)
+        hint = f": did you mean {close[0]}?" if close else ""
+        known = ", ".join(_COMMANDS)
+        parser.error(f"COMMAND must be one of {known}, but got {given.command!r}{hint}")
+    parser.print_help(sys.stderr)
+    return 2

@@ -1,0 +1,125 @@
+"""`raylab train NAME|FILE.yaml [key=value …]`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from raylab.cli.help import starts, train_help
+from raylab.config import (
+    METHODS,
+    PipelineConfig,
+    apply_pairs,
+    experiment_names,
+    experiment_summary,
+    pipeline_config,
+    read_experiment,
+    read_yaml,
+)
+from raylab.errors import ConfigError
+
+__all__ = ["run"]
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command with the words after `raylab train`; return its exit code.
+
+    Raises:
+        RaylabError: the input cannot be used, or the run failed.
+    """
+    parser = argparse.ArgumentParser(
+        prog="raylab train",
+        usage="raylab train NAME|FILE.yaml [key=value ...] [--json] [--quiet]\n"
+        "       raylab train --list [--json]",
+        description=train_help(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", nargs="?", help=argparse.SUPPRESS)
+    parser.add_argument("settings", nargs="*", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--json", action="store_true", help="end with one JSON object instead of the table"
+    )
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    parser.add_argument("--list", action="store_true", help="list methods and experiments")
+    given = parser.parse_intermixed_args(argv)
+    if given.list:
+        _write(_listed() if given.json else starts())
+        return 0
+    if given.name is None:
+        parser.error("NAME or FILE.yaml must be given, for instance: raylab train demo")
+    config = pipeline_config(apply_pairs(_start(given.name), given.settings))
+    _train(config, as_json=given.json, progress=not given.quiet)
+    return 0
+
+
+def _start(name: str) -> dict[str, Any]:
+    """Return the keys that a method, an experiment or a file sets."""
+    if name in METHODS:
+        return {"method": name}
+    experiments = experiment_names()
+    if name in experiments:
+        return read_experiment(name)
+    if Path(name).suffix in (".yaml", ".yml"):
+        return read_yaml(Path(name))
+    if "=" in name:
+        raise ConfigError(
+            f"a NAME or FILE.yaml must come before the keys, but got {name}: "
+            f"for instance raylab train adl {name}"
+        )
+    close = difflib.get_close_matches(name.lower(), [*METHODS, *experiments], n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(close)}?" if close else "raylab train --list shows them"
+    if Path(name).is_file():
+        hint = "a configuration's file must end in .yaml"
+    raise ConfigError(
+        f"NAME must be a method ({', '.join(METHODS)}), an experiment ({', '.join(experiments)}) "
+        f"or a FILE.yaml, but got {name!r}: {hint}"
+    )
+
+
+def _train(config: PipelineConfig, *, as_json: bool, progress: bool) -> None:
+    with _ray_session():
+        from raylab.drivers.pipeline_command import run_pipeline
+
+        result = run_pipeline(config, progress=progress)
+    # After Ray's end, so that no late line of a worker comes behind ours.
+    if as_json:
+        written = json.loads((result.path / "result.json").read_text(encoding="utf-8"))
+        _write(json.dumps(written, allow_nan=False))
+        return
+    from rich.console import Console
+
+    from raylab.report import final_table
+
+    title = f"{config.method}: {config.model} on {config.data}"
+    Console().print(final_table(title, result.summary))
+    _write(f"results: {result.path}")
+
+
+@contextlib.contextmanager
+def _ray_session() -> Iterator[None]:
+    """End Ray with the block, unless it was there before."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _listed() -> str:
+    experiments = {name: experiment_summary(name) for name in experiment_names()}
+    return json.dumps({"methods": METHODS, "experiments": experiments})
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()

@@ -1,0 +1,20 @@
+"""Configuration: frozen models, and how files and command lines become them.
+
+A configuration is parsed once, at the edge; inside, only typed objects go about. Nothing here
+imports torch or Ray, so that help and complaints come at once.
+"""
+
+from raylab.config.experiments import experiment_names, experiment_summary, read_experiment
+from raylab.config.parse import apply_pairs, pipeline_config, read_yaml
+from raylab.config.pipeline import METHODS, PipelineConfig
+
+__all__ = [
+    "METHODS",
+    "PipelineConfig",
+    "apply_pairs",
+    "experiment_names",
+    "experiment_summary",
+    "pipeline_config",
+    "read_experiment",
+    "read_yaml",
+]

@@ -1,0 +1,171 @@
+"""Files and command lines into configurations; every complaint names rule, value and way out.
+
+FILE.yaml -- read_yaml --> mapping -- apply_pairs(key=value ...) --> mapping
+                                   -- pipeline_config --> PipelineConfig
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import re
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from raylab.config.pipeline import PipelineConfig
+from raylab.config.rules import allows_null, choices_of, is_text, rule_of
+from raylab.errors import ConfigError
+
+__all__ = ["apply_pairs", "load_yaml", "pipeline_config", "read_yaml"]
+
+_FIELDS = PipelineConfig.model_fields
+_FLOAT = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, for which 1e-3 is a number and a repeated key a mistake."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = key_node.value
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.1, which PyYAML reads, wants a dot in every float.
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read the mapping that a YAML file holds.
+
+    Raises:
+        ConfigError: there is no such file, or it is not YAML, or not a mapping of names.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"a configuration must be a file, but there is none at {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"a configuration must be a readable text file, but {path} is not: {error}"
+        ) from error
+    return load_yaml(text, str(path))
+
+
+def load_yaml(text: str, source: str) -> dict[str, Any]:
+    """Return the mapping that `text` holds; `source` says in complaints where it comes from.
+
+    >>> load_yaml("lr: 1e-3", "here")
+    {'lr': 0.001}
+    """
+    try:
+        content = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        raise ConfigError(f"a configuration must be YAML, but {source}{_place(error)}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise ConfigError(
+            f"a configuration must be a mapping, one `key: value` a line, but {source} holds "
+            f"{_shown(content)}"
+        )
+    return content
+
+
+def apply_pairs(base: Mapping[str, Any], pairs: Sequence[str]) -> dict[str, Any]:
+    """Return `base` with key=value pairs laid over it, in their order.
+
+    A dotted key reaches into a mapping and leaves its other keys as they are.
+
+    >>> apply_pairs({"model_options": {"block": "basic"}}, ["model_options.width=16", "lr=1e-3"])
+    {'model_options': {'block': 'basic', 'width': 16}, 'lr': 0.001}
+
+    Raises:
+        ConfigError: something is not key=value, or its value is not YAML.
+    """
+    merged: dict[str, Any] = copy.deepcopy(dict(base))
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key or not all(key.split(".")):
+            raise ConfigError(
+                f"a setting must be key=value, but got {pair!r}: for instance "
+                f"{key if key in _FIELDS else 'epochs'}=3"
+            )
+        *outer, last = key.split(".")
+        inside = merged
+        for depth, name in enumerate(outer, start=1):
+            inside = inside.setdefault(name, {})
+            if not isinstance(inside, dict):
+                raise ConfigError(
+                    f"`{'.'.join(outer[:depth])}` must be a mapping for {key} to be set, but it "
+                    f"is {_shown(inside)}"
+                )
+        inside[last] = _value(key, text)
+    return merged
+
+
+def pipeline_config(values: Mapping[str, Any]) -> PipelineConfig:
+    """Return the validated configuration.
+
+    Raises:
+        ConfigError: keys are unknown, or values of the wrong type or out of range; every one of
+            them has its line in the message.
+    """
+    try:
+        return PipelineConfig.model_validate(dict(values))
+    except ValidationError as error:
+        # A union complains once for each of its types; the rule of the key says it all in one.
+        keys = dict.fromkeys(str(each["loc"][0]) for each in error.errors())
+        lines = [_complaint(key, values[key]) for key in keys]
+        raise ConfigError("\n".join(lines)) from None
+
+
+def _value(key: str, text: str) -> Any:
+    field = _FIELDS.get(key)
+    if field is not None and is_text(field):
+        # As typed: a name such as 007 or a folder ~ means something else in YAML.
+        return None if text in ("", "null") and allows_null(field) else text
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"the value of a key must be YAML, but {key}={text}{_place(error)}: "
+            "quote it for the shell if it has spaces or brackets"
+        ) from None
+
+
+def _complaint(key: str, value: Any) -> str:
+    field = _FIELDS.get(key)
+    if field is None:
+        close = difflib.get_close_matches(key, _FIELDS, n=1)
+        hint = f"did you mean {close[0]}?" if close else "raylab train --help lists the keys"
+        return f"a key must be one that is known, but got `{key}`: {hint}"
+    close = difflib.get_close_matches(str(value), choices_of(field), n=1, cutoff=0.4)
+    hint = f": did you mean {close[0]}?" if close else ""
+    return f"`{key}` must be {rule_of(field)}, but got {_shown(value)}{hint}"
+
+
+def _shown(value: Any) -> str:
+    """Return a value as YAML has it, in a line."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _place(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or str(error)
+    if mark is None:
+        return f" is not: {problem}"
+    return f" is not, line {mark.line + 1}, column {mark.column + 1}: {problem}"

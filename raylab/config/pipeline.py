@@ -1,0 +1,163 @@
+"""`PipelineConfig`: every key of a pipeline run with its type, its range and its default."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["METHODS", "PipelineConfig"]
+
+METHODS = {
+    "bp": "back-propagation, one stage at a time: the baseline",
+    "gpipe": "GPipe: micro-batches, all forwards then all backwards, no gradient is late",
+    "1f1b": "1F1B: the numbers of GPipe with fewer micro-batches in memory",
+    "ddg": "decoupled backpropagation: over each link gradients are one batch late",
+    "fr": "Features Replay: late as ddg, but inputs are kept and replayed instead of graphs",
+    "adl": "Accumulated Decoupled Learning: two batches late, one update from `accumulate` batches",
+}
+"""The pipeline methods, a line each."""
+
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Text = Annotated[str, Field(min_length=1)]
+MethodName = Literal["bp", "gpipe", "1f1b", "ddg", "fr", "adl"]
+
+
+class PipelineConfig(BaseModel):
+    """All keys of `raylab train` for the pipeline methods.
+
+    Types are taken strictly: 2.5 is no number of stages, and "yes, please" is not true. Ranges
+    that depend on another key, such as one delay per link, are checked where the run is made.
+
+    >>> PipelineConfig(method="ddg", stages=4).lr is None
+    True
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+    method: MethodName = Field("adl", description="how gradients come back, see the methods above")
+
+    model: Text = Field(
+        "resnet20",
+        description="network: resnet8, 20, 56, 110, 164, 1202 or another CIFAR depth; resnet18, "
+        "50, 101, 152; vgg11_bn, vgg16_bn, densenet121, mobilenet_v2; mlp, fcn5, cnn5",
+    )
+    model_options: dict[str, Any] = Field(
+        {}, description="options of the network, e.g. model_options.width=64 for fcn5 and cnn5"
+    )
+
+    data: Text = Field(
+        "digits",
+        description="digits (built in), mnist, cifar10, cifar100, npz:PATH (uint8 x_train, x_test "
+        "and integer y_train, y_test), random:n=1000,shape=3x32x32,classes=10",
+    )
+    batch_size: Count = Field(64, description="samples per training batch")
+    eval_batch_size: Count | None = Field(
+        None, description="samples per test batch; null: batch_size"
+    )
+    augment: bool = Field(False, description="crop and mirror training images at random")
+    image_size: Count | None = Field(
+        None,
+        description="height and width that images are resized to, pixels; null: as they are, but "
+        "digits (8) to 32 for every model except mlp, fcn5 and cnn5",
+    )
+    data_root: Text | None = Field(
+        None, description="folder of mnist, cifar10, cifar100; null: ~/.cache/raylab/data"
+    )
+    download: bool = Field(False, description="fetch a data set that is not in data_root")
+    epochs: Count = Field(1, description="passes over the training data")
+
+    stages: Count | list[Count] = Field(
+        2,
+        description="K, stage actors, at most 16, cut so that their work is even; or the blocks "
+        "that start a new stage, e.g. [3,6] for three stages",
+    )
+    accumulate: Count = Field(1, description="M, batches whose mean gradient makes one update")
+    delay: Natural | list[Natural] | Literal["auto"] | None = Field(
+        None,
+        description="batches by which gradients are late over each link, for ddg, fr and adl; a "
+        "list has one number per link; auto: measured before the run, the smallest that hides "
+        "the messages; null: the method's own",
+    )
+    weight_version: Literal["forward", "current"] = Field(
+        "forward",
+        description="weights that a late gradient is evaluated at: those of its own forward, as "
+        "in the papers, or the current ones",
+    )
+    barrier: bool = Field(
+        False, description="run bp, ddg, fr, adl in lock step, as the papers' timings do"
+    )
+    micro_batches: Count = Field(4, description="pieces of a batch, for gpipe and 1f1b")
+
+    optimizer: Text = Field("sgd", description="sgd, adam, adamw or another class of torch.optim")
+    lr: Positive | None = Field(
+        None, description="learning rate; null: the recipe's, else 0.05 for sgd, 0.001 for others"
+    )
+    momentum: NotNegative | None = Field(
+        None, description="momentum; null: the recipe's, else 0.9 for sgd"
+    )
+    weight_decay: NotNegative | None = Field(
+        None, description="weight decay; null: the recipe's, else the optimizer's own"
+    )
+    optimizer_options: dict[str, Any] = Field(
+        {}, description="further options of the optimizer, e.g. optimizer_options.nesterov=true"
+    )
+    recipe: Text | None = Field(
+        None,
+        description="a paper's settings of sgd, for keys that are null: ddg, fr, adl (CIFAR-10), "
+        "adl_imagenet; they set lr, momentum, weight_decay and the schedule",
+    )
+    schedule: Literal["constant", "steps", "cosine"] | None = Field(
+        None,
+        description="of the learning rate after the warm-up; cosine falls to 0 at the last epoch; "
+        "null: the recipe's, else steps if there are milestones, else constant",
+    )
+    warmup_epochs: NotNegative | None = Field(
+        None, description="epochs over which the rate rises from 0; null: the recipe's, else 0"
+    )
+    milestones: list[NotNegative] | None = Field(
+        None, description="epochs at which steps multiplies the rate by gamma; null: the recipe's"
+    )
+    gamma: Positive | None = Field(
+        None, description="factor of a step; null: the recipe's, else 0.1"
+    )
+    clip_norm: Positive | None = Field(
+        None, description="largest norm of each stage's gradient; null: no limit"
+    )
+    clip_value: Positive | None = Field(
+        None, description="largest magnitude of a gradient's element; null: no limit"
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the arithmetic; bfloat16 computes under autocast"
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
+        0, description="of weights, order of the batches, augmentation and dropout"
+    )
+
+    wire: Literal["zmq", "ray"] = Field(
+        "zmq", description="what carries features and gradients between the stages"
+    )
+    cpus_per_stage: Positive | None = Field(
+        None, description="CPUs of a stage; null: 1, or a share of this machine's if it has fewer"
+    )
+    gpus_per_stage: NotNegative = Field(
+        0.0, description="GPUs of a stage, 0.5 is half of one; with any, it computes there"
+    )
+    wait_s: Positive = Field(60.0, description="how long to wait for these resources, seconds")
+
+    evaluate_every: Count = Field(1, description="epochs between two tests")
+    report_every: Natural = Field(
+        0, description="batches between two rows of metrics; 0: a row an epoch"
+    )
+    storage: Text = Field("~/raylab_results", description="folder of all runs")
+    name: Text | None = Field(
+        None, description="folder of this run in storage; null: <method>-<time>"
+    )
+    measured: dict[str, Any] | None = Field(
+        None, description="what delay=auto has measured, seconds; written by a run, read by none"
+    )

@@ -1,0 +1,209 @@
+"""A configuration becomes objects, and `PipelineTrainer` runs them: what `raylab train` does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray.train import RunConfig
+from torch import nn
+from torch.optim import Optimizer
+
+from raylab.config import PipelineConfig
+from raylab.data import DataSet, load
+from raylab.drivers.pipeline import PipelineTrainer
+from raylab.drivers.result import Result
+from raylab.errors import ConfigError
+from raylab.models import build
+from raylab.optimizers import RECIPES, Schedule, make_optimizer
+from raylab.records import new_run_name
+
+__all__ = ["resolve", "run_pipeline"]
+
+_ANY_SIZE = ("mlp", "fcn5", "cnn5")
+"""Models that are as good on 8x8 images as they are; the others halve an image several times."""
+_DIGITS_SIZE_PX = 32
+
+
+def run_pipeline(config: PipelineConfig, *, progress: bool) -> Result:
+    """Train as `config` says and return the result.
+
+    The run's config.yaml has every default resolved, and repeats the run bit for bit.
+
+    Args:
+        config: of the run.
+        progress: show progress on standard error.
+
+    Raises:
+        InputError: the configuration does not fit together, or the data, or the cluster.
+        RaylabError: the run failed.
+    """
+    config = resolve(config)
+    data = load(
+        config.data,
+        batch_size=config.batch_size,
+        eval_batch_size=config.eval_batch_size,
+        seed=config.seed,
+        augment=config.augment,
+        image_size=config.image_size,
+        root=config.data_root,
+        download=config.download,
+    )
+    # The spec with nothing left to a default, and the path of a file absolute.
+    config = config.model_copy(update={"data": data.name})
+    trainer = PipelineTrainer(
+        _model(config, data),
+        nn.CrossEntropyLoss(),
+        method=config.method,
+        stages=config.stages,
+        accumulate=config.accumulate,
+        optimizer=_optimizer(config),
+        schedule=_schedule(config),
+        delay=config.delay,
+        weight_version=config.weight_version,
+        barrier=config.barrier,
+        micro_batches=config.micro_batches,
+        clip_norm=config.clip_norm,
+        clip_value=config.clip_value,
+        precision=config.precision,
+        seed=config.seed,
+        wire=config.wire,
+        resources_per_stage=_resources(config),
+        wait_s=config.wait_s,
+        run_config=RunConfig(name=config.name, storage_path=config.storage),
+        config=config.model_dump(exclude={"measured"}),
+    )
+    return trainer.fit(
+        data.train,
+        epochs=config.epochs,
+        test=data.test,
+        evaluate_every=config.evaluate_every,
+        report_every=config.report_every,
+        progress=progress,
+    )
+
+
+def resolve(config: PipelineConfig) -> PipelineConfig:
+    """Return `config` with recipe and defaults as numbers; resolving it again changes nothing.
+
+    Raises:
+        ConfigError: two keys do not go together, or the recipe is unknown.
+
+    >>> resolve(PipelineConfig(recipe="adl", batch_size=32, accumulate=4)).lr
+    0.05
+    """
+    size = config.image_size
+    if size is None and config.data == "digits" and config.model not in _ANY_SIZE:
+        size = _DIGITS_SIZE_PX
+    return config.model_copy(
+        update={
+            **_resolved_rate(config),
+            **_resolved_schedule(config),
+            "recipe": None,
+            "image_size": size,
+            "data_root": config.data_root and str(Path(config.data_root).expanduser().absolute()),
+            "eval_batch_size": _first(config.eval_batch_size, config.batch_size),
+            "name": config.name or new_run_name(config.method),
+        }
+    )
+
+
+def _resolved_rate(config: PipelineConfig) -> dict[str, float | None]:
+    if config.recipe is None:
+        sgd = config.optimizer.lower() == "sgd"
+        return {
+            "lr": _first(config.lr, 0.05 if sgd else 1e-3),
+            "momentum": _first(config.momentum, 0.9 if sgd else None),
+        }
+    if config.recipe not in RECIPES:
+        raise ConfigError(
+            f"`recipe` must be one of {', '.join(RECIPES)}, but got {config.recipe!r}"
+        )
+    if config.optimizer.lower() != "sgd":
+        raise ConfigError(
+            f"a recipe is one of sgd, but got recipe={config.recipe} with "
+            f"optimizer={config.optimizer}: leave one of them out"
+        )
+    recipe = RECIPES[config.recipe]
+    return {
+        "lr": _first(config.lr, recipe.learning_rate(config.batch_size, config.accumulate)),
+        "momentum": _first(config.momentum, recipe.momentum),
+        "weight_decay": _first(config.weight_decay, recipe.weight_decay),
+    }
+
+
+def _resolved_schedule(config: PipelineConfig) -> dict[str, Any]:
+    recipe = RECIPES[config.recipe].schedule if config.recipe else None
+    kind = config.schedule or (recipe.kind if recipe else None)
+    kind = kind or ("steps" if config.milestones else "constant")
+    found: dict[str, Any] = {
+        "schedule": kind,
+        "warmup_epochs": _first(config.warmup_epochs, recipe.warmup_epochs if recipe else 0.0),
+    }
+    if kind != "steps":
+        for key in ("milestones", "gamma"):
+            if getattr(config, key) is not None:
+                raise ConfigError(
+                    f"`{key}` belongs to schedule=steps, but got {key}={getattr(config, key)} "
+                    f"with schedule={kind}"
+                )
+        return found
+    found["milestones"] = _first(config.milestones, list(recipe.milestones) if recipe else [])
+    found["gamma"] = _first(config.gamma, recipe.gamma if recipe else 0.1)
+    return found
+
+
+def _schedule(config: PipelineConfig) -> Schedule:
+    return Schedule(
+        kind=config.schedule or "constant",
+        warmup_epochs=config.warmup_epochs or 0.0,
+        milestones=tuple(config.milestones or ()),
+        gamma=_first(config.gamma, 0.1),
+        epochs=config.epochs,
+    )
+
+
+def _model(config: PipelineConfig, data: DataSet) -> nn.Sequential:
+    channels, height, _ = data.input_shape
+    shape = {"in_channels": channels, "num_classes": data.num_classes, "image_size": height}
+    _refuse("model_options", config.model_options, {"name": "model=NAME"}, "is set by")
+    _refuse("model_options", config.model_options, dict.fromkeys(shape, "the data"), "follows from")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        try:
+            return build(config.model, **shape, **config.model_options)
+        except TypeError as error:
+            if not config.model_options:
+                raise
+            raise ConfigError(
+                f"`model_options` must fit {config.model}, but got {config.model_options}: {error}"
+            ) from error
+
+
+def _optimizer(config: PipelineConfig) -> Callable[[Iterable[nn.Parameter]], Optimizer]:
+    own = {key: f"{key}=VALUE" for key in ("lr", "momentum", "weight_decay")}
+    own["name"] = "optimizer=NAME"
+    _refuse("optimizer_options", config.optimizer_options, own, "is set by")
+    given = {"momentum": config.momentum, "weight_decay": config.weight_decay}
+    options = {key: value for key, value in given.items() if value is not None}
+    return make_optimizer(
+        config.optimizer, _first(config.lr, 0.0), **options, **config.optimizer_options
+    )
+
+
+def _refuse(key: str, options: Collection[str], elsewhere: dict[str, str], verb: str) -> None:
+    for name in options:
+        if name in elsewhere:
+            raise ConfigError(f"`{key}.{name}` is no option: {name} {verb} {elsewhere[name]}")
+
+
+def _resources(config: PipelineConfig) -> dict[str, float] | None:
+    if config.cpus_per_stage is None and not config.gpus_per_stage:
+        return None
+    return {"CPU": _first(config.cpus_per_stage, 1.0), "GPU": config.gpus_per_stage}
+
+
+def _first(value: Any, otherwise: Any) -> Any:
+    return otherwise if value is None else value

@@ -1,0 +1,16 @@
+"""One Ray session for all tests that start actors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import ray
+
+
+@pytest.fixture(scope="package")
+def session() -> Iterator[None]:
+    """Start Ray with more CPUs than the machine has: the stages of a test hardly compute."""
+    ray.init(address="local", num_cpus=16, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()

@@ -1,0 +1,286 @@
+"""Messages: what goes in comes out bit for bit, and what is no message is refused."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from actors.errors import MailboxError
+from actors.messages import Kind, Message, decode, encode, size_bytes
+from actors.protocols import Unit
+
+pytestmark = pytest.mark.unit
+
+DTYPES = [
+    torch.float32,
+    torch.float64,
+    torch.float16,
+    torch.bfloat16,
+    torch.uint8,
+    torch.int8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+    torch.bool,
+    torch.complex64,
+    torch.complex128,
+]
+
+
+def arrive(message: Message, sequence: int = 0) -> tuple[int, Message]:
+    """Encode, copy every frame as a wire does, decode."""
+    return decode([bytearray(frame) for frame in encode(sequence, message)])
+
+
+def carried(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    return arrive(Message(Kind.BATCH, 0, tensors))[1].tensors
+
+
+def assert_same(actual: Tensor | None, expected: Tensor | None) -> None:
+    if expected is None:
+        assert actual is None
+        return
+    assert actual is not None
+    assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape)
+    assert torch.equal(actual, expected)
+
+
+# ------------------------------------------------------------------ round trips
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(), (1,), (6,), (2, 3), (3, 1, 2)], ids=str)
+def test_a_tensor_of_any_dtype_arrives_as_it_was(dtype: torch.dtype, shape: tuple[int, ...]):
+    values = torch.tensor([1, 0, 3, 100, 127, 2])
+    sent = values[: torch.Size(shape).numel()].to(dtype).reshape(shape)
+    (got,) = carried(sent)
+    assert_same(got, sent)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_infinities_signed_zeros_and_nan_arrive_bit_for_bit(dtype: torch.dtype):
+    sent = torch.tensor([float("nan"), float("inf"), -float("inf"), -0.0, 1 / 3]).to(dtype)
+    (got,) = carried(sent)
+    assert got is not None
+    assert got.dtype == dtype
+    assert torch.equal(got.view(torch.uint8), sent.view(torch.uint8))
+
+
+def test_complex_tensors_keep_their_imaginary_part():
+    sent = torch.tensor([1 + 2j, -3.5j])
+    assert_same(carried(sent)[0], sent)
+
+
+def test_a_conjugate_view_arrives_conjugated():
+    sent = torch.tensor([1 + 2j, -3.5j]).conj()
+    assert_same(carried(sent)[0], torch.tensor([1 - 2j, 3.5j]))
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        torch.arange(6.0).reshape(2, 3).T,
+        torch.arange(10)[1::3],
+        torch.arange(3.0).expand(4, 3),
+        torch.arange(24.0).reshape(1, 2, 3, 4).to(memory_format=torch.channels_last),
+        torch.arange(12.0)[4:8],
+        torch.arange(10.0).reshape(2, 5)[:1, 3],
+        torch.arange(10.0).reshape(2, 5)[1:, 2:3],
+    ],
+    ids=[
+        "transposed",
+        "strided",
+        "expanded",
+        "channels last",
+        "offset",
+        "one element of a column",
+        "one element in two dimensions",
+    ],
+)
+def test_a_view_arrives_with_its_own_elements_in_their_order(sent: Tensor):
+    assert_same(carried(sent)[0], sent)
+
+
+def test_a_tensor_that_requires_grad_arrives_without_a_graph():
+    sent = (torch.ones(3, requires_grad=True) * 2).tanh()
+    (got,) = carried(sent)
+    assert got is not None
+    assert not got.requires_grad
+    assert_same(got, sent.detach())
+
+
+@pytest.mark.parametrize("shape", [(0,), (3, 0, 2), (0, 5)], ids=str)
+def test_an_empty_tensor_keeps_shape_and_dtype_and_shifts_no_other(shape: tuple[int, ...]):
+    sent = (torch.arange(2), torch.empty(shape, dtype=torch.int16), torch.tensor([True, False]))
+    got = carried(*sent)
+    assert len(got) == 3
+    for one, other in zip(got, sent, strict=True):
+        assert_same(one, other)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        (None,),
+        (None, torch.ones(2)),
+        (torch.ones(2), None, None, torch.arange(3)),
+        (torch.tensor(1.0), torch.arange(2), torch.zeros(2, 2, dtype=torch.float64)),
+    ],
+    ids=["none", "none first", "nones between", "mixed"],
+)
+def test_absent_gradients_stay_absent_and_the_others_keep_their_places(
+    sent: tuple[Tensor | None, ...],
+):
+    got = carried(*sent)
+    assert len(got) == len(sent)
+    for one, other in zip(got, sent, strict=True):
+        assert_same(one, other)
+
+
+@pytest.mark.parametrize("kind", list(Kind), ids=lambda kind: kind.name)
+def test_a_marker_is_one_small_frame(kind: Kind):
+    frames = encode(0, Message(kind, 12345678901))
+    assert len(frames) == 1
+    assert memoryview(frames[0]).nbytes <= 40
+    assert decode(frames)[1] == Message(kind, 12345678901)
+
+
+def test_the_unit_of_a_message_arrives():
+    unit = Unit(batch=2**40, part=2, parts=7, share=1 / 7)
+    _, got = arrive(Message.of(unit, (torch.ones(1),)))
+    assert got.kind is Kind.BATCH
+    assert got.unit == unit
+
+
+@pytest.mark.parametrize("sequence", [0, 1, 2**32, 2**64 - 1])
+def test_the_sequence_number_arrives(sequence: int):
+    assert arrive(Message(Kind.EPOCH, 3), sequence) == (sequence, Message(Kind.EPOCH, 3))
+
+
+# ------------------------------------------------------------------ memory
+
+
+def test_the_header_does_not_grow_with_the_tensors():
+    def header(*tensors: Tensor) -> int:
+        return memoryview(encode(0, Message(Kind.BATCH, 0, tensors))[0]).nbytes
+
+    assert header(torch.zeros(2, 2, 2, 2)) == header(torch.zeros(32, 16, 28, 28)) <= 80
+    assert header(*[torch.zeros(4, 4)] * 3) <= 100
+
+
+def test_the_frames_hold_the_elements_and_nothing_else():
+    sent = (torch.zeros(3, 5, dtype=torch.float64), None, torch.zeros(7, dtype=torch.int16))
+    frames = encode(0, Message(Kind.BATCH, 0, sent))
+    assert [memoryview(frame).nbytes for frame in frames[1:]] == [120, 14]
+
+
+def test_size_counts_the_bytes_of_all_tensors():
+    sent = (torch.zeros(3, 5, dtype=torch.float64), None, torch.zeros(7, dtype=torch.bool))
+    assert size_bytes(Message(Kind.BATCH, 0, sent)) == 127
+    assert size_bytes(Message(Kind.FINISH, 0)) == 0
+
+
+def test_encoding_refers_to_the_memory_of_a_contiguous_tensor():
+    sent = torch.arange(4.0)
+    frames = encode(0, Message(Kind.BATCH, 0, (sent,)))
+    assert torch.frombuffer(frames[1], dtype=torch.uint8).data_ptr() == sent.data_ptr()
+
+
+def test_decoding_shares_the_memory_of_writable_frames():
+    frames = [bytearray(frame) for frame in encode(0, Message(Kind.BATCH, 0, (torch.ones(4),)))]
+    (got,) = decode(frames)[1].tensors
+    frames[1][:] = bytes(16)
+    assert got is not None
+    assert got.tolist() == [0.0, 0.0, 0.0, 0.0]
+
+
+def test_decoding_copies_read_only_frames():
+    frames = [bytes(frame) for frame in encode(0, Message(Kind.BATCH, 0, (torch.ones(4),)))]
+    before = list(frames)
+    (got,) = decode(frames)[1].tensors
+    assert got is not None
+    got.zero_()
+    assert frames == before
+    assert_same(decode(frames)[1].tensors[0], torch.ones(4))
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.float32, torch.float64, torch.complex128])
+def test_a_frame_at_an_odd_address_is_read_and_aligned(dtype: torch.dtype):
+    sent = torch.arange(5).to(dtype)
+    header, body = encode(0, Message(Kind.BATCH, 0, (sent,)))
+    memory = memoryview(bytearray(memoryview(body).nbytes + 16))
+    start = torch.frombuffer(memory, dtype=torch.uint8).data_ptr()
+    odd = 1 if start % 2 == 0 else 2
+    at = memory[odd : odd + memoryview(body).nbytes]
+    at[:] = body
+    (got,) = decode([header, at])[1].tensors
+    assert got is not None
+    assert got.data_ptr() % dtype.itemsize == 0
+    assert_same(got, sent)
+
+
+# ------------------------------------------------------------------ what is refused
+
+Frames = list[bytes]
+FIXED = "<QBBQIId"
+
+
+def good() -> Frames:
+    tensors = (torch.arange(6.0).reshape(2, 3), torch.arange(2))
+    return [bytes(frame) for frame in encode(0, Message(Kind.BATCH, 0, tensors))]
+
+
+def header(*, kind: int = 0, code: int = 0, shape: Sequence[int] = (2,)) -> bytes:
+    fixed = struct.pack(FIXED, 0, kind, 1, 0, 0, 1, 1.0)
+    return fixed + struct.pack(f"<BB{len(shape)}Q", code, len(shape), *shape)
+
+
+def test_the_malformed_frames_below_are_made_from_good_ones():
+    sequence, got = decode(good())
+    assert (sequence, len(got.tensors)) == (0, 2)
+    (one,) = decode([header(), struct.pack("<2f", 1, 2)])[1].tensors
+    assert_same(one, torch.tensor([1.0, 2.0]))
+
+
+MALFORMED: dict[str, Callable[[], Frames]] = {
+    "no frame": list,
+    "an empty header": lambda: [b""],
+    "a header cut in the fixed part": lambda: [good()[0][:20], *good()[1:]],
+    "a header cut before the first tensor": lambda: [good()[0][:34], *good()[1:]],
+    "a header cut in a shape": lambda: [good()[0][:-3], *good()[1:]],
+    "a header with something behind": lambda: [good()[0] + b"\0", *good()[1:]],
+    "a frame missing": lambda: good()[:-1],
+    "a frame too many": lambda: [*good(), b"more"],
+    "a frame too short": lambda: [good()[0], good()[1][:-4], good()[2]],
+    "a frame too long": lambda: [good()[0], good()[1] + bytes(4), good()[2]],
+    "a frame that ends in an element": lambda: [good()[0], good()[1][:-1], good()[2]],
+    "an empty frame": lambda: [good()[0], b"", good()[2]],
+    "frames in the wrong order": lambda: [good()[0], good()[2], good()[1]],
+    "an unknown kind": lambda: [header(kind=99), bytes(8)],
+    "an unknown dtype": lambda: [header(code=77), bytes(8)],
+    "a shape of another size": lambda: [header(shape=(3,)), bytes(8)],
+    "a shape beyond memory": lambda: [header(shape=(2**62, 2**62)), bytes(8)],
+    "a dimension beyond int64": lambda: [header(shape=(2**63,)), bytes(8)],
+    "an empty shape beyond int64": lambda: [header(shape=(0, 2**63))],
+}
+
+
+@pytest.mark.parametrize("frames", MALFORMED.values(), ids=MALFORMED.keys())
+def test_frames_that_are_not_one_message_are_refused(frames: Callable[[], Frames]):
+    with pytest.raises(MailboxError, match="not one message"):
+        decode(frames())
+
+
+def test_the_refusal_tells_the_sizes_of_the_frames():
+    with pytest.raises(MailboxError, match=r"frames of \[44, 7\] bytes"):
+        decode([header(), bytes(7)])
+
+
+def test_a_dtype_that_messages_cannot_carry_is_named_with_the_way_out():
+    sent = torch.zeros(2).to(torch.float8_e5m2)
+    with pytest.raises(MailboxError, match=r"got torch\.float8_e5m2: convert it in the block"):
+        encode(0, Message(Kind.BATCH, 0, (sent,)))
