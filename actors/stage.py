@@ -151,7 +151,8 @@ class StageLoop:
     """Turn arrivals into instructions, in the one order that the program allows.
 
     Call `start` once, then feed every message to `arrived`; each returns the instructions that may
-    now be carried out, in order. `awaits` names the box without which nothing goes on; None when all is done.
+    now be carried out, in order. `awaits` names the box without which nothing goes on; None when
+    all is done.
 
     Args:
         program: the numbers of this stage.

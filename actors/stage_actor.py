@@ -31,7 +31,7 @@ from actors.stage import StageProgram
 from actors.wiring import Link
 from actors.zmq_wire import Address, ZmqHub, ZmqReceiveEnd
 
-__all__ = ["Feed", "Home", "RuleFactory", "StageActor", "WireKind"]
+__all__ = ["Feed", "Home", "RuleFactory", "StageActor", "StageWorker", "WireKind"]
 
 RuleFactory = Callable[[], StageRule]
 WireKind = Literal["zmq", "ray"]
@@ -59,9 +59,8 @@ class Feed:
     evaluate_every: int
 
 
-@ray.remote(concurrency_groups={"control": 1, "mail": 1})  # type: ignore[call-overload]
-class StageActor:
-    """One stage of a pipeline as a Ray actor.
+class StageWorker:
+    """One stage of a pipeline, in the process of its actor.
 
     Args:
         stage: 0 at the input.
@@ -245,3 +244,7 @@ class StageActor:
         if self._hub is None:
             raise MechanismError(f"stage {self._stage} has no sockets yet: call home first")
         return self._hub
+
+
+StageActor: Any = ray.remote(concurrency_groups={"control": 1, "mail": 1})(StageWorker)  # type: ignore[call-overload]
+"""`StageWorker` as a Ray actor: options, then `remote(stage, threads, seed)`."""

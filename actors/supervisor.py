@@ -202,7 +202,7 @@ class Supervisor:
         for k, each in enumerate(self._resources):
             other = {name: n for name, n in each.items() if name not in ("CPU", "GPU")}
             self._stages.append(
-                StageActor.options(  # type: ignore[attr-defined]
+                StageActor.options(
                     num_cpus=each.get("CPU", 0),
                     num_gpus=each.get("GPU", 0),
                     resources=other,

@@ -21,8 +21,12 @@ WIDTH = 1024
 
 class _Nap(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: object, x: Tensor, scale: Tensor, forward_s: float, backward_s: float
+    def forward(  # the scale is there to have a gradient
+        ctx: object,
+        x: Tensor,
+        scale: Tensor,  # noqa: ARG004
+        forward_s: float,
+        backward_s: float,
     ) -> Tensor:
         ctx.backward_s = backward_s  # type: ignore[attr-defined]
         time.sleep(forward_s * x.shape[0] / BATCH)

@@ -1,9 +1,16 @@
 """raylab: elastic, distributed orchestration of asynchronous training on Ray.
 
 >>> from raylab import PipelineTrainer
+
+The trainers are imported when they are first used: stage actors import this package too, and
+should not pay for the drivers.
 """
 
-from raylab.drivers import PipelineTrainer, Result
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from raylab.errors import (
     ConfigError,
     DataError,
@@ -13,7 +20,11 @@ from raylab.errors import (
     RaylabError,
     ResourceError,
 )
-from raylab.optimizers import Schedule
+
+if TYPE_CHECKING:
+    from raylab.drivers.pipeline import PipelineTrainer
+    from raylab.drivers.result import Result
+    from raylab.optimizers import Schedule
 
 __all__ = [
     "ConfigError",
@@ -30,3 +41,19 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+_LATER = {
+    "PipelineTrainer": "raylab.drivers.pipeline",
+    "Result": "raylab.drivers.result",
+    "Schedule": "raylab.optimizers",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LATER[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

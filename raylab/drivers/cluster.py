@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Mapping
+from typing import Any
 
 import ray
 
@@ -21,12 +23,9 @@ def connect() -> bool:
     """
     if ray.is_initialized():
         return False
-    try:
-        ray.init(address="auto", logging_level=logging.WARNING)
-    except ConnectionError:
-        ray.init(address="local", include_dashboard=False, logging_level=logging.WARNING)
-        return True
-    return False
+    context: Any = ray.init(include_dashboard=False, logging_level=logging.WARNING)
+    # Ray names a session's folder after the process that started it.
+    return str(context.address_info["session_dir"]).endswith(f"_{os.getpid()}")
 
 
 def stage_resources(

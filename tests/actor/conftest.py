@@ -10,7 +10,7 @@ import ray
 
 @pytest.fixture(scope="package")
 def session() -> Iterator[None]:
-    """Start Ray with more CPUs than the machine has: the stages of a test hardly compute."""
-    ray.init(address="local", num_cpus=16, include_dashboard=False, log_to_driver=False)
+    """Start Ray; the stages of a test hardly compute, so they ask for a tenth of a CPU each."""
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()

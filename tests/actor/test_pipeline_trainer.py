@@ -48,6 +48,7 @@ ADAM = Optimiser(kind="adam", lr=0.01, weight_decay=1e-2)
 def fit(
     model, data, path, *, epochs=2, optimiser=SGD, test=None, report_every=0, **options
 ) -> Result:
+    options.setdefault("resources_per_stage", {"CPU": 0.1})
     trainer = PipelineTrainer(
         model,
         F.cross_entropy,
@@ -278,10 +279,10 @@ def test_a_later_batch_that_does_not_fit_is_named(tmp_path):
 
 def test_resources_that_are_not_there_are_named_after_the_stated_wait(tmp_path):
     model, data = mlp64(5), batches("mlp", 3, seed=1)
-    with pytest.raises(ResourceError, match=r"within 1 s \(CPU: 200 needed, 16 in the cluster"):
+    with pytest.raises(ResourceError, match=r"within 1 s \(CPU: 200 needed, 2 in the cluster"):
         fit(model, data, tmp_path, stages=2, resources_per_stage={"CPU": 100}, wait_s=1)
     with pytest.raises(ResourceError, match="GPU: 2 needed, 0 in the cluster"):
-        fit(model, data, tmp_path, stages=2, resources_per_stage={"CPU": 1, "GPU": 1}, wait_s=1)
+        fit(model, data, tmp_path, stages=2, resources_per_stage={"CPU": 0.5, "GPU": 1}, wait_s=1)
     # The cluster is not blocked by the attempts.
     assert fit(model, data, tmp_path, stages=2, epochs=1).metrics["step"] == 3
 

@@ -77,7 +77,7 @@ def payload(index: int) -> tuple[Tensor | None, ...]:
         torch.arange(40_000.0) + index,
         torch.tensor(index),
         None,
-        torch.arange(6).reshape(2, 3).T == index,
+        index == torch.arange(6).reshape(2, 3).T,
         torch.full((3,), 0.5 * index, dtype=torch.bfloat16),
         torch.empty(0, 4),
     )
