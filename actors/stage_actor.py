@@ -126,6 +126,8 @@ class StageWorker:
         """Wait until every sender is there."""
         for end in self._accepting.values():
             end.accept(_HELLO_S)
+        self._accepting = {}
+        self._its_hub().settle()
 
     @ray.method(concurrency_group="mail")
     def deliver(self, name: str, *frames: Any) -> None:

@@ -105,6 +105,12 @@ class ZmqHub:
         self._ends.append(end)
         return end
 
+    def settle(self) -> None:
+        """All senders are there: remove the directory of socket files, which nobody needs now."""
+        if self._directory is not None:
+            self._directory.cleanup()
+            self._directory = None
+
     def close(self) -> None:
         """Close every socket and remove what is on disk."""
         for end in self._ends:
@@ -113,9 +119,7 @@ class ZmqHub:
             self._authenticator.stop()
             self._authenticator = None
         self._context.term()
-        if self._directory is not None:
-            self._directory.cleanup()
-            self._directory = None
+        self.settle()
 
     def _socket(self, capacity: int) -> Any:
         socket = self._context.socket(zmq.DEALER)

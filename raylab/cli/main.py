@@ -21,6 +21,7 @@ from raylab.errors import RaylabError
 __all__ = ["entry_point", "main"]
 
 INTERRUPTED = 130
+_COMPLAINT = "raylab: error: "
 
 # A command's module is imported when the command is used, and imports torch and Ray only to work.
 _COMMANDS = {
@@ -52,7 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as error:  # argparse, after --help or a complaint
         return error.code if isinstance(error.code, int) else 1
     except RaylabError as error:
-        sys.stderr.write(f"raylab: error: {error}\n")
+        # The further lines of a message stand below its first one.
+        message = str(error).replace("\n", "\n" + " " * len(_COMPLAINT))
+        sys.stderr.write(f"{_COMPLAINT}{message}\n")
         return error.exit_code
     except KeyboardInterrupt:
         sys.stderr.write("raylab: interrupted\n")

@@ -97,10 +97,8 @@ def apply_pairs(base: Mapping[str, Any], pairs: Sequence[str]) -> dict[str, Any]
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals or not key or not all(key.split(".")):
-            raise ConfigError(
-                f"a setting must be key=value, but got {pair!r}: for instance "
-                f"{key if key in _FIELDS else 'epochs'}=3"
-            )
+            example = f"{key}=VALUE" if key in _FIELDS else "epochs=3"
+            raise ConfigError(f"a setting must be key=value, such as {example}, but got {pair!r}")
         *outer, last = key.split(".")
         inside = merged
         for depth, name in enumerate(outer, start=1):

@@ -6,7 +6,6 @@ import logging
 import math
 import os
 from collections.abc import Mapping
-from typing import Any
 
 import ray
 
@@ -16,16 +15,21 @@ __all__ = ["connect", "stage_resources", "threads_of"]
 
 
 def connect() -> bool:
-    """Connect to Ray: the running session, RAY_ADDRESS, or a new local one.
+    """Connect to Ray: to this process's session, to RAY_ADDRESS, or to a new local one.
+
+    A local one is Ray's own default: guarded by token authentication, and not joined by accident
+    when another Ray runs on the machine; RAY_ADDRESS=auto joins that one.
 
     Returns:
-        Whether a local Ray was started for this run alone.
+        Whether a local Ray was started for this process.
     """
     if ray.is_initialized():
         return False
-    context: Any = ray.init(include_dashboard=False, logging_level=logging.WARNING)
-    # Ray names a session's folder after the process that started it.
-    return str(context.address_info["session_dir"]).endswith(f"_{os.getpid()}")
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(logging_level=logging.WARNING)
+        return False
+    ray.init(address="local", include_dashboard=False, logging_level=logging.WARNING)
+    return True
 
 
 def stage_resources(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
@@ -118,8 +119,10 @@ def _resolved_rate(config: PipelineConfig) -> dict[str, float | None]:
             "momentum": _first(config.momentum, 0.9 if sgd else None),
         }
     if config.recipe not in RECIPES:
+        close = difflib.get_close_matches(config.recipe, RECIPES, n=1)
         raise ConfigError(
             f"`recipe` must be one of {', '.join(RECIPES)}, but got {config.recipe!r}"
+            + (f": did you mean {close[0]}?" if close else "")
         )
     if config.optimizer.lower() != "sgd":
         raise ConfigError(

@@ -108,7 +108,7 @@ def run_alone(program: StageProgram, features: Iterable[Message]) -> list[Instru
     boxes["labels"] = deque(
         m for m in boxes["features"] if program.last and m.kind in (Kind.BATCH, Kind.EVALUATE)
     )
-    done: list[Instruction] = []
+    done = loop.start()
     while loop.awaits is not None:
         released = loop.arrived(loop.awaits, boxes[loop.awaits].popleft())
         done += released
@@ -464,9 +464,9 @@ def run_together(
     queues["features", 0] += features
     queues["labels", top] += [m for m in features if m.kind in (Kind.BATCH, Kind.EVALUATE)]
     log: list[tuple[int, Instruction]] = []
-    while full := [key for key, queue in queues.items() if queue]:
-        box, k = rng.choice(full)
-        for instruction in loops[k].arrived(box, queues[box, k].popleft()):
+
+    def carry_out(k: int, released: Sequence[Instruction]) -> None:
+        for instruction in released:
             log.append((k, instruction))
             match instruction:
                 case Forward(unit) if k < top:
@@ -485,6 +485,12 @@ def run_together(
                     queues["features", k + 1].append(Message(Kind.EPOCH, epoch))
                 case Finish() if k < top:
                     queues["features", k + 1].append(Message(Kind.FINISH, loops[k].batches))
+
+    for k, loop in enumerate(loops):
+        carry_out(k, loop.start())
+    while full := [key for key, queue in queues.items() if queue]:
+        box, k = rng.choice(full)
+        carry_out(k, loops[k].arrived(box, queues[box, k].popleft()))
     assert [loop.awaits for loop in loops] == [None] * len(loops), "the stages wait for each other"
     return log
 
@@ -502,8 +508,8 @@ def ticks(programs: Sequence[StageProgram], log: Sequence[tuple[int, Instruction
     return found
 
 
-# Link delays; what lags two ticks or more at its top can only be started by a runner.
-LOCKED = [[], [0, 0], [1], [1, 1], [1, 1, 1], [1, 0, 1], [2], [3], [2, 0], [1, 2]]
+# Link delays: back-propagation, DDG, ADL and mixtures.
+LOCKED = [[], [0, 0], [1], [1, 1, 1], [2], [2, 2], [2, 2, 2], [1, 0, 1], [3, 0, 2], [1, 2, 3, 1]]
 
 
 @pytest.mark.parametrize("delays", LOCKED, ids=str)
@@ -562,3 +568,23 @@ def test_a_middle_stage_asks_those_above_first_and_those_below_second():
     for box, message, released, awaits in steps:
         assert spell_all(loop.arrived(box, message)) == released
         assert loop.awaits == awaits
+
+
+def test_a_stage_that_lags_answers_for_the_ticks_before_its_first():
+    programs = lock_step([2, 2])
+    top, middle = StageLoop(programs[2]), StageLoop(programs[1])
+    assert spell_all(top.start()) == "v0"
+    assert top.awaits == "features"
+    assert middle.start() == []
+    assert middle.awaits == "gradients"
+    assert spell_all(middle.arrived("gradients", token(0))) == "v0"
+    assert spell_all(middle.arrived("features", token(0))) == "^0"
+    assert spell_all(top.arrived("features", token(0))) == "v1"
+    assert middle.awaits == "features"
+
+
+@pytest.mark.parametrize("program", [*lock_step([1, 1]), ddg(0), ddg(2)], ids=repr)
+def test_a_stage_that_does_not_lag_starts_with_its_features(program: StageProgram):
+    loop = StageLoop(program)
+    assert loop.start() == []
+    assert loop.awaits == "features"
