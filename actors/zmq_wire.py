@@ -58,6 +58,7 @@ class ZmqHub:
         self._host = host
         self._directory: tempfile.TemporaryDirectory[str] | None = None
         self._authenticator: ThreadAuthenticator | None = None
+        self._known: set[bytes] = set()
         self._ends: list[ZmqSendEnd | ZmqReceiveEnd] = []
         self.public_key, self._secret_key = zmq.curve_keypair()
 
@@ -85,7 +86,8 @@ class ZmqHub:
             address = Address(f"ipc://{file}")
             socket.bind(address.url)
         else:
-            self._authenticate(peers)
+            self._authenticate()
+            self._known.update(peers)
             socket.curve_server = True
             socket.curve_publickey, socket.curve_secretkey = self.public_key, self._secret_key
             port = socket.bind_to_random_port(f"tcp://{self._host}")
@@ -128,21 +130,23 @@ class ZmqHub:
         socket.linger = 1000
         return socket
 
-    def _authenticate(self, peers: Collection[bytes]) -> None:
+    def _authenticate(self) -> None:
         if self._authenticator is None:
             self._authenticator = ThreadAuthenticator(self._context)
             self._authenticator.start()
-        self._authenticator.configure_curve_callback(
-            domain="*", credentials_provider=_Known(frozenset(peers))
-        )
+            self._authenticator.configure_curve_callback(
+                domain="*", credentials_provider=_Known(self._known)
+            )
 
 
 class _Known:
-    def __init__(self, keys: frozenset[bytes]) -> None:
+    """Tells ZeroMQ which public keys may connect; more may be added later."""
+
+    def __init__(self, keys: set[bytes]) -> None:
         self._keys = keys
 
     def callback(self, domain: str, key: bytes) -> bool:  # noqa: ARG002
-        return zmq.utils.z85.encode(key) in self._keys
+        return key in self._keys
 
 
 class ZmqSendEnd:

@@ -29,6 +29,8 @@ class RaylabError(Exception):
     """A run failed; the message names the rule, the value and the way out."""
 
     exit_code = 1
+    tells_its_story = True
+    """Passes through a stage as it is: the message says where and why already."""
 
 
 class NonFiniteLossError(RaylabError):

@@ -23,7 +23,7 @@ from raylab.errors import ConfigError
 __all__ = ["apply_pairs", "load_yaml", "pipeline_config", "read_yaml"]
 
 _FIELDS = PipelineConfig.model_fields
-_FLOAT = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+_FLOAT = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
 
 
 class _Loader(yaml.SafeLoader):
@@ -32,6 +32,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                continue
             key = key_node.value
             if key in seen:
                 raise yaml.constructor.ConstructorError(
@@ -70,7 +72,7 @@ def load_yaml(text: str, source: str) -> dict[str, Any]:
     """
     try:
         content = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: 2024-02-31, which is no date
         raise ConfigError(f"a configuration must be YAML, but {source}{_place(error)}") from None
     if content is None:
         return {}
@@ -135,7 +137,7 @@ def _value(key: str, text: str) -> Any:
         return None if text in ("", "null") and allows_null(field) else text
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(
             f"the value of a key must be YAML, but {key}={text}{_place(error)}: "
             "quote it for the shell if it has spaces or brackets"
@@ -161,7 +163,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _place(error: yaml.YAMLError) -> str:
+def _place(error: Exception) -> str:
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or str(error)
     if mark is None:

@@ -205,6 +205,8 @@ def test_an_empty_file_sets_nothing(tmp_path):
         ("- 1\n", "must be a mapping, one `key: value` a line, but"),
         ("3: 1\n", "must be a mapping, one `key: value` a line, but"),
         ("a: !!python/object/apply:os.getcwd []\n", "could not determine a constructor"),
+        ("name: 2024-02-31\n", "day is out of range for month"),
+        ("? [1]\n: 2\n", "found unhashable key"),
         (b"\xff\xfe\x00", "must be a readable text file"),
     ],
 )
