@@ -143,7 +143,8 @@ def table(times: list[tuple[float, float]], batches: int, repeats: int) -> list[
 def show(rows: Sequence[dict[str, Any]]) -> None:
     """Print rows as a Markdown table."""
     print(
-        "| K | method | period ms | spread | of ideal | of formula | over BP | paper | staleness | delays |"
+        "| K | method | period ms | spread | of ideal | of formula | over BP | paper | staleness "
+        "| delays |"
     )
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for row in rows:

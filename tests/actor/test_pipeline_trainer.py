@@ -6,9 +6,11 @@ import copy
 import functools
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -402,9 +404,10 @@ PipelineTrainer(
 
 def test_ctrl_c_leaves_no_process_and_no_socket_behind(tmp_path):
     address = ray.get_runtime_context().gcs_address
+    before = set(Path(tempfile.gettempdir()).glob("raylab-*"))
     script = subprocess.Popen(
         [sys.executable, "-c", _SCRIPT, str(tmp_path)],
-        env={**os.environ, "RAY_ADDRESS": address, "TMPDIR": str(tmp_path)},
+        env={**os.environ, "RAY_ADDRESS": address},
         cwd=Path(__file__).parents[2],
         stderr=subprocess.PIPE,
         text=True,
@@ -415,17 +418,13 @@ def test_ctrl_c_leaves_no_process_and_no_socket_behind(tmp_path):
     assert script.returncode != 0
     assert "KeyboardInterrupt" in errors
     _wait_until_gone(stage)
-    assert not list(Path("/dev/shm").glob("raylab*"))  # noqa: S108
-    sockets = [path for path in tmp_path.rglob("*") if path.is_socket()]
-    assert sockets == []
+    assert set(Path(tempfile.gettempdir()).glob("raylab-*")) <= before
 
 
 def _wait_until_gone(pid: int, timeout_s: float = 30) -> None:
     handle = os.pidfd_open(pid) if Path(f"/proc/{pid}").exists() else None
     if handle is None:
         return
-    import select
-
     try:
         ready, _, _ = select.select([handle], [], [], timeout_s)
         assert ready, f"process {pid} is still there"
