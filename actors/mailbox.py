@@ -118,6 +118,13 @@ class Outbox:
         figures.depth = self.capacity - self._credits
         figures.peak_depth = max(figures.peak_depth, figures.depth)
 
+    def settle(self, timeout_s: float) -> None:
+        """Wait up to `timeout_s` until every message has been taken."""
+        deadline = time.perf_counter() + timeout_s
+        self._collect(0.0)
+        while self._credits < self.capacity and (left := deadline - time.perf_counter()) > 0:
+            self._collect(left)
+
     def close(self) -> None:
         """Give the wire back."""
         self._end.close()

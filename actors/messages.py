@@ -96,7 +96,7 @@ def encode(sequence: int, message: Message) -> list[Buffer]:
     Raises:
         MailboxError: a tensor has a dtype that messages cannot carry.
     """
-    tensors = [t if t is None else t.detach().cpu().contiguous() for t in message.tensors]
+    tensors = [None if t is None else _plain(t) for t in message.tensors]
     header = bytearray(
         _FIXED.pack(
             sequence,
@@ -109,8 +109,8 @@ def encode(sequence: int, message: Message) -> list[Buffer]:
         )
     )
     frames: list[Buffer] = []
-    for tensor in tensors:
-        if tensor is None:
+    for original, tensor in zip(message.tensors, tensors, strict=True):
+        if original is None or tensor is None:
             header += _TENSOR.pack(_ABSENT, 0)
             continue
         code = _CODES.get(tensor.dtype)
@@ -119,10 +119,11 @@ def encode(sequence: int, message: Message) -> list[Buffer]:
                 f"a message carries tensors of {', '.join(str(d) for d in _DTYPES)}, "
                 f"but got {tensor.dtype}: convert it in the block before the cut"
             )
-        header += _TENSOR.pack(code, tensor.ndim)
-        header += struct.pack(f"<{tensor.ndim}Q", *tensor.shape)
+        shape = original.shape
+        header += _TENSOR.pack(code, len(shape))
+        header += struct.pack(f"<{len(shape)}Q", *shape)
         if tensor.numel():
-            frames.append(memoryview(tensor.reshape(-1).view(torch.uint8).numpy().data))
+            frames.append(tensor.view(torch.uint8).numpy().data)
     return [bytes(header), *frames]
 
 
@@ -132,8 +133,8 @@ def decode(frames: Sequence[Buffer]) -> tuple[int, Message]:
     Raises:
         MailboxError: the frames are not those of one message.
     """
-    header = memoryview(frames[0])
     try:
+        header = memoryview(frames[0])
         sequence, kind, count, index, part, parts, share = _FIXED.unpack_from(header)
         offset = _FIXED.size
         tensors: list[Tensor | None] = []
@@ -147,10 +148,30 @@ def decode(frames: Sequence[Buffer]) -> tuple[int, Message]:
             shape = struct.unpack_from(f"<{ndim}Q", header, offset)
             offset += 8 * ndim
             tensors.append(_tensor(_DTYPES[code], shape, bodies))
+        if offset != header.nbytes or next(bodies, None) is not None:
+            raise ValueError("there is more than the header says")
         return sequence, Message(Kind(kind), index, tuple(tensors), part, parts, share)
-    except (struct.error, IndexError, StopIteration, RuntimeError, ValueError) as error:
+    except _MALFORMED as error:
         sizes = [memoryview(frame).nbytes for frame in frames]
         raise MailboxError(f"frames of {sizes} bytes are not one message: {error}") from error
+
+
+_MALFORMED = (
+    struct.error,
+    IndexError,
+    StopIteration,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    OverflowError,
+)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Return the elements in C order, one after another in the CPU's memory."""
+    flat = tensor.detach().resolve_conj().resolve_neg().cpu().reshape(-1)
+    # One element of a view may keep the view's stride, which means nothing but stops `view`.
+    return flat.as_strided((1,), (1,)) if flat.numel() == 1 else flat.contiguous()
 
 
 def _tensor(dtype: torch.dtype, shape: Sequence[int], bodies: Iterator[Buffer]) -> Tensor:

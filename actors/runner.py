@@ -6,7 +6,7 @@ No Ray in here: the same runner runs in an actor, and K of them in one process f
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -245,10 +245,18 @@ class StageRunner:
     def _story(self, doing: str, unit: Unit | None, tensors: Tensors) -> _Story:
         return _Story(self.loop.program.stage, doing, unit, tensors)
 
-    def remains(self) -> Mapping[str, float]:
-        """Return what is left in the boxes and the loop: all zero after a run that ended well."""
-        depths = {name: box.statistics.depth for name, box in self._boxes.named().items()}
-        return {"payloads": len(self._payload), "in_flight": self.loop.in_flight, **depths}
+    def remains(self, timeout_s: float = 0.0) -> dict[str, int]:
+        """Return what is left in boxes and loop by name: nothing after a run that ended well.
+
+        Args:
+            timeout_s: how long the last credits of each outbox may be under way.
+        """
+        for box in (self._boxes.features_out, self._boxes.gradients_out):
+            if box is not None:
+                box.settle(timeout_s)
+        left = {name: box.statistics.depth for name, box in self._boxes.named().items()}
+        left |= {"payloads": len(self._payload), "in_flight": self.loop.in_flight}
+        return {name: count for name, count in left.items() if count}
 
 
 class _Story:

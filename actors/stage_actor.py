@@ -36,6 +36,7 @@ __all__ = ["Feed", "Home", "RuleFactory", "StageActor", "StageWorker", "WireKind
 RuleFactory = Callable[[], StageRule]
 WireKind = Literal["zmq", "ray"]
 _HELLO_S = 60.0
+_CREDITS_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,9 +179,9 @@ class StageWorker:
         """Return weights and buffers of the stage."""
         return dict(self._its_rule().state())
 
-    def remains(self) -> dict[str, float]:
-        """Return what is left in boxes and loop after a run: all zero if it ended well."""
-        return {} if self._runner is None else dict(self._runner.remains())
+    def remains(self) -> dict[str, int]:
+        """Return what is left in boxes and loop after a run: nothing if it ended well."""
+        return {} if self._runner is None else self._runner.remains(_CREDITS_S)
 
     def close(self) -> None:
         """Close every box."""

@@ -148,15 +148,14 @@ class Supervisor:
             self.ask(done)
             watch(*self._look())
         watch(*self._look())
+        held = {k: each for k, each in enumerate(self._remains()) if each}
+        if held:
+            raise MechanismError(f"the run ended, but the stages still hold {held}")
 
     def states(self) -> Iterator[dict[str, Any]]:
         """Yield every stage's weights and buffers, one stage at a time."""
         for stage in self._stages:
             yield self.ask([stage.state.remote()])[0]
-
-    def remains(self) -> list[dict[str, float]]:
-        """Return what each stage has left in its boxes and its loop."""
-        return self.ask(stage.remains.remote() for stage in self._stages)
 
     def ask(self, calls: Any) -> list[Any]:
         """Wait for calls of the stages; raise what the first failed one raised.
@@ -242,6 +241,9 @@ class Supervisor:
             raise cause if isinstance(cause, Exception) else error from None
         except RayActorError as error:
             raise MechanismError(f"a stage's process died: {error}") from error
+
+    def _remains(self) -> list[dict[str, int]]:
+        return self.ask(stage.remains.remote() for stage in self._stages)
 
     def _transport(self, link: Link) -> str:
         same = self.homes[link.source].node_id == self.homes[link.target].node_id

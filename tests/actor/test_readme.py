@@ -43,7 +43,8 @@ def test_the_python_of_the_readme_trains_a_network_of_the_reader(tmp_path):
         input=code,
         env={
             **os.environ,
-            "HOME": str(tmp_path),
+            "HOME": str(tmp_path),  # where results go; Ray's token stays where it is
+            "RAY_AUTH_TOKEN_PATH": str(Path.home() / ".ray" / "auth_token"),
             "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
         },
         capture_output=True,

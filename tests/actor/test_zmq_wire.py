@@ -297,6 +297,19 @@ def test_the_socket_file_is_private_and_gone_after_the_greeting(hub: Callable[[]
     assert not file.parent.exists()
 
 
+def test_settling_removes_the_directory_and_leaves_the_links_open(hub: Callable[[], ZmqHub]):
+    receiver, sender = hub(), hub()
+    address, end = receiver.listen("link", 2)
+    outbox = Outbox("link", sender.connect("link", 2, address), 2)
+    end.accept(PATIENCE_S)
+    receiver.settle()
+    assert not socket_file(address).parent.exists()
+    inbox = Inbox("link", end, 2)
+    for index in range(5):
+        put(outbox, torch.ones(2), index=index)
+        assert taken(inbox).index == index
+
+
 def test_closing_removes_the_file_of_a_link_that_was_never_used(hub: Callable[[], ZmqHub]):
     receiver = hub()
     file = socket_file(receiver.listen("link", 2)[0])
