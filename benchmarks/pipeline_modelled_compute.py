@@ -4,27 +4,32 @@ paper's own speed-ups (ADL, Table III).
 
     python -m benchmarks.pipeline_modelled_compute --stages 2 4 8 10 16 --repeats 3
 
-Methods are interleaved, every figure is the median over the repeats; a period is the time between
-two batches of a full pipeline (the first report, which has the fill, is left out).
+Stages are the product's actors, kept warm over the methods, which are interleaved. Every figure is
+the median over the repeats; a period is the time between two batches of a full pipeline (the first
+report, which has the fill, is left out).
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.train import RunConfig
+import torch
 
+from actors.stage_actor import Feed
+from actors.supervisor import Supervisor
 from benchmarks.modelled import mean_loss, nap_batches, nap_chain
-from raylab import PipelineTrainer
-from raylab.planner import predicted_period_s
+from raylab.drivers.network import Network
+from raylab.drivers.pipeline_run import PipelineRun
+from raylab.drivers.settings import PipelineSettings
+from raylab.planner import predicted_period_s, trace_blocks
 
 FORWARD_S, BACKWARD_S = 0.007, 0.013
 PAPER = {
@@ -67,25 +72,38 @@ class Measured:
     config: dict[str, Any]
 
 
-def measure(case: Case, times: list[tuple[float, float]], batches: int, storage: Path) -> Measured:
-    """Run one method once."""
+def measure(
+    case: Case, times: list[tuple[float, float]], batches: int, supervisor: Supervisor
+) -> Measured:
+    """Run one method once, on stage actors that are warm."""
     chunk = max(10, batches // 4)
-    trainer = PipelineTrainer(
-        nap_chain(times),
-        mean_loss,
-        method=case.method,
-        stages=list(range(1, len(times))) or 1,
-        resources_per_stage={"CPU": 0.1},
-        run_config=RunConfig(storage_path=str(storage)),
-        **case.options,
+    settings = PipelineSettings(
+        method=case.method, stages=tuple(range(1, len(times))) or 1, **case.options
     )
-    result = trainer.fit(nap_batches(batches), report_every=chunk, progress=False)
-    rows = [row for row in result.table.to_pylist() if row["epoch"] is None][1:]
+    network = Network(nap_chain(times))
+    feed = nap_batches(batches)
+    x, y = next(iter(feed))
+    traces = trace_blocks(network.blocks, network.names, [x], [y], mean_loss)
+    optimizer = functools.partial(torch.optim.SGD, lr=0.01, momentum=0.9)
+    run = PipelineRun(settings, network, range(1, len(times)), traces, mean_loss, optimizer, None)
+    plan = run.prepare(supervisor, [x], report_every=chunk)
+    reports = run.carry_out(
+        supervisor,
+        plan,
+        Feed(train=feed, test=None, epochs=1, parts=settings.parts, evaluate_every=1),
+        _unseen,
+    )
+    rows = [row for row in reports if row["epoch"] is None][1:]
+    late = sum(row["staleness_mean"] * sum(row["stage_gradients"]) for row in reports)
     return Measured(
         period_s=statistics.median(row["stage_trained_s"][-1] / chunk for row in rows),
-        staleness=result.summary["staleness_mean"],
-        config=result.summary["config"],
+        staleness=late / sum(sum(row["stage_gradients"]) for row in reports),
+        config=run.resolved(),
     )
+
+
+def _unseen(done: int, rows: Sequence[dict[str, Any]]) -> None:
+    """Nobody watches."""
 
 
 def formula(
@@ -104,12 +122,12 @@ def table(times: list[tuple[float, float]], batches: int, repeats: int) -> list[
     """Measure every method with these stage times; return a row a method."""
     stages = len(times)
     found: dict[str, list[Measured]] = {case.label: [] for case in CASES}
-    with tempfile.TemporaryDirectory() as folder:
+    with Supervisor([{"CPU": 0.1}] * stages, threads=1, seed=0, wait_s=60) as supervisor:
         for _ in range(repeats):
             for case in CASES:
                 # A locked batch takes K periods: fewer of them say as much.
                 count = max(24, batches // stages) if case.method == "bp" else batches
-                found[case.label].append(measure(case, times, count, Path(folder)))
+                found[case.label].append(measure(case, times, count, supervisor))
     message_s = statistics.median(
         each for run in found["auto"] for each in run.config["measured"]["message_s"]
     )

@@ -3,38 +3,32 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-from ray.train import Checkpoint, RunConfig
+from ray.train import RunConfig
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from actors.errors import BatchError, MechanismError, PlacementError
 from actors.source import as_tensors
-from actors.stage import StageProgram
 from actors.stage_actor import Feed
 from actors.supervisor import Supervisor
-from actors.wiring import links
-from raylab.algorithms.delayed_stage import DelayedStage, ScheduleFactory
+from raylab.algorithms.delayed_stage import ScheduleFactory
 from raylab.drivers.cluster import connect, stage_resources, threads_of
 from raylab.drivers.network import Network
+from raylab.drivers.pipeline_run import PipelineRun, keep
 from raylab.drivers.result import Result
-from raylab.drivers.settings import Delay, PipelineSettings, Precision, programs, stage_settings
+from raylab.drivers.settings import Delay, PipelineSettings, Precision
 from raylab.errors import ConfigError, DataError, RaylabError, ResourceError
 from raylab.optimizers import Schedule
-from raylab.planner import BlockTrace, balanced_cuts, choose_link_delays, trace_blocks
-from raylab.records import RowMerger, RunFolder, new_run_name
+from raylab.planner import BlockTrace, balanced_cuts, trace_blocks
+from raylab.records import RunFolder, new_run_name
 from raylab.report import Progress
 
 __all__ = ["PipelineTrainer"]
-
-_MEASUREMENTS = 15
-"""Repeats of each timing for delay="auto"."""
 
 
 class PipelineTrainer:
@@ -184,6 +178,7 @@ class PipelineTrainer:
         cuts = self._cuts(traces)
         network.check_cuts(cuts)
         schedule = self._bound_schedule(batches)
+        folder = RunFolder(self._storage, self._name)
         own = connect()
         resources = stage_resources(self._resources, len(cuts) + 1, own=own)
         feed = Feed(
@@ -193,8 +188,9 @@ class PipelineTrainer:
             parts=self.settings.parts,
             evaluate_every=evaluate_every,
         )
-        run = _Run(self.settings, network, cuts, traces, self._loss_fn, self._optimizer, schedule)
-        folder = RunFolder(self._storage, self._name)
+        run = PipelineRun(
+            self.settings, network, cuts, traces, self._loss_fn, self._optimizer, schedule
+        )
         supervisor = Supervisor(
             resources,
             threads=threads_of(resources[0]),
@@ -209,9 +205,10 @@ class PipelineTrainer:
         )
         try:
             with bar, supervisor:
-                rows = run.carry_out(supervisor, feed, x, report_every, bar.show)
+                plan = run.prepare(supervisor, x, report_every)
                 config = {**self._described(epochs), **run.resolved()}
                 folder.write_config(config)
+                rows = run.carry_out(supervisor, plan, feed, bar.show)
                 model = network.trained(supervisor.states())
         except PlacementError as error:
             raise ResourceError(str(error)) from error
@@ -219,7 +216,7 @@ class PipelineTrainer:
             raise DataError(str(error)) from error
         except MechanismError as error:
             raise RaylabError(str(error)) from error
-        return _keep(folder, rows, model, config)
+        return keep(folder, rows, model, config)
 
     def _cuts(self, traces: Sequence[BlockTrace]) -> list[int]:
         if isinstance(self.settings.stages, tuple):
@@ -249,146 +246,6 @@ class PipelineTrainer:
             "schedule": None if self._schedule is None else _name_of(self._schedule),
             "epochs": epochs,
         }
-
-
-class _Run:
-    """One run: from checked settings to rows."""
-
-    def __init__(
-        self,
-        settings: PipelineSettings,
-        network: Network,
-        cuts: Sequence[int],
-        traces: Sequence[BlockTrace],
-        loss_fn: Callable[..., Tensor],
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
-        schedule: ScheduleFactory | None,
-    ) -> None:
-        self._settings = settings
-        self._cuts = list(cuts)
-        self._traces = traces
-        self._modules = network.stages(cuts)
-        self._loss_fn = loss_fn
-        self._optimizer = optimizer
-        self._schedule = schedule
-        self._link_delays = settings.link_delays()
-        self._measured: dict[str, Any] = {}
-
-    def carry_out(
-        self,
-        supervisor: Supervisor,
-        feed: Feed,
-        x: Sequence[Tensor],
-        report_every: int,
-        show: Callable[[int, Sequence[Mapping[str, Any]]], None],
-    ) -> list[dict[str, Any]]:
-        """Wire, measure if asked to, load, run; return the rows."""
-        window = self._settings.accumulate * self._settings.parts
-        if self._settings.delay == "auto":
-            plan = self._load(supervisor, report_every)
-            supervisor.wire(links(plan, window), self._settings.wire)
-            self._measure(supervisor, x)
-        plan = self._load(supervisor, report_every)
-        supervisor.wire(links(plan, window), self._settings.wire)
-        merger = RowMerger(self._settings.count)
-        rows: list[dict[str, Any]] = []
-
-        def watch(done: int, reports: list[dict[str, Any]]) -> None:
-            new = merger.add(reports)
-            rows.extend(new)
-            show(done, new)
-
-        supervisor.run(plan, feed, watch)
-        return rows
-
-    def resolved(self) -> dict[str, Any]:
-        """Return what was decided: with it in place of "auto" and K the run repeats."""
-        found: dict[str, Any] = {"stages": self._cuts or 1}
-        if self._settings.rule.delayed:
-            found["delay"] = self._link_delays
-        if self._measured:
-            found["measured"] = self._measured
-        return found
-
-    def _load(self, supervisor: Supervisor, report_every: int) -> list[StageProgram]:
-        plan = programs(self._settings, self._link_delays, report_every)
-        bounds = [0, *self._cuts, len(self._traces)]
-        device = "cuda" if supervisor.gpus else "cpu"
-        supervisor.load(
-            [
-                functools.partial(
-                    DelayedStage,
-                    module,
-                    stage_settings(
-                        self._settings,
-                        program,
-                        protect_inputs=any(
-                            trace.writes_input for trace in self._traces[bounds[k] : bounds[k + 1]]
-                        ),
-                        device=device,
-                    ),
-                    optimizer=self._optimizer,
-                    schedule=self._schedule,
-                    loss_fn=self._loss_fn if program.last else None,
-                )
-                for k, (module, program) in enumerate(zip(self._modules, plan, strict=True))
-            ]
-        )
-        return plan
-
-    def _measure(self, supervisor: Supervisor, x: Sequence[Tensor]) -> None:
-        """Time stages and messages; take the smallest delays that hide the messages."""
-        crossing = [
-            tuple(torch.ones(t.shape, dtype=t.dtype) for t in self._traces[cut - 1].outputs)
-            for cut in self._cuts
-        ]
-        times = supervisor.stage_times([tuple(x), *crossing], _MEASUREMENTS)
-        messages = supervisor.message_times(crossing, _MEASUREMENTS)
-        self._link_delays = list(
-            choose_link_delays(times, messages, replay=self._settings.rule.replay)
-        )
-        self._settings = replace(self._settings, delay=tuple(d or 0 for d in self._link_delays))
-        self._measured = {
-            "stage_forward_s": [round(forward, 6) for forward, _ in times],
-            "stage_backward_s": [round(backward, 6) for _, backward in times],
-            "message_s": [round(message, 6) for message in messages],
-        }
-
-
-def _keep(
-    folder: RunFolder,
-    rows: Sequence[Mapping[str, Any]],
-    model: nn.Module,
-    config: Mapping[str, Any],
-) -> Result:
-    table = folder.write_metrics(rows)
-    weights = folder.write_weights(model.state_dict())
-    gradients = sum(sum(row["stage_gradients"]) for row in rows)
-    late = sum(row["staleness_mean"] * sum(row["stage_gradients"]) for row in rows)
-    trained_s = sum(row["stage_trained_s"][-1] for row in rows)
-    last = dict(rows[-1])
-    summary = folder.write_result(
-        {
-            "kind": "pipeline",
-            "config": json.loads(json.dumps(dict(config), default=str)),
-            "seed": config.get("seed"),
-            "metrics": last,
-            "epochs": last["epoch"],
-            "steps": last["step"],
-            "time_s": last["time_s"],
-            "samples_per_s": sum(row["samples"] or 0 for row in rows) / max(trained_s, 1e-12),
-            "staleness_mean": late / max(1, gradients),
-            "path": str(folder.path),
-        }
-    )
-    return Result(
-        metrics=last,
-        table=table,
-        model=model,
-        path=folder.path,
-        checkpoint=Checkpoint.from_directory(str(weights)),
-        summary=summary,
-    )
 
 
 def _first_batch(batches: Iterable[Any]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:

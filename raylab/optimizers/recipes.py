@@ -46,7 +46,7 @@ _HUO = Schedule(kind="steps", milestones=(150, 225), gamma=0.1)
 
 RECIPES: dict[str, Recipe] = {
     "ddg": Recipe(
-        source="HUO 5.5.1",
+        source="HUO 5.5.2",
         lr=0.01,
         scaled=False,
         momentum=0.9,

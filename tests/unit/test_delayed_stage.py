@@ -76,6 +76,10 @@ def true_gradients(
     return y.detach(), x.grad, {name: p.grad for name, p in module.named_parameters()}
 
 
+def mean_loss(scores: Tensor, labels: Tensor) -> float:
+    return float(F.cross_entropy(scores.detach(), labels))
+
+
 def assert_close(found: Any, expected: Any) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
 
@@ -243,7 +247,7 @@ def test_a_test_batch_reads_statistics_and_moves_nothing():
     scores = copy.deepcopy(module).eval()(x)
     row = stage.report()
     assert row["test_samples"] == 5
-    assert row["test_loss"] == pytest.approx(float(F.cross_entropy(scores, y)))
+    assert row["test_loss"] == pytest.approx(mean_loss(scores, y))
     assert row["test_accuracy"] == float((scores.argmax(1) == y).double().mean())
     # Training goes on as before.
     stage.backward(Unit(0), ())
@@ -381,7 +385,7 @@ def test_a_stage_with_nothing_to_train_passes_gradients_through(way, frozen):
     module.requires_grad_(False)
     before = copy.deepcopy(module.state_dict())
     schedule = Schedule(warmup_epochs=1).bind(4)
-    stage = make(module, schedule=schedule, clip_norm=1.0, clip_value=1.0, **way)
+    stage = make(module, schedule=schedule, **way)
     stage.update()
     x, g = normal(4, 3), normal(4, 3, seed=1)
     y, at_x, _ = true_gradients(module, x, g)
@@ -392,6 +396,27 @@ def test_a_stage_with_nothing_to_train_passes_gradients_through(way, frozen):
     row = stage.report()
     assert (row["updates"], row["gradients"]) == (2, 1)
     assert "learning_rate" not in row
+
+
+class Spare(nn.Module):
+    """A weight that is not used, so that it never has a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.p = nn.Parameter(torch.ones(3, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x)
+
+
+@pytest.mark.parametrize("clip", [{"clip_norm": 1.0}, {"clip_value": 1.0}])
+@pytest.mark.parametrize("block", [nn.Tanh(), Spare()], ids=lambda b: type(b).__name__)
+def test_clipping_asks_nothing_of_a_stage_without_gradients(block, clip):
+    stage = make(nn.Sequential(copy.deepcopy(block)), **clip)
+    stage.forward(Unit(0), (normal(4, 3),), ())
+    stage.backward(Unit(0), (normal(4, 3),))
+    stage.update()
+    assert stage.updates == 1
 
 
 def test_a_first_stage_with_nothing_to_train_needs_no_gradient():
@@ -736,7 +761,7 @@ def test_the_last_stage_sends_no_features_and_returns_the_gradient_of_the_loss()
     stage = last(module)
     assert stage.forward(Unit(0), (x,), (LABELS,)) == ()
     assert_close(stage.backward(Unit(0), ()), (leaf.grad,))
-    assert stage.report()["loss"] == pytest.approx(float(loss))
+    assert stage.report()["loss"] == pytest.approx(mean_loss(copy.deepcopy(module)(x), LABELS))
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
@@ -758,7 +783,7 @@ def test_micro_batches_add_up_to_the_batch(reduction):
     assert (other["samples"], other["accuracy"]) == (5, one["accuracy"])
     scores = classifier()(x)
     # A loss is reported as a mean over samples, whatever the loss function returns.
-    assert one["loss"] == pytest.approx(float(F.cross_entropy(scores, LABELS)))
+    assert one["loss"] == pytest.approx(mean_loss(scores, LABELS))
 
 
 def test_the_last_stage_needs_a_loss():
@@ -795,7 +820,7 @@ def test_the_loss_under_bfloat16_is_computed_in_full():
     stage.forward(Unit(0), (x,), (LABELS,))
     (sent,) = stage.backward(Unit(0), ())
     assert sent.dtype == torch.float32
-    full = float(F.cross_entropy(module(x), LABELS))
+    full = mean_loss(module(x), LABELS)
     assert stage.report()["loss"] == pytest.approx(full, rel=0.02)
 
 

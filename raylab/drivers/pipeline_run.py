@@ -1,0 +1,186 @@
+"""One run of a pipeline: stages loaded, wired and watched; what they report, kept."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from ray.train import Checkpoint
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from actors.stage import StageProgram
+from actors.stage_actor import Feed
+from actors.supervisor import Supervisor
+from actors.wiring import links
+from raylab.algorithms.delayed_stage import DelayedStage, ScheduleFactory
+from raylab.drivers.network import Network
+from raylab.drivers.result import Result
+from raylab.drivers.settings import PipelineSettings, programs, stage_settings
+from raylab.planner import BlockTrace, choose_link_delays
+from raylab.records import RowMerger, RunFolder
+
+__all__ = ["PipelineRun", "keep"]
+
+_MEASUREMENTS = 15
+"""Repeats of each timing for delay="auto"."""
+
+
+class PipelineRun:
+    """One run: from checked settings to rows.
+
+    Args:
+        settings: the numbers.
+        network: the model as a chain.
+        cuts: first blocks of stages 1..K-1.
+        traces: of the chain's blocks.
+        loss_fn: (outputs, labels) -> loss.
+        optimizer: from a stage's parameters to its optimiser.
+        schedule: from an optimiser to its scheduler.
+    """
+
+    def __init__(
+        self,
+        settings: PipelineSettings,
+        network: Network,
+        cuts: Sequence[int],
+        traces: Sequence[BlockTrace],
+        loss_fn: Callable[..., Tensor],
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        schedule: ScheduleFactory | None,
+    ) -> None:
+        self._settings = settings
+        self._cuts = list(cuts)
+        self._traces = traces
+        self._modules = network.stages(cuts)
+        self._loss_fn = loss_fn
+        self._optimizer = optimizer
+        self._schedule = schedule
+        self._link_delays = settings.link_delays()
+        self._measured: dict[str, Any] = {}
+
+    def prepare(
+        self, supervisor: Supervisor, x: Sequence[Tensor], report_every: int
+    ) -> list[StageProgram]:
+        """Load and wire the stages, measuring first where the delays depend on it."""
+        window = self._settings.accumulate * self._settings.parts
+        if self._settings.delay == "auto":
+            plan = self._load(supervisor, report_every)
+            supervisor.wire(links(plan, window), self._settings.wire)
+            self._measure(supervisor, x)
+        plan = self._load(supervisor, report_every)
+        supervisor.wire(links(plan, window), self._settings.wire)
+        return plan
+
+    def carry_out(
+        self,
+        supervisor: Supervisor,
+        plan: Sequence[StageProgram],
+        feed: Feed,
+        show: Callable[[int, Sequence[Mapping[str, Any]]], None],
+    ) -> list[dict[str, Any]]:
+        """Run the stages to their end; return the rows."""
+        merger = RowMerger(self._settings.count)
+        rows: list[dict[str, Any]] = []
+
+        def watch(done: int, reports: list[dict[str, Any]]) -> None:
+            new = merger.add(reports)
+            rows.extend(new)
+            show(done, new)
+
+        supervisor.run(plan, feed, watch)
+        return rows
+
+    def resolved(self) -> dict[str, Any]:
+        """Return what was decided: with it in place of "auto" and K the run repeats."""
+        found: dict[str, Any] = {"stages": self._cuts or 1}
+        if self._settings.rule.delayed:
+            found["delay"] = self._link_delays
+        if self._measured:
+            found["measured"] = self._measured
+        return found
+
+    def _load(self, supervisor: Supervisor, report_every: int) -> list[StageProgram]:
+        plan = programs(self._settings, self._link_delays, report_every)
+        bounds = [0, *self._cuts, len(self._traces)]
+        device = "cuda" if supervisor.gpus else "cpu"
+        supervisor.load(
+            [
+                functools.partial(
+                    DelayedStage,
+                    module,
+                    stage_settings(
+                        self._settings,
+                        program,
+                        protect_inputs=any(
+                            trace.writes_input for trace in self._traces[bounds[k] : bounds[k + 1]]
+                        ),
+                        device=device,
+                    ),
+                    optimizer=self._optimizer,
+                    schedule=self._schedule,
+                    loss_fn=self._loss_fn if program.last else None,
+                )
+                for k, (module, program) in enumerate(zip(self._modules, plan, strict=True))
+            ]
+        )
+        return plan
+
+    def _measure(self, supervisor: Supervisor, x: Sequence[Tensor]) -> None:
+        """Time stages and messages; take the smallest delays that hide the messages."""
+        crossing = [
+            tuple(torch.ones(t.shape, dtype=t.dtype) for t in self._traces[cut - 1].outputs)
+            for cut in self._cuts
+        ]
+        times = supervisor.stage_times([tuple(x), *crossing], _MEASUREMENTS)
+        messages = supervisor.message_times(crossing, _MEASUREMENTS)
+        self._link_delays = list(
+            choose_link_delays(times, messages, replay=self._settings.rule.replay)
+        )
+        self._settings = replace(self._settings, delay=tuple(d or 0 for d in self._link_delays))
+        self._measured = {
+            "stage_forward_s": [round(forward, 6) for forward, _ in times],
+            "stage_backward_s": [round(backward, 6) for _, backward in times],
+            "message_s": [round(message, 6) for message in messages],
+        }
+
+
+def keep(
+    folder: RunFolder,
+    rows: Sequence[Mapping[str, Any]],
+    model: nn.Module,
+    config: Mapping[str, Any],
+) -> Result:
+    """Write rows, weights and summary into the run's folder; return the result."""
+    table = folder.write_metrics(rows)
+    weights = folder.write_weights(model.state_dict())
+    gradients = sum(sum(row["stage_gradients"]) for row in rows)
+    late = sum(row["staleness_mean"] * sum(row["stage_gradients"]) for row in rows)
+    trained_s = sum(row["stage_trained_s"][-1] for row in rows)
+    last = dict(rows[-1])
+    summary = folder.write_result(
+        {
+            "kind": "pipeline",
+            "config": json.loads(json.dumps(dict(config), default=str)),
+            "seed": config.get("seed"),
+            "metrics": last,
+            "epochs": last["epoch"],
+            "steps": last["step"],
+            "time_s": last["time_s"],
+            "samples_per_s": sum(row["samples"] or 0 for row in rows) / max(trained_s, 1e-12),
+            "staleness_mean": late / max(1, gradients),
+            "path": str(folder.path),
+        }
+    )
+    return Result(
+        metrics=last,
+        table=table,
+        model=model,
+        path=folder.path,
+        checkpoint=Checkpoint.from_directory(str(weights)),
+        summary=summary,
+    )
