@@ -208,8 +208,9 @@ class ZmqReceiveEnd:
         return [frame.buffer for frame in frames]
 
     def grant(self, count: int) -> None:
-        """Send `count` credits back."""
-        self._socket.send(_CREDIT.pack(count))
+        """Send `count` credits back; nobody misses them if the sender has left."""
+        with contextlib.suppress(zmq.Again):
+            self._socket.send(_CREDIT.pack(count), zmq.NOBLOCK)
 
     def close(self) -> None:
         """Close the socket."""

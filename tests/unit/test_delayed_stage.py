@@ -476,9 +476,16 @@ class AddsTwice(nn.Module):
         return x + self.p + self.q
 
 
+class AddsProduct(AddsTwice):
+    """x + 2 (p + q): the gradients at p and q are one tensor, but not the one at x."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 2 * (self.p + self.q)
+
+
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(
-    "block", [Adds(4, 3), AddsParts(), AddsTwice()], ids=lambda b: type(b).__name__
+    "block", [Adds(4, 3), AddsParts(), AddsTwice(), AddsProduct()], ids=lambda b: type(b).__name__
 )
 def test_a_gradient_that_is_sent_on_and_kept_stays_right_in_both_places(block, way):
     block = copy.deepcopy(block)
@@ -497,7 +504,8 @@ def test_a_gradient_that_is_sent_on_and_kept_stays_right_in_both_places(block, w
     if isinstance(block, AddsParts):
         assert_close(state, {"0.q": -mean[:2], "0.p": -mean[2:]})
     else:
-        assert_close(state, dict.fromkeys(state, -mean))
+        factor = 2 if isinstance(block, AddsProduct) else 1
+        assert_close(state, dict.fromkeys(state, -factor * mean))
 
 
 def test_a_gradient_of_one_number_spread_over_many_can_be_scaled():
@@ -542,6 +550,17 @@ def test_an_update_before_the_first_gradient_is_a_step_with_zero():
     assert_close(stage.state(), {name: t * 0.95 for name, t in before.items()})
     row = stage.report()
     assert (row["updates"], row["gradients"], row["staleness_max"]) == (1, 0, 0)
+
+
+def test_a_later_update_without_a_gradient_is_a_step_with_zero_too():
+    module = fixed(nn.Linear(3, 2))
+    stage = make(module, optimizer=functools.partial(torch.optim.SGD, lr=0.5, weight_decay=0.1))
+    stage.forward(Unit(0), (normal(4, 3),), ())
+    stage.backward(Unit(0), (normal(4, 2),))
+    stage.update()
+    before = stage.state()
+    stage.update()
+    assert_close(stage.state(), {name: t * 0.95 for name, t in before.items()})
 
 
 def test_adam_counts_the_steps_before_the_first_gradient():

@@ -134,9 +134,10 @@ def test_steps_fall_at_the_first_update_of_each_milestone():
 
 @pytest.mark.parametrize("batches", [3, 7, 10, 390, 391])
 @pytest.mark.parametrize("accumulate", [1, 2, 3, 4, 7])
-def test_steps_fall_on_time_where_updates_do_not_divide_the_epoch(batches, accumulate):
-    schedule = Schedule(kind="steps", milestones=(2,), gamma=0.1)
-    first = math.ceil(2 * batches / accumulate)
+@pytest.mark.parametrize("milestone", [2, 15, 225])
+def test_steps_fall_on_time_where_updates_do_not_divide_the_epoch(batches, accumulate, milestone):
+    schedule = Schedule(kind="steps", milestones=(milestone,), gamma=0.1)
+    first = -(-milestone * batches // accumulate)
     assert schedule.factor(first - 1, batches / accumulate) == 1.0
     assert schedule.factor(first, batches / accumulate) == pytest.approx(0.1)
 
