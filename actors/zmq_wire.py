@@ -154,20 +154,22 @@ class ZmqSendEnd:
 
     def __init__(self, name: str, socket: Any) -> None:
         self._socket = socket
+        self._arrivals = _Arrivals(socket)
         self._socket.send(_HELLO + name.encode())
 
     def send(self, frames: Sequence[Buffer]) -> None:
         """Hand one message to ZeroMQ's thread, which reads the frames' memory later."""
-        self._socket.send_multipart(frames, copy=False)
+        header, *bodies = frames
+        self._socket.send(header, zmq.SNDMORE if bodies else 0)
+        for left, body in zip(range(len(bodies) - 1, -1, -1), bodies, strict=True):
+            self._socket.send(body, zmq.SNDMORE if left else 0, copy=False)
 
     def credits(self, timeout_s: float) -> int:
         """Return the credits that have come back, waiting up to `timeout_s` for the first."""
         count = 0
-        if timeout_s > 0 and not self._socket.poll(_milliseconds(timeout_s)):
-            return 0
-        with contextlib.suppress(zmq.Again):
-            while True:
-                count += _CREDIT.unpack(self._socket.recv(zmq.NOBLOCK))[0]
+        while self._arrivals.there(timeout_s):
+            count += _CREDIT.unpack(self._socket.recv(zmq.NOBLOCK))[0]
+            timeout_s = 0.0
         return count
 
     def close(self) -> None:
@@ -181,6 +183,7 @@ class ZmqReceiveEnd:
     def __init__(self, name: str, socket: Any, file: Path | None) -> None:
         self._name = name
         self._socket = socket
+        self._arrivals = _Arrivals(socket)
         self._file = file
 
     def accept(self, timeout_s: float) -> None:
@@ -189,7 +192,7 @@ class ZmqReceiveEnd:
         Raises:
             MailboxError: the sender did not come in time, or was another one.
         """
-        if not self._socket.poll(_milliseconds(timeout_s)):
+        if not self._arrivals.there(timeout_s):
             raise MailboxError(f"nobody connected to {self._name} within {timeout_s:g} s")
         hello = self._socket.recv()
         if hello != _HELLO + self._name.encode():
@@ -199,13 +202,14 @@ class ZmqReceiveEnd:
 
     def receive(self, timeout_s: float) -> Sequence[Buffer] | None:
         """Return the frames of a message, None if none has come within `timeout_s`."""
-        if timeout_s > 0 and not self._socket.poll(_milliseconds(timeout_s)):
+        if not self._arrivals.there(timeout_s):
             return None
-        try:
-            frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
-        except zmq.Again:
-            return None
-        return [frame.buffer for frame in frames]
+        frame = self._socket.recv(zmq.NOBLOCK, copy=False)
+        frames = [frame.buffer]
+        while frame.more:
+            frame = self._socket.recv(zmq.NOBLOCK, copy=False)
+            frames.append(frame.buffer)
+        return frames
 
     def grant(self, count: int) -> None:
         """Send `count` credits back; nobody misses them if the sender has left."""
@@ -215,6 +219,20 @@ class ZmqReceiveEnd:
     def close(self) -> None:
         """Close the socket."""
         self._socket.close()
+
+
+class _Arrivals:
+    """Tells whether a message is there: without the exception that an empty recv costs."""
+
+    def __init__(self, socket: Any) -> None:
+        self._socket = socket
+        self._poller = zmq.Poller()
+        self._poller.register(socket, zmq.POLLIN)
+
+    def there(self, timeout_s: float) -> bool:
+        if self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+            return True
+        return timeout_s > 0 and bool(self._poller.poll(_milliseconds(timeout_s)))
 
 
 def _milliseconds(timeout_s: float) -> int:
