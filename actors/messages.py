@@ -38,6 +38,8 @@ _DTYPES = (
     torch.complex64,
     torch.complex128,
 )
+_AS_THEY_ARE = {torch.float32, torch.float64, torch.int64, torch.int32, torch.uint8}
+"""What numpy knows too, so that a contiguous tensor's memory is its buffer."""
 _CODES = {dtype: code for code, dtype in enumerate(_DTYPES)}
 
 
@@ -96,12 +98,11 @@ def encode(sequence: int, message: Message) -> list[Buffer]:
     Raises:
         MailboxError: a tensor has a dtype that messages cannot carry.
     """
-    tensors = [None if t is None else _plain(t) for t in message.tensors]
     header = bytearray(
         _FIXED.pack(
             sequence,
             message.kind,
-            len(tensors),
+            len(message.tensors),
             message.index,
             message.part,
             message.parts,
@@ -109,8 +110,8 @@ def encode(sequence: int, message: Message) -> list[Buffer]:
         )
     )
     frames: list[Buffer] = []
-    for original, tensor in zip(message.tensors, tensors, strict=True):
-        if original is None or tensor is None:
+    for tensor in message.tensors:
+        if tensor is None:
             header += _TENSOR.pack(_ABSENT, 0)
             continue
         code = _CODES.get(tensor.dtype)
@@ -119,11 +120,10 @@ def encode(sequence: int, message: Message) -> list[Buffer]:
                 f"a message carries tensors of {', '.join(str(d) for d in _DTYPES)}, "
                 f"but got {tensor.dtype}: convert it in the block before the cut"
             )
-        shape = original.shape
-        header += _TENSOR.pack(code, len(shape))
-        header += struct.pack(f"<{len(shape)}Q", *shape)
+        header += _TENSOR.pack(code, tensor.ndim)
+        header += struct.pack(f"<{tensor.ndim}Q", *tensor.shape)
         if tensor.numel():
-            frames.append(tensor.view(torch.uint8).numpy().data)
+            frames.append(_plain(tensor).numpy().data.cast("B"))
     return [bytes(header), *frames]
 
 
@@ -169,9 +169,12 @@ _MALFORMED = (
 
 def _plain(tensor: Tensor) -> Tensor:
     """Return the elements in C order, one after another in the CPU's memory."""
+    if tensor.is_contiguous() and tensor.numel() > 1 and tensor.dtype in _AS_THEY_ARE:
+        return tensor.detach().cpu()
     flat = tensor.detach().resolve_conj().resolve_neg().cpu().reshape(-1)
     # One element of a view may keep the view's stride, which means nothing but stops `view`.
-    return flat.as_strided((1,), (1,)) if flat.numel() == 1 else flat.contiguous()
+    flat = flat.as_strided((1,), (1,)) if flat.numel() == 1 else flat.contiguous()
+    return flat.view(torch.uint8)
 
 
 def _tensor(dtype: torch.dtype, shape: Sequence[int], bodies: Iterator[Buffer]) -> Tensor:
@@ -181,7 +184,8 @@ def _tensor(dtype: torch.dtype, shape: Sequence[int], bodies: Iterator[Buffer]) 
     if body.readonly:
         # torch would hand out writable memory all the same; what Ray maps must not be written.
         body = memoryview(bytearray(body))
+    # As bytes first: operators read whole elements from where the processor expects them.
     flat = torch.frombuffer(body, dtype=torch.uint8)
     if flat.data_ptr() % dtype.itemsize:
         flat = flat.clone()
-    return flat.view(dtype).reshape(tuple(shape))
+    return flat.view(dtype).reshape(shape)

@@ -1,68 +1,132 @@
-"""Modelled compute: blocks that nap for the time that a stage would compute.
+"""Modelled compute: a stage rule that naps for the time that a stage would compute.
 
-Napping stages share no processor, so what a pipeline loses against the ideal is what its messages
-and its loops cost, on any machine. The whole product runs around them: autograd, weight versions,
-optimiser, mailboxes, Ray actors.
+Napping stages share no processor, so what a pipeline loses against the ideal is what its loops,
+mailboxes, wires and actors cost, on any machine. The rule stands for all that a stage computes,
+autograd and optimiser included; a nap ends when its time has passed since the call began.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-__all__ = ["BATCH", "NapStage", "mean_loss", "nap_batches", "nap_chain"]
+from actors.protocols import Tensors, Unit
+
+__all__ = ["BATCH", "WIDTH", "NapBatches", "NapRule"]
 
 BATCH = 128
 WIDTH = 1024
 """128 x 1024 float32: 512 KB of features, and as much of gradients."""
+_SPIN_S = 0.0003
+"""The end of a nap is awaited, because sleep wakes up late by about that much."""
 
 
-class _Nap(torch.autograd.Function):
-    @staticmethod
-    def forward(  # the scale is there to have a gradient
-        ctx: object,
-        x: Tensor,
-        scale: Tensor,  # noqa: ARG004
-        forward_s: float,
-        backward_s: float,
-    ) -> Tensor:
-        ctx.backward_s = backward_s  # type: ignore[attr-defined]
-        time.sleep(forward_s * x.shape[0] / BATCH)
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        time.sleep(ctx.backward_s * gradient.shape[0] / BATCH)  # type: ignore[attr-defined]
-        return gradient.clone(), gradient.new_ones(()), None, None
+def _nap(since: float, seconds: float) -> None:
+    left = since + seconds - time.perf_counter() - _SPIN_S
+    if left > 0:
+        time.sleep(left)
+    while time.perf_counter() < since + seconds:
+        pass
 
 
-class NapStage(nn.Module):
-    """One stage: naps of `forward_s` and `backward_s` seconds a batch of 128 samples."""
+class NapRule:
+    """One stage as `actors.protocols.StageRule`, with no numbers in it.
 
-    def __init__(self, forward_s: float, backward_s: float) -> None:
-        super().__init__()
+    Args:
+        forward_s: seconds of a forward of 128 samples.
+        backward_s: seconds of a backward and its update.
+        last: whether the stage has the loss.
+        replays: whether a backward re-runs the forward (FR, below the last stage).
+    """
+
+    def __init__(self, forward_s: float, backward_s: float, last: bool, replays: bool) -> None:
         self.forward_s, self.backward_s = forward_s, backward_s
-        self.scale = nn.Parameter(torch.ones(()))
+        self.last = last
+        self.replays = replays and not last
+        self._updates = 0
+        self._open: dict[tuple[int, int], tuple[int, int]] = {}
+        self._window: list[int] = []
+        self._row: dict[str, Any] = {}
+        self._reset()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return x after a nap: (N, 1024) -> (N, 1024)."""
-        return _Nap.apply(x, self.scale, self.forward_s, self.backward_s)
+    def forward(self, unit: Unit, inputs: Tensors, labels: Tensors) -> Tensors:  # noqa: ARG002
+        """Nap; return new features."""
+        began = time.perf_counter()
+        samples = _first(inputs).shape[0]
+        self._open[unit.batch, unit.part] = (self._updates, samples)
+        features = () if self.last else (torch.empty(samples, WIDTH),)
+        self._row["samples"] += samples
+        _nap(began, self.forward_s * samples / BATCH)
+        return features
+
+    def backward(self, unit: Unit, gradients: Tensors) -> Tensors:  # noqa: ARG002
+        """Nap; return a new gradient."""
+        began = time.perf_counter()
+        version, samples = self._open.pop((unit.batch, unit.part))
+        if unit.part + 1 == unit.parts:
+            self._window.append(self._updates - version)
+        again = self.forward_s if self.replays else 0.0
+        gradient = torch.empty(samples, WIDTH)
+        _nap(began, (self.backward_s + again) * samples / BATCH)
+        return (gradient,)
+
+    def update(self) -> None:
+        """Count the staleness of the window."""
+        self._updates += 1
+        row = self._row
+        row["updates"] += 1
+        row["gradients"] += len(self._window)
+        row["staleness_sum"] += sum(self._window)
+        row["staleness_max"] = max([row["staleness_max"], *self._window])
+        self._window = []
+
+    def evaluate(self, inputs: Tensors, labels: Tensors) -> Tensors:  # noqa: ARG002
+        """Return the features as they came."""
+        return inputs
+
+    def report(self) -> dict[str, Any]:
+        """Return what has been counted since the last report."""
+        row = dict(self._row)
+        self._reset()
+        return row
+
+    def state(self) -> dict[str, Tensor]:
+        """There are no weights."""
+        return {}
+
+    def measure(self, inputs: Tensors, repeats: int) -> list[tuple[float, float]]:
+        """Time naps."""
+        times = []
+        for index in range(repeats):
+            began = time.perf_counter()
+            self.forward(Unit(index), inputs, ())
+            middle = time.perf_counter()
+            self.backward(Unit(index), ())
+            # What a replay adds is counted by whoever asks.
+            again = self.forward_s if self.replays else 0.0
+            times.append((middle - began, time.perf_counter() - middle - again))
+        self._window = []
+        self._reset()
+        return times
+
+    def _reset(self) -> None:
+        counts = ("samples", "updates", "gradients", "staleness_sum", "staleness_max")
+        self._row = {**dict.fromkeys(counts, 0), "graphs_peak": 0, "inputs_peak": 0, "loss": 0.0}
 
 
-def nap_chain(times: list[tuple[float, float]]) -> nn.Sequential:
-    """Return one block a stage, of (forward, backward) seconds."""
-    return nn.Sequential(*(NapStage(*each) for each in times))
+def _first(tensors: Tensors) -> Tensor:
+    (tensor,) = tensors
+    if tensor is None:
+        raise TypeError("a napping stage needs features")
+    return tensor
 
 
-def mean_loss(outputs: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG001
-    """Return the mean of the outputs: next to no work."""
-    return outputs.mean()
-
-
-class nap_batches:  # noqa: N801 - stands where a function would
-    """`count` batches of zeros; a class, so that it travels to the actor without its content."""
+class NapBatches:
+    """`count` batches of zeros; they travel to the actor as a number."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -70,6 +134,6 @@ class nap_batches:  # noqa: N801 - stands where a function would
     def __len__(self) -> int:
         return self.count
 
-    def __iter__(self) -> object:
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         x, y = torch.zeros(BATCH, WIDTH), torch.zeros(BATCH)
         return iter([(x, y)] * self.count)

@@ -25,11 +25,11 @@ import torch
 
 from actors.stage_actor import Feed
 from actors.supervisor import Supervisor
-from benchmarks.modelled import mean_loss, nap_batches, nap_chain
-from raylab.drivers.network import Network
-from raylab.drivers.pipeline_run import PipelineRun
-from raylab.drivers.settings import PipelineSettings
-from raylab.planner import predicted_period_s, trace_blocks
+from actors.wiring import links
+from benchmarks.modelled import BATCH, WIDTH, NapBatches, NapRule
+from raylab.drivers.settings import PipelineSettings, programs
+from raylab.planner import choose_link_delays, predicted_period_s
+from raylab.records import RowMerger
 
 FORWARD_S, BACKWARD_S = 0.007, 0.013
 PAPER = {
@@ -65,11 +65,12 @@ CASES = [
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One run: seconds between batches, mean staleness, what the configuration was resolved to."""
+    """One run: seconds between batches, mean staleness, delays of the links, time of a message."""
 
     period_s: float
     staleness: float
-    config: dict[str, Any]
+    delays: list[int]
+    messages_s: list[float]
 
 
 def measure(
@@ -80,42 +81,61 @@ def measure(
     settings = PipelineSettings(
         method=case.method, stages=tuple(range(1, len(times))) or 1, **case.options
     )
-    network = Network(nap_chain(times))
-    feed = nap_batches(batches)
-    x, y = next(iter(feed))
-    traces = trace_blocks(network.blocks, network.names, [x], [y], mean_loss)
-    optimizer = functools.partial(torch.optim.SGD, lr=0.01, momentum=0.9)
-    run = PipelineRun(settings, network, range(1, len(times)), traces, mean_loss, optimizer, None)
-    plan = run.prepare(supervisor, [x], report_every=chunk)
-    reports = run.carry_out(
-        supervisor,
+    link_delays: Sequence[int | None] = settings.link_delays()
+    window = settings.parts
+    plan = programs(settings, link_delays, chunk)
+    measured: dict[str, Any] = {}
+    _load(supervisor, times, settings)
+    if settings.delay == "auto":
+        supervisor.wire(links(plan, window), "zmq")
+        features = (torch.zeros(BATCH, WIDTH),)
+        measured["stages"] = supervisor.stage_times([features] * len(times), 15)
+        measured["messages"] = supervisor.message_times([features] * (len(times) - 1), 15)
+        link_delays = choose_link_delays(measured["stages"], measured["messages"])
+        plan = programs(settings, link_delays, chunk)
+        _load(supervisor, times, settings)
+    supervisor.wire(links(plan, window), "zmq")
+    merger = RowMerger(len(times))
+    rows: list[dict[str, Any]] = []
+    supervisor.run(
         plan,
-        Feed(train=feed, test=None, epochs=1, parts=settings.parts, evaluate_every=1),
-        _unseen,
+        Feed(
+            train=NapBatches(batches), test=None, epochs=1, parts=settings.parts, evaluate_every=1
+        ),
+        lambda _, reports: rows.extend(merger.add(reports)),
     )
-    rows = [row for row in reports if row["epoch"] is None][1:]
-    late = sum(row["staleness_mean"] * sum(row["stage_gradients"]) for row in reports)
+    late = sum(row["staleness_mean"] * sum(row["stage_gradients"]) for row in rows)
+    steady = [row for row in rows if row["epoch"] is None][1:]
     return Measured(
-        period_s=statistics.median(row["stage_trained_s"][-1] / chunk for row in rows),
-        staleness=late / sum(sum(row["stage_gradients"]) for row in reports),
-        config=run.resolved(),
+        period_s=statistics.median(row["stage_trained_s"][-1] / chunk for row in steady),
+        staleness=late / sum(sum(row["stage_gradients"]) for row in rows),
+        delays=[d for d in link_delays if d is not None] if settings.rule.delayed else [],
+        messages_s=measured.get("messages", []),
     )
 
 
-def _unseen(done: int, rows: Sequence[dict[str, Any]]) -> None:
-    """Nobody watches."""
+def _load(
+    supervisor: Supervisor, times: list[tuple[float, float]], settings: PipelineSettings
+) -> None:
+    last = len(times) - 1
+    supervisor.load(
+        [
+            functools.partial(NapRule, *each, last=k == last, replays=settings.rule.replay)
+            for k, each in enumerate(times)
+        ]
+    )
 
 
 def formula(
     case: Case, times: list[tuple[float, float]], seen: Measured, message_s: float
 ) -> float:
     """Return the period that the formula of delays allows, in seconds; for BP the locked chain."""
-    links = len(times) - 1
-    delays = seen.config.get("delay") or [0] * links
+    between = len(times) - 1
+    delays = seen.delays or [0] * between
     if case.method in ("gpipe", "1f1b"):
         parts = case.options["micro_batches"]
         return (len(times) - 1 + parts) / parts * sum(times[0])
-    return predicted_period_s(times, [message_s] * links, delays, replay=case.method == "fr")
+    return predicted_period_s(times, [message_s] * between, delays, replay=case.method == "fr")
 
 
 def table(times: list[tuple[float, float]], batches: int, repeats: int) -> list[dict[str, Any]]:
@@ -128,9 +148,7 @@ def table(times: list[tuple[float, float]], batches: int, repeats: int) -> list[
                 # A locked batch takes K periods: fewer of them say as much.
                 count = max(24, batches // stages) if case.method == "bp" else batches
                 found[case.label].append(measure(case, times, count, supervisor))
-    message_s = statistics.median(
-        each for run in found["auto"] for each in run.config["measured"]["message_s"]
-    )
+    message_s = statistics.median(each for run in found["auto"] for each in run.messages_s)
     bp = statistics.median(run.period_s for run in found["bp"])
     ideal = max(f + b for f, b in times)
     rows = []
@@ -151,7 +169,7 @@ def table(times: list[tuple[float, float]], batches: int, repeats: int) -> list[
                 "over_ideal_bp": sum(f + b for f, b in times) / period,
                 "paper": PAPER.get((case.label, stages)),
                 "staleness": statistics.median(run.staleness for run in runs),
-                "delays": runs[0].config.get("delay"),
+                "delays": runs[0].delays,
                 "message_ms": 1000 * message_s,
             }
         )
@@ -167,7 +185,7 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for row in rows:
         paper = "" if row["paper"] is None else f"{row['paper']:.2f}×"
-        delays = "" if row["delays"] is None else " ".join(str(d) for d in row["delays"])
+        delays = " ".join(str(d) for d in row["delays"])
         print(
             f"| {row['K']} | {row['method']} | {row['period_ms']:.2f} | {row['spread_ms']:.2f} "
             f"| {row['of_ideal']:.3f} | {row['of_formula']:.3f} | {row['speed_up']:.2f}× | {paper} "

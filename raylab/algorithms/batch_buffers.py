@@ -23,12 +23,12 @@ class BatchBuffers:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._real = dict(module.named_buffers())
+        self._module = module
         self._mean: dict[str, Tensor] = {}
 
     def copies(self) -> dict[str, Tensor]:
         """Return copies to run a forward with, by name."""
-        return {name: buffer.clone() for name, buffer in self._real.items()}
+        return {name: buffer.clone() for name, buffer in self._module.named_buffers()}
 
     def moved(self, copies: dict[str, Tensor], *, share: float, last: bool) -> None:
         """Take in what one micro-batch made of its copies; the batch's last one moves the buffers.
@@ -46,6 +46,7 @@ class BatchBuffers:
             else:
                 self._mean[name] = share * copy
         if last:
+            # By name: a module may have put another tensor in a buffer's place.
             for name, mean in self._mean.items():
-                self._real[name].copy_(mean)
+                self._module.get_buffer(name).copy_(mean)
             self._mean = {}

@@ -187,7 +187,7 @@ class DelayedStage:
             torch._foreach_mul_(grads, 1.0 / self.settings.accumulate)
         if self.settings.clip_norm is not None:
             nn.utils.clip_grad_norm_(self._trained, self.settings.clip_norm)
-        if self.settings.clip_value is not None:
+        if self.settings.clip_value is not None and grads:
             nn.utils.clip_grad_value_(self._trained, self.settings.clip_value)
         if self._optimizer is not None:
             self._optimizer.step()
@@ -242,7 +242,7 @@ class DelayedStage:
         times = []
         for _ in range(repeats):
             started = time.perf_counter()
-            given = self._receive(inputs)
+            given = self._protected(self._receive(inputs))
             with self._autocast():
                 outputs = _as_list(twin(_packed(given)))
             self._synchronise()
@@ -262,16 +262,18 @@ class DelayedStage:
         if self.settings.stage == 0:
             return received
         return [
-            t.detach().requires_grad_() if t.is_floating_point() else t.detach() for t in received
+            t.detach().requires_grad_(t.is_floating_point() or t.is_complex()) for t in received
         ]
 
     def _call(self, state: dict[str, Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
         """Run the blocks, with the weights and buffers of `state` where it has any."""
-        if self.settings.protect_inputs:
-            inputs = [t.clone() for t in inputs]
+        inputs = self._protected(inputs)
         if not state:
             return _as_list(self.module(_packed(inputs)))
         return _as_list(functional_call(self.module, state, (_packed(inputs),)))
+
+    def _protected(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        return [t.clone() for t in inputs] if self.settings.protect_inputs else inputs
 
     def _play(self, unit: Unit, entry: _InFlight) -> list[Tensor]:
         """Forward without a graph, into copies of the buffers: the replay moves the real ones."""
@@ -284,12 +286,15 @@ class DelayedStage:
         self._draw(unit)
         weights = self._versions.now() if self._stale and not self._replays else None
         buffers = self._buffers.copies() if unit.parts > 1 else {}
+        state = {**(weights or {}), **buffers}
         with self._autocast():
-            entry.outputs = self._call({**(weights or {}), **buffers}, entry.inputs)
+            entry.outputs = self._call(state, entry.inputs)
             entry.weights = [weights[n] for n in self._names] if weights else [*self._trained]
             if self.settings.last:
                 entry.outputs = [self._count_loss(unit, entry)]
         if buffers:
+            # From `state`: a module that replaces a buffer has put the new one there.
+            buffers = {name: state[name] for name in buffers}
             self._buffers.moved(buffers, share=unit.share, last=unit.part + 1 == unit.parts)
 
     def _count_loss(self, unit: Unit, entry: _InFlight) -> Tensor:
@@ -334,16 +339,18 @@ class DelayedStage:
         )
         # autograd may hand out one tensor twice, or the one that travels on: p.grad is scaled in
         # place later, so it must be nobody else's.
-        taken = {t.data_ptr() for t in (*found[: len(wanted)], *given) if t is not None}
+        taken = {_memory(t) for t in (*found[: len(wanted)], *given) if t is not None}
         for p, gradient in zip(self._trained, found[len(wanted) :], strict=True):
             if gradient is None:
                 continue
             if p.grad is not None:
                 p.grad.add_(gradient)
                 continue
-            shared = gradient.data_ptr() in taken or 0 in gradient.stride()
-            p.grad = gradient.clone(memory_format=torch.contiguous_format) if shared else gradient
-            taken.add(p.grad.data_ptr())
+            if gradient.layout is torch.strided:
+                if _memory(gradient) in taken or 0 in gradient.stride():
+                    gradient = gradient.clone(memory_format=torch.contiguous_format)
+                taken.add(_memory(gradient))
+            p.grad = gradient
         at_inputs = iter(found[: len(wanted)])
         return tuple(next(at_inputs) if t.requires_grad else None for t in entry.inputs)
 
@@ -367,6 +374,10 @@ class DelayedStage:
     def _synchronise(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def _packed(tensors: Sequence[Tensor]) -> Any:

@@ -108,7 +108,7 @@ class PipelineTrainer:
     ) -> None:
         self.settings = PipelineSettings(
             method=method,
-            stages=stages if isinstance(stages, int) else tuple(stages),
+            stages=tuple(stages) if isinstance(stages, (list, tuple)) else stages,  # type: ignore[arg-type]
             accumulate=accumulate,
             delay=tuple(delay) if isinstance(delay, (list, tuple)) else delay,  # type: ignore[arg-type]
             weight_version=weight_version,  # type: ignore[arg-type]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -165,7 +164,7 @@ def keep(
     summary = folder.write_result(
         {
             "kind": "pipeline",
-            "config": json.loads(json.dumps(dict(config), default=str)),
+            "config": dict(config),
             "seed": config.get("seed"),
             "metrics": last,
             "epochs": last["epoch"],

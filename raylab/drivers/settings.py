@@ -50,6 +50,11 @@ class PipelineSettings:
                 f"method must be one of {', '.join(PIPELINE_METHODS)}, but got {self.method!r}"
                 + (f": did you mean {close[0]}?" if close else "")
             )
+        cuts = self.stages if isinstance(self.stages, tuple) else (self.stages,)
+        if not all(type(each) is int for each in cuts):
+            raise ConfigError(
+                f"stages must be a number or a list of cut points, but got {self.stages!r}"
+            )
         _at_least("accumulate (M)", self.accumulate, 1)
         _at_least("micro_batches", self.micro_batches, 1)
         _at_least("seed", self.seed, 0)
@@ -68,8 +73,9 @@ class PipelineSettings:
                 )
         for name in ("clip_norm", "clip_value"):
             limit = getattr(self, name)
-            if limit is not None and not (limit > 0 and math.isfinite(limit)):
-                raise ConfigError(f"{name} > 0 must hold, but got {limit}")
+            number = isinstance(limit, (int, float)) and limit > 0 and math.isfinite(limit)
+            if limit is not None and not number:
+                raise ConfigError(f"{name} > 0 must hold, but got {limit!r}")
         self._check_delay()
 
     def _check_delay(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -66,6 +67,8 @@ def make_optimizer(
         raise ConfigError(
             f"{cls.__name__} takes {', '.join(sorted(known))}, but got {', '.join(unknown)}"
         )
+    if not (isinstance(lr, (int, float)) and 0 < lr < math.inf):
+        raise ConfigError(f"lr > 0 must hold, but got {lr!r}")
     factory = functools.partial(cls, lr=lr, **options)
     try:
         factory([nn.Parameter(torch.zeros(1))])

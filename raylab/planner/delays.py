@@ -19,9 +19,14 @@ TOLERANCE = 0.02
 """Share of the period that a link may add and still count as hidden: timings are no better."""
 
 
-def _work(stage_times: Sequence[tuple[float, float]], replay: bool) -> list[float]:
-    last = len(stage_times) - 1
-    return [f + b + (f if replay and k < last else 0.0) for k, (f, b) in enumerate(stage_times)]
+def _work(
+    stage_times: Sequence[tuple[float, float]], link_delays: Sequence[int], replay: bool
+) -> list[float]:
+    """Return each stage's own time a batch; it replays if any link above it has a delay."""
+    return [
+        f + b + (f if replay and any(link_delays[k:]) else 0.0)
+        for k, (f, b) in enumerate(stage_times)
+    ]
 
 
 def choose_link_delays(
@@ -42,8 +47,10 @@ def choose_link_delays(
     >>> choose_link_delays([(1, 2), (1, 2), (1, 1)], [0.2, 0.2])
     [2, 1]
     """
-    work = _work(stage_times, replay)
+    work = _work(stage_times, [1] * len(message_times), replay)
     period = max(work) * (1 + tolerance)
+    if period <= 0:
+        return [1] * len(message_times)
     return [
         max(1, math.ceil((work[k + 1] + 2 * message) / period - 1e-9))
         for k, message in enumerate(message_times)
@@ -67,7 +74,7 @@ def predicted_period_s(
         link_delays: of each link.
         replay: stages with a delay re-run their forward (FR).
     """
-    work = _work(stage_times, replay)
+    work = _work(stage_times, link_delays, replay)
     # From the top: `locked` is the time from features to gradient over a chain of delay-0 links.
     locked = work[-1]
     period = work[-1]

@@ -52,21 +52,21 @@ class RunFolder:
     """
 
     def __init__(self, storage: Path, name: str) -> None:
-        if not name or name in (".", "..") or Path(name).name != name:
+        if not name or "\0" in name or name in (".", "..") or Path(name).name != name:
             raise ConfigError(f"name must be one plain folder name, but got {name!r}")
         self.path = (storage.expanduser() / name).absolute()
-        if (self.path / "config.yaml").exists():
-            raise ConfigError(
-                f"a run's folder must be new, but {self.path} holds a run: choose another name"
-            )
         try:
+            if (self.path / "config.yaml").exists():
+                raise ConfigError(
+                    f"a run's folder must be new, but {self.path} holds a run: choose another name"
+                )
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"cannot make the folder {self.path}: {error.strerror}") from error
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write config.yaml."""
-        text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True)
         _replace(self.path / "config.yaml", lambda path: path.write_text(text, encoding="utf-8"))
 
     def write_metrics(self, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
@@ -84,9 +84,10 @@ class RunFolder:
             "commit": _commit(),
             "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         }
-        text = json.dumps(_finite(content), indent=2, allow_nan=False)
+        text = json.dumps(_finite(_plain(content)), indent=2, allow_nan=False)
         _replace(self.path / "result.json", lambda path: path.write_text(text, encoding="utf-8"))
-        return content
+        found: dict[str, Any] = json.loads(text)
+        return found
 
     def write_weights(self, state: Mapping[str, Tensor]) -> Path:
         """Write the final weights as a state_dict; return the checkpoint's folder."""
@@ -132,6 +133,15 @@ def _commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return answer.stdout.strip() or None if answer.returncode == 0 else None
+
+
+def _plain(value: Any) -> Any:
+    """Return a value of lists, dictionaries, numbers and text; anything else by its text."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
 
 
 def _finite(value: Any) -> Any:

@@ -97,7 +97,9 @@ def test_an_unknown_option_lists_the_known_ones():
     ],
 )
 def test_a_value_out_of_range_is_refused_when_named_and_not_in_an_actor(name, lr, options):
-    with pytest.raises(ConfigError, match=rf"cannot be made with lr={lr}"):
+    with pytest.raises(
+        ConfigError, match=rf"cannot be made with lr={lr}|lr > 0 must hold, but got {lr!r}"
+    ):
         make_optimizer(name, lr, **options)
 
 
