@@ -91,7 +91,9 @@ def measure_raylab(method: str, size: int, batches: int, storage: Path, **option
     return chunk * size / statistics.median(row["stage_trained_s"][-1] for row in rows)
 
 
-def measure_all(size: int, batches: int, repeats: int) -> dict[str, list[float]]:
+def measure_all(
+    size: int, batches: int, repeats: int, micro_batches: Sequence[int]
+) -> dict[str, list[float]]:
     """Return samples per second of every peer, one number a repeat."""
     work = Workload(stages=stages, input_shape=SHAPE, batch_size=size)
     found: dict[str, list[float]] = {}
@@ -121,7 +123,7 @@ def measure_all(size: int, batches: int, repeats: int) -> dict[str, list[float]]
             for name, run in ours:
                 note(name, run())
             for schedule in ("gpipe", "1f1b"):
-                for micro in (2, 4, 8):
+                for micro in micro_batches:
                     sample = measure_torch_pipeline(
                         work, schedule=schedule, micro_batches=micro, batches=batches
                     )
@@ -173,6 +175,7 @@ def main() -> None:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[64, 128])
     parser.add_argument("--batches", type=int, default=50)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--micro-batches", type=int, nargs="+", default=[2, 4, 8])
     options = parser.parse_args()
     ray.init(
         num_cpus=2,
@@ -182,7 +185,7 @@ def main() -> None:
     )
     print(f"{MODEL}, cut before block {cut()[0]} of {len(network())}")
     for size in options.batch_sizes:
-        show(size, measure_all(size, options.batches, options.repeats))
+        show(size, measure_all(size, options.batches, options.repeats, options.micro_batches))
 
 
 if __name__ == "__main__":
