@@ -25,7 +25,14 @@ from raylab.algorithms.stage_figures import StageFigures, correct_predictions
 from raylab.algorithms.weight_versions import WeightVersion, WeightVersions
 from raylab.errors import ModelError, NonFiniteLossError
 
-__all__ = ["DelayedStage", "OptimizerFactory", "ScheduleFactory", "StageSettings", "draw_key"]
+__all__ = [
+    "DelayedStage",
+    "OptimizerFactory",
+    "ScheduleFactory",
+    "StageSettings",
+    "draw_key",
+    "packed",
+]
 
 Tensors = tuple[Tensor | None, ...]
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -244,7 +251,7 @@ class DelayedStage:
             started = time.perf_counter()
             given = self._protected(self._receive(inputs))
             with self._autocast():
-                outputs = _as_list(twin(_packed(given)))
+                outputs = _as_list(twin(packed(given)))
             self._synchronise()
             middle = time.perf_counter()
             ends = [t for t in outputs if t.requires_grad]
@@ -269,8 +276,8 @@ class DelayedStage:
         """Run the blocks, with the weights and buffers of `state` where it has any."""
         inputs = self._protected(inputs)
         if not state:
-            return _as_list(self.module(_packed(inputs)))
-        return _as_list(functional_call(self.module, state, (_packed(inputs),)))
+            return _as_list(self.module(packed(inputs)))
+        return _as_list(functional_call(self.module, state, (packed(inputs),)))
 
     def _protected(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
         return [t.clone() for t in inputs] if self.settings.protect_inputs else inputs
@@ -317,7 +324,7 @@ class DelayedStage:
         targets = [t.to(self.device) for t in labels if t is not None]
         if self._loss_fn is None:
             raise ModelError("the last stage must be given a loss function, but got None")
-        loss = self._loss_fn(_packed(outputs), _packed(targets))
+        loss = self._loss_fn(packed(outputs), packed(targets))
         return loss.reshape(()), outputs[0], targets
 
     def _back_propagate(self, entry: _InFlight, gradients: Tensors) -> Tensors:
@@ -380,7 +387,7 @@ def _memory(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def _packed(tensors: Sequence[Tensor]) -> Any:
+def packed(tensors: Sequence[Tensor]) -> Any:
     """Return what a block is called with, as in nn.Sequential: a tensor, or a tuple as one."""
     return tensors[0] if len(tensors) == 1 else tuple(tensors)
 

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from raylab.algorithms.delayed_stage import packed
 from raylab.errors import DataError, InputError, ModelError
 
 __all__ = ["BlockTrace", "trace_blocks"]
@@ -40,11 +41,6 @@ class BlockTrace:
     outputs: tuple[Tensor, ...]
     cost: float
     writes_input: bool
-
-
-def packed(tensors: Sequence[Tensor]) -> Any:
-    """Return what a block is called with, as in nn.Sequential: a tensor, or a tuple as one."""
-    return tensors[0] if len(tensors) == 1 else tuple(tensors)
 
 
 class _CountElements(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -84,10 +80,10 @@ def trace_blocks(
     chain = list(zip(names, blocks, strict=True))
     with torch.random.fork_rng(devices=[]):
         try:
-            traces = _trace(chain, inputs, labels, loss_fn, "meta")
+            traces = _trace(chain, inputs, "meta")
         except InputError:
             # It may be the missing values that were asked for: what a real run says is the truth.
-            traces = _trace(chain, inputs, labels, loss_fn, "cpu")
+            traces = _trace(chain, inputs, "cpu")
         else:
             _check_entrance(chain, inputs)
         _check_loss(loss_fn, [_zeros(t) for t in traces[-1].outputs], labels)
@@ -97,8 +93,6 @@ def trace_blocks(
 def _trace(
     chain: Sequence[tuple[str, nn.Module]],
     inputs: Sequence[Tensor],
-    labels: Sequence[Tensor],
-    loss_fn: Callable[..., Tensor],
     device: str,
 ) -> list[BlockTrace]:
     traces = []
@@ -119,7 +113,6 @@ def _trace(
                 writes_input=[t._version for t in given] != versions,
             )
         )
-    _check_loss(loss_fn, values, [_twin(t, device) for t in labels])
     return traces
 
 
