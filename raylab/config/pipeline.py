@@ -154,7 +154,9 @@ class PipelineConfig(BaseModel):
     report_every: Natural = Field(
         0, description="batches between two rows of metrics; 0: a row an epoch"
     )
-    storage: Text = Field("~/raylab_results", description="folder of all runs")
+    storage: Text = Field(
+        "~/raylab_results", description="folder of all runs, or an address: s3://bucket/path"
+    )
     name: Text | None = Field(
         None, description="folder of this run in storage; null: <method>-<time>"
     )
