@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ from raylab.errors import ConfigError, DataError, RaylabError
 
 __all__ = ["Storage"]
 
-_SCHEMES = {"gcs": "gs", "abfs": "abfs", "hdfs": "hdfs", "s3": "s3"}
+_SCHEMES = {"s3": "s3", "gcs": "gs", "abfs": "abfs", "hdfs": "hdfs"}
+"""Of addresses, by pyarrow's name of the file system."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +72,10 @@ class Storage:
                 f"a storage's path must be one inside the file system given with it, but got "
                 f"{text!r}: leave out what stands before the path, or the file system"
             )
-        local = _local_path(filesystem, text)
-        if local is None:
-            return cls(filesystem, text.rstrip("/"))
-        return cls(LocalFileSystem(), str(local.expanduser().absolute()))
+        base, path = _base(filesystem, text)
+        if isinstance(base, LocalFileSystem):
+            return cls(base, str(Path(path).expanduser().absolute()))
+        return cls(filesystem, text.rstrip("/"))
 
     @property
     def local(self) -> Path | None:
@@ -82,11 +84,10 @@ class Storage:
 
     @property
     def uri(self) -> str:
-        """A path for a local folder, else an address; without credentials and options."""
-        if self.local is not None:
-            return self.path
-        kind = str(self.filesystem.type_name)
-        return f"{_SCHEMES.get(kind, kind)}://{self.path}"
+        """The address of a folder elsewhere, without credentials and options; else a path."""
+        base, path = _base(self.filesystem, self.path)
+        scheme = _SCHEMES.get(base.type_name)
+        return f"{scheme}://{path}" if scheme else path
 
     def __str__(self) -> str:
         return self.uri
@@ -227,22 +228,21 @@ def _from_uri(uri: str) -> tuple[FileSystem, str]:
     try:
         filesystem, path = FileSystem.from_uri(uri)
     except (pa.ArrowException, ValueError, OSError) as error:
-        # The address itself is not repeated: a password may stand in it.
+        # A password may stand in the address, and pyarrow's errors repeat it.
+        reason = re.sub(r"//[^/@\s]*@", "//", str(error).replace(uri, f"{scheme}://..."))
         raise ConfigError(
             f"storage must be a local folder or an address that pyarrow can open, such as "
-            f"s3://bucket/path, but got one of {scheme}:// with: {error}"
-        ) from error
+            f"s3://bucket/path, but got one of {scheme}:// with: {reason}"
+        ) from None
     return filesystem, str(path)
 
 
-def _local_path(filesystem: FileSystem, path: str) -> Path | None:
-    """Return the path on this machine, also through sub-trees; None if it is elsewhere."""
-    if isinstance(filesystem, LocalFileSystem):
-        return Path(path)
-    if isinstance(filesystem, SubTreeFileSystem):
-        inside = f"{filesystem.base_path.rstrip('/')}/{path.lstrip('/')}"
-        return _local_path(filesystem.base_fs, inside)
-    return None
+def _base(filesystem: FileSystem, path: str) -> tuple[FileSystem, str]:
+    """Return the file system that sub-trees are of, and the path inside that."""
+    while isinstance(filesystem, SubTreeFileSystem):
+        path = f"{filesystem.base_path.rstrip('/')}/{path.lstrip('/')}".rstrip("/")
+        filesystem = filesystem.base_fs
+    return filesystem, path
 
 
 def _joined(path: str, name: str, *, hidden: bool = False) -> str:
