@@ -60,6 +60,8 @@ class Kind(IntEnum):
     """Lock step only: the sender's side of the pipeline has ended tick `index`."""
     PROBE = 6
     """Before a run: a payload that is sent back, to time the wire."""
+    CHECKPOINT = 7
+    """Marker: every stage saves what it is, with `index` batches behind it."""
 
 
 @dataclass(frozen=True, slots=True)

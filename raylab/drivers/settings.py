@@ -35,6 +35,7 @@ class PipelineSettings:
     accumulate: int = 1
     delay: int | tuple[int, ...] | Literal["auto"] | None = None
     weight_version: WeightVersion = "forward"
+    recompute: bool = False
     barrier: bool = False
     micro_batches: int = 4
     clip_norm: float | None = None
@@ -76,7 +77,23 @@ class PipelineSettings:
             number = isinstance(limit, (int, float)) and limit > 0 and math.isfinite(limit)
             if limit is not None and not number:
                 raise ConfigError(f"{name} > 0 must hold, but got {limit!r}")
+        self._check_recompute()
         self._check_delay()
+
+    def _check_recompute(self) -> None:
+        if not self.recompute:
+            return
+        if not self.rule.delayed or self.rule.replay:
+            raise ConfigError(
+                "recompute=true keeps inputs instead of graphs of late gradients, so it belongs to "
+                f"ddg and adl, but got method={self.method}"
+            )
+        if self.weight_version != "forward":
+            raise ConfigError(
+                "recompute=true runs a forward again with the weights that it had, so it needs "
+                f"weight_version=forward, but got {self.weight_version}: with current weights "
+                "that is method=fr or dsp"
+            )
 
     def _check_delay(self) -> None:
         method, delay = self.rule, self.delay
@@ -142,6 +159,7 @@ def programs(
             stage=k,
             stages=settings.count,
             delay=delays[k],
+            link_delay=(link_delays[k] or 0) if k < settings.count - 1 else 0,
             accumulate=settings.accumulate,
             flush=settings.rule.flush,
             barrier=settings.barrier,
@@ -154,7 +172,12 @@ def programs(
 
 
 def stage_settings(
-    settings: PipelineSettings, program: StageProgram, *, protect_inputs: bool, device: str
+    settings: PipelineSettings,
+    program: StageProgram,
+    *,
+    protect_inputs: bool,
+    device: str,
+    resumable: bool = False,
 ) -> StageSettings:
     """Return what the computation of one stage needs to know."""
     return StageSettings(
@@ -164,6 +187,8 @@ def stage_settings(
         accumulate=program.accumulate,
         flush=program.flush,
         replay=settings.rule.replay,
+        recompute=settings.recompute,
+        resumable=resumable,
         weight_version=settings.weight_version,
         clip_norm=settings.clip_norm,
         clip_value=settings.clip_value,
