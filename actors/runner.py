@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from actors.errors import MechanismError, StageError
 from actors.mailbox import BoxStatistics, Inbox, Outbox
-from actors.messages import Kind, Message
+from actors.messages import Kind, Message, size_bytes
 from actors.protocols import StageRule, Tensors, Unit
 from actors.snapshot import StageSnapshot, gradients_of, loop_of
 from actors.source import Source
@@ -292,8 +292,12 @@ class StageRunner:
             self._save(snapshot.step, snapshot.content())
 
     def _restore(self, part: Mapping[str, Any]) -> None:
-        for (batch, piece), tensors in gradients_of(part).items():
-            self._payload["gradients", Kind.BATCH, batch, piece] = tensors
+        under_way = [
+            Message(Kind.BATCH, batch, tensors, part=piece)
+            for (batch, piece), tensors in gradients_of(part).items()
+        ]
+        for message in under_way:
+            self._payload["gradients", message.kind, message.index, message.part] = message.tensors
         self._rule.restore(part["rule"])
         now, figures = time.perf_counter(), part["figures"]
         self._started = now - figures["ran_s"]
@@ -301,6 +305,10 @@ class StageRunner:
         self._reported = {
             name: (-messages, -size) for name, (messages, size) in figures["boxes"].items()
         }
+        if under_way:
+            messages, size = self._reported["gradients_in"]
+            sizes = sum(size_bytes(message) for message in under_way)
+            self._reported["gradients_in"] = (messages - len(under_way), size - sizes)
 
     def _since_report(self, name: str) -> tuple[float, float]:
         figures = self._boxes.named()[name].statistics

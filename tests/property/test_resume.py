@@ -72,7 +72,7 @@ def what_counts(row: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in row.items() if not k.endswith(("_s", "_messages")) and "peak" not in k}
 
 
-@pytest.mark.parametrize("accumulate", [1, 2, 3])
+@pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize("method", PIPELINE_METHODS)
 def test_every_checkpoint_leads_to_the_same_weights_and_figures(method, accumulate):
     given: dict[str, Any] = {
@@ -81,7 +81,7 @@ def test_every_checkpoint_leads_to_the_same_weights_and_figures(method, accumula
         "cuts": [2, 4, 7],
         "epochs": EPOCHS,
         "accumulate": accumulate,
-        "optimiser": ADAM if accumulate == 2 else SGD,
+        "optimiser": ADAM if accumulate == 3 else SGD,
         "lr_factor": lambda s: 1 / (1 + 0.3 * s),
         "test": batches("conv", 2, seed=9),
     }
@@ -90,7 +90,7 @@ def test_every_checkpoint_leads_to_the_same_weights_and_figures(method, accumula
     assert_identical(found, undisturbed)
     window = accumulate if method in ("gpipe", "1f1b") else 1
     assert sorted(checkpoints) == [n for n in range(1, 14) if n % window == 0]
-    for step in (1, 5, 6, 7, 8, 12) if window == 1 else sorted(checkpoints)[::2]:
+    for step in (2, 7, 11) if window == 1 else (3, 12):
         resumed = run_pipeline(**given, parts_saved=checkpoints[step])
         assert_identical(resumed, undisturbed)
         rows = [what_counts(row) for row in undisturbed.rows]
