@@ -67,6 +67,7 @@ class StageProgram:
         offset: lock step only: ticks that this stage lags behind stage 0.
         span: lock step only: ticks that the run has more than batches.
         report_every: batches between two reports; 0: at the ends of epochs only.
+        timeline: batches of the run whose timeline is kept.
     """
 
     stage: int
@@ -78,6 +79,7 @@ class StageProgram:
     offset: int = 0
     span: int = 0
     report_every: int = 0
+    timeline: int = 0
 
     @property
     def first(self) -> bool:
