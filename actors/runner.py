@@ -31,8 +31,18 @@ from actors.stage import (
     StartDrain,
     Update,
 )
+from actors.timeline import SpanKind, Timeline
 
 __all__ = ["Boxes", "FeatureBox", "StageRunner"]
+
+
+_SPANS: dict[type[Instruction], SpanKind] = {
+    Forward: "forward",
+    Backward: "backward",
+    Update: "update",
+    Evaluate: "evaluate",
+}
+"""Instructions that the timeline shows."""
 
 
 class FeatureBox(Protocol):
@@ -92,7 +102,8 @@ class StageRunner:
         program: the numbers of this stage.
         rule: what is computed.
         boxes: where messages come from and go to.
-        emit: takes each report, a dictionary with `stage`, `step`, `epoch` and figures.
+        emit: takes each report, a dictionary with `stage`, `step`, `epoch` and figures, and the
+            new spans of the stage's `timeline` while there are any.
         save: takes each part of a checkpoint, complete, with the number of batches behind it.
         part: from `save`, where to go on from; the source, at stage 0, must be of it too.
     """
@@ -108,6 +119,8 @@ class StageRunner:
     ) -> None:
         self.loop = StageLoop(program, None if part is None else loop_of(part))
         self.finished = False
+        self.blocked_s = 0.0
+        """Time waited for messages and credits since the start."""
         self._rule = rule
         self._boxes = boxes
         self._emit = emit
@@ -117,6 +130,7 @@ class StageRunner:
         self._todo: list[Instruction] = self.loop.start()
         self._started = time.perf_counter()
         self._clock = _Clock()
+        self._timeline = Timeline(program.timeline)
         self._reported: dict[str, tuple[float, float]] = {}
         if part is not None:
             self._restore(part)
@@ -148,6 +162,11 @@ class StageRunner:
         while not self.finished and not stopped():
             self.advance(patience_s)
 
+    def waiting_messages(self) -> int:
+        """Return how many messages lie in the stage's inboxes."""
+        named = self._boxes.named()
+        return sum(box.statistics.depth for name, box in named.items() if name.endswith("_in"))
+
     def close(self) -> None:
         """Close every box."""
         for box in self._boxes.named().values():
@@ -164,7 +183,7 @@ class StageRunner:
         started = time.perf_counter()
         message = box.take(timeout_s)
         if box is not self._boxes.features_in or not self.loop.program.first:
-            self._clock.blocked_s += time.perf_counter() - started
+            self._waited(started)
         if message is not None and message.tensors:
             self._payload[name, message.kind, message.index, message.part] = message.tensors
             if self._saving and name == "gradients":
@@ -188,12 +207,20 @@ class StageRunner:
             return True
         started = time.perf_counter()
         ready = box.ready(timeout_s)
-        self._clock.blocked_s += time.perf_counter() - started
+        self._waited(started)
         return ready
+
+    def _waited(self, started: float) -> None:
+        ended = time.perf_counter()
+        self._clock.blocked_s += ended - started
+        self.blocked_s += ended - started
+        if self._timeline.open:
+            self._timeline.add("waiting", None, started, ended)
 
     def _carry_out(self, instruction: Instruction) -> None:
         out = self._outbox(instruction)
         message: Message | None = None
+        started = time.perf_counter() if self._timeline.open else 0.0
         if isinstance(instruction, Forward):
             unit = instruction.unit
             inputs = self._payload.pop(("features", Kind.BATCH, unit.batch, unit.part))
@@ -224,6 +251,9 @@ class StageRunner:
         elif isinstance(instruction, Finish):
             self.finished = True
             message = Message(Kind.FINISH, self.loop.batches)
+        if self._timeline.open and (kind := _SPANS.get(type(instruction))):
+            batch = instruction.unit.batch if isinstance(instruction, (Forward, Backward)) else None
+            self._timeline.add(kind, batch, started, time.perf_counter())
         if out is not None and message is not None:
             out.put(message)
 
@@ -254,6 +284,8 @@ class StageRunner:
             row[f"{name}_peak_depth"] = figures.peak_depth
             self._reported[name] = (figures.messages, figures.bytes)
         self._clock = _Clock()
+        if spans := self._timeline.take():
+            row["timeline"] = spans
         self._emit({**row, **self._rule.report()})
 
     # ------------------------------------------------------------------ checkpoints

@@ -76,6 +76,7 @@ class StageProgram:
         report_every: batches between two reports; 0: at the ends of epochs only.
         link_delay: how much of `delay` belongs to the link above: gradients that are under way on
             it whenever both its ends have the same number of batches behind them.
+        timeline: batches of the run whose timeline is kept.
     """
 
     stage: int
@@ -88,6 +89,7 @@ class StageProgram:
     offset: int = 0
     span: int = 0
     report_every: int = 0
+    timeline: int = 0
 
     @property
     def first(self) -> bool:

@@ -11,7 +11,7 @@ import random
 import statistics
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from actors.local_wire import local_wire
 from actors.mailbox import Inbox, Outbox, ReceiveEnd, SendEnd
 from actors.messages import Kind, Message
 from actors.protocols import StageRule, Tensors
+from actors.ray_metrics import StageMetrics
 from actors.ray_wire import RayReceiveEnd, RaySendEnd
 from actors.runner import Boxes, FeatureBox, StageRunner
 from actors.source import Source
@@ -67,9 +68,12 @@ class StageWorker:
         stage: 0 at the input.
         threads: of torch's operators in this process.
         seed: of the process's global generators, which a user's batches may draw from.
+        tags: `method` and `run`, of the stage's metrics.
     """
 
-    def __init__(self, stage: int, threads: int, seed: int) -> None:
+    def __init__(
+        self, stage: int, threads: int, seed: int, tags: Mapping[str, str] | None = None
+    ) -> None:
         self._stage = stage
         self._threads = threads
         self._hub: ZmqHub | None = None
@@ -81,6 +85,7 @@ class StageWorker:
         self._rule: StageRule | None = None
         self._runner: StageRunner | None = None
         self._rows: list[dict[str, Any]] = []
+        self._metrics = StageMetrics(stage, tags or {})
         self._stop = threading.Event()
         torch.set_num_threads(threads)
         torch.manual_seed(seed)
@@ -194,7 +199,10 @@ class StageWorker:
         rows = []
         while self._rows:
             rows.append(self._rows.pop(0))
-        return 0 if self._runner is None else self._runner.loop.batches, rows
+        if self._runner is None:
+            return 0, rows
+        self._metrics.publish(self._runner, rows)
+        return self._runner.loop.batches, rows
 
     @ray.method(concurrency_group="control")
     def stop(self) -> None:
@@ -250,4 +258,4 @@ class StageWorker:
 
 
 StageActor: Any = ray.remote(concurrency_groups={"control": 1, "mail": 1})(StageWorker)  # type: ignore[call-overload]
-"""`StageWorker` as a Ray actor: options, then `remote(stage, threads, seed)`."""
+"""`StageWorker` as a Ray actor: options, then `remote(stage, threads, seed, tags)`."""

@@ -29,6 +29,7 @@ class Supervisor:
         seed: of the stages' global generators.
         wait_s: how long to wait for the cluster to have the resources.
         strategy: of the placement group.
+        tags: `method` and `run`, of the stages' metrics.
 
     Raises:
         PlacementError: the resources are not there in time; the message says what is missing.
@@ -42,12 +43,14 @@ class Supervisor:
         seed: int,
         wait_s: float,
         strategy: str = "PACK",
+        tags: Mapping[str, str] | None = None,
     ) -> None:
         self._resources = resources
         self._threads = threads
         self._seed = seed
         self._wait_s = wait_s
         self._strategy = strategy
+        self._tags = dict(tags or {})
         self._group: PlacementGroup | None = None
         self._stages: list[Any] = []
         self.homes: list[Home] = []
@@ -208,7 +211,7 @@ class Supervisor:
                     scheduling_strategy=PlacementGroupSchedulingStrategy(
                         self._group, placement_group_bundle_index=k
                     ),
-                ).remote(k, self._threads, self._seed)
+                ).remote(k, self._threads, self._seed, self._tags)
             )
         self.homes = self.ask(stage.home.remote() for stage in self._stages)
 

@@ -154,6 +154,14 @@ class PipelineConfig(BaseModel):
     report_every: Natural = Field(
         0, description="batches between two rows of metrics; 0: a row an epoch"
     )
+    timeline: Natural = Field(
+        100,
+        description="batches at the start whose timeline is kept, what each stage did when; "
+        "0: none",
+    )
+    tensorboard: bool = Field(
+        False, description="write the rows' numbers for TensorBoard, too, as they come"
+    )
     storage: Text = Field("~/raylab_results", description="folder of all runs")
     name: Text | None = Field(
         None, description="folder of this run in storage; null: <method>-<time>"

@@ -25,7 +25,7 @@ from raylab.drivers.settings import Delay, PipelineSettings, Precision
 from raylab.errors import ConfigError, DataError, RaylabError, ResourceError
 from raylab.optimizers import Schedule
 from raylab.planner import BlockTrace, balanced_cuts, trace_blocks
-from raylab.records import RunFolder, new_run_name
+from raylab.records import EventWriter, RunFolder, new_run_name
 from raylab.report import Progress
 
 __all__ = ["PipelineTrainer"]
@@ -69,6 +69,9 @@ class PipelineTrainer:
         precision: "float32" computes in the dtype of the weights, "bfloat16" under autocast.
         seed: of everything that is drawn inside the network.
         wire: what carries features and gradients: "zmq" or "ray".
+        timeline: batches at the start of the run for which timeline.parquet tells what each stage
+            did when; 0: none.
+        tensorboard: write the rows' numbers as TensorBoard's scalars, too, as they come.
         resources_per_stage: by Ray's names, e.g. {"CPU": 2, "GPU": 0.5}; with a GPU the stage
             computes on it. Default: one CPU, or a share of them where Ray is started for the run
             on a machine with fewer cores than stages.
@@ -101,6 +104,8 @@ class PipelineTrainer:
         precision: Precision = "float32",
         seed: int = 0,
         wire: str = "zmq",
+        timeline: int = 100,
+        tensorboard: bool = False,
         resources_per_stage: Mapping[str, float] | None = None,
         wait_s: float = 60.0,
         run_config: RunConfig | None = None,
@@ -119,6 +124,7 @@ class PipelineTrainer:
             precision=precision,
             seed=seed,
             wire=wire,  # type: ignore[arg-type]
+            timeline=timeline,
         )
         if not callable(loss_fn):
             raise ConfigError(f"loss_fn must be callable, but got {type(loss_fn).__name__}")
@@ -132,6 +138,7 @@ class PipelineTrainer:
         self._wait_s = wait_s
         self._storage, self._name = _where(run_config, method)
         self._config = config
+        self._tensorboard = tensorboard
         Network(model)
 
     def fit(
@@ -196,6 +203,7 @@ class PipelineTrainer:
             threads=threads_of(resources[0]),
             seed=self.settings.seed,
             wait_s=self._wait_s,
+            tags={"method": self.settings.method, "run": self._name},
         )
         total = _length(batches)
         bar = Progress(
@@ -203,12 +211,18 @@ class PipelineTrainer:
             None if total is None else total * epochs,
             enabled=progress,
         )
+        events = EventWriter(folder.path / "tensorboard" if self._tensorboard else None)
+
+        def show(done: int, rows: Sequence[Mapping[str, Any]]) -> None:
+            bar.show(done, rows)
+            events.add(rows)
+
         try:
-            with bar, supervisor:
+            with bar, events, supervisor:
                 plan = run.prepare(supervisor, x, report_every)
                 config = {**self._described(epochs), **run.resolved()}
                 folder.write_config(config)
-                rows = run.carry_out(supervisor, plan, feed, bar.show)
+                rows = run.carry_out(supervisor, plan, feed, show)
                 model = network.trained(supervisor.states())
         except PlacementError as error:
             raise ResourceError(str(error)) from error
@@ -216,7 +230,7 @@ class PipelineTrainer:
             raise DataError(str(error)) from error
         except MechanismError as error:
             raise RaylabError(str(error)) from error
-        return keep(folder, rows, model, config)
+        return keep(folder, rows, model, config, run.timeline)
 
     def _cuts(self, traces: Sequence[BlockTrace]) -> list[int]:
         if isinstance(self.settings.stages, tuple):
@@ -245,6 +259,7 @@ class PipelineTrainer:
             "optimizer": _name_of(self._optimizer),
             "schedule": None if self._schedule is None else _name_of(self._schedule),
             "epochs": epochs,
+            "tensorboard": self._tensorboard,
         }
 
 

@@ -71,6 +71,8 @@ def run_pipeline(config: PipelineConfig, *, progress: bool) -> Result:
         precision=config.precision,
         seed=config.seed,
         wire=config.wire,
+        timeline=config.timeline,
+        tensorboard=config.tensorboard,
         resources_per_stage=_resources(config),
         wait_s=config.wait_s,
         run_config=RunConfig(name=config.name, storage_path=config.storage),

@@ -21,7 +21,7 @@ from raylab.drivers.network import Network
 from raylab.drivers.result import Result
 from raylab.drivers.settings import PipelineSettings, programs, stage_settings
 from raylab.planner import BlockTrace, choose_link_delays
-from raylab.records import RowMerger, RunFolder
+from raylab.records import RowMerger, RunFolder, timeline_rows
 
 __all__ = ["PipelineRun", "keep"]
 
@@ -61,6 +61,8 @@ class PipelineRun:
         self._schedule = schedule
         self._link_delays = settings.link_delays()
         self._measured: dict[str, Any] = {}
+        self.timeline: list[dict[str, Any]] = []
+        """What the stages did when, in the first batches: rows of timeline.parquet."""
 
     def prepare(
         self, supervisor: Supervisor, x: Sequence[Tensor], report_every: int
@@ -89,6 +91,7 @@ class PipelineRun:
         def watch(done: int, reports: list[dict[str, Any]]) -> None:
             new = merger.add(reports)
             rows.extend(new)
+            self.timeline.extend(timeline_rows(reports))
             show(done, new)
 
         supervisor.run(plan, feed, watch)
@@ -153,9 +156,11 @@ def keep(
     rows: Sequence[Mapping[str, Any]],
     model: nn.Module,
     config: Mapping[str, Any],
+    timeline: Sequence[Mapping[str, Any]] = (),
 ) -> Result:
-    """Write rows, weights and summary into the run's folder; return the result."""
+    """Write rows, weights, summary and report into the run's folder; return the result."""
     table = folder.write_metrics(rows)
+    folder.write_timeline(timeline)
     weights = folder.write_weights(model.state_dict())
     gradients = sum(sum(row["stage_gradients"]) for row in rows)
     late = sum(row["staleness_mean"] * sum(row["stage_gradients"]) for row in rows)

@@ -43,6 +43,7 @@ class PipelineSettings:
     precision: Precision = "float32"
     seed: int = 0
     wire: WireKind = "zmq"
+    timeline: int = 0
 
     def __post_init__(self) -> None:
         if self.method not in PIPELINE_METHODS:
@@ -59,6 +60,7 @@ class PipelineSettings:
         _at_least("accumulate (M)", self.accumulate, 1)
         _at_least("micro_batches", self.micro_batches, 1)
         _at_least("seed", self.seed, 0)
+        _at_least("timeline", self.timeline, 0)
         if not 1 <= self.count <= MOST_STAGES:
             raise ConfigError(
                 f"1 <= stages <= {MOST_STAGES} must hold, but got {self.count} stages"
@@ -166,6 +168,7 @@ def programs(
             offset=offsets[k] if settings.barrier else 0,
             span=span if settings.barrier else 0,
             report_every=report_every,
+            timeline=settings.timeline,
         )
         for k in range(settings.count)
     ]

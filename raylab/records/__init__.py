@@ -2,5 +2,7 @@
 
 from raylab.records.folder import RunFolder, new_run_name
 from raylab.records.rows import RowMerger
+from raylab.records.tensorboard import EventWriter
+from raylab.records.timeline import timeline_rows
 
-__all__ = ["RowMerger", "RunFolder", "new_run_name"]
+__all__ = ["EventWriter", "RowMerger", "RunFolder", "new_run_name", "timeline_rows"]

@@ -2,7 +2,9 @@
 
 <storage>/<name>/config.yaml           the resolved configuration
                  metrics.parquet       one row per report
+                 timeline.parquet      what each stage did when, in the first batches
                  result.json           summary, versions, seed, commit
+                 report.html           all of it to look at, in one page
                  checkpoints/final/    model.pt: the trained weights
 """
 
@@ -75,6 +77,18 @@ class RunFolder:
         table = pa.table({name: [row.get(name) for row in rows] for name in names})
         _replace(self.path / "metrics.parquet", lambda path: pq.write_table(table, path))
         return table
+
+    def write_timeline(self, spans: Sequence[Mapping[str, Any]]) -> None:
+        """Write timeline.parquet, nothing where there are no spans."""
+        if spans:
+            table = pa.Table.from_pylist([dict(span) for span in spans])
+            _replace(self.path / "timeline.parquet", lambda path: pq.write_table(table, path))
+
+    def write_report(self, page: str) -> Path:
+        """Write report.html; return its path."""
+        target = self.path / "report.html"
+        _replace(target, lambda path: path.write_text(page, encoding="utf-8"))
+        return target
 
     def write_result(self, summary: Mapping[str, Any]) -> dict[str, Any]:
         """Write result.json with versions and commit added; return its content."""
