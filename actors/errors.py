@@ -6,6 +6,7 @@ MechanismError
 ├── MailboxError      a message out of order or without credit
 │   ├── CorruptMessageError   a message did not arrive as it was sent
 │   └── LinkError             a link between two stages was cut
+├── StageLostError    a stage's process or node died
 └── PlacementError    the cluster did not give the resources in the stated time
 """
 
@@ -19,6 +20,7 @@ __all__ = [
     "MechanismError",
     "PlacementError",
     "StageError",
+    "StageLostError",
 ]
 
 
@@ -44,6 +46,10 @@ class CorruptMessageError(MailboxError):
 
 class LinkError(MailboxError):
     """A link between two stages was cut: the run may start again from a checkpoint."""
+
+
+class StageLostError(MechanismError):
+    """A stage's process or node died: the run may start again from a checkpoint."""
 
 
 class PlacementError(MechanismError):
