@@ -89,8 +89,7 @@ def _train(config: PipelineConfig, *, as_json: bool, progress: bool) -> None:
         result = run_pipeline(config, progress=progress)
     # After Ray's end, so that no late line of a worker comes behind ours.
     if as_json:
-        written = json.loads((result.path / "result.json").read_text(encoding="utf-8"))
-        _write(json.dumps(written, allow_nan=False))
+        _write(json.dumps(result.summary, allow_nan=False))
         return
     from rich.console import Console
 
@@ -98,7 +97,7 @@ def _train(config: PipelineConfig, *, as_json: bool, progress: bool) -> None:
 
     title = f"{config.method}: {config.model} on {config.data}"
     Console().print(final_table(title, result.summary))
-    _write(f"results: {result.path}")
+    _write(f"results: {result.summary['path']}")
 
 
 @contextlib.contextmanager

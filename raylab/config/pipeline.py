@@ -162,7 +162,9 @@ class PipelineConfig(BaseModel):
     tensorboard: bool = Field(
         False, description="write the rows' numbers for TensorBoard, too, as they come"
     )
-    storage: Text = Field("~/raylab_results", description="folder of all runs")
+    storage: Text = Field(
+        "~/raylab_results", description="folder of all runs, or an address: s3://bucket/path"
+    )
     name: Text | None = Field(
         None, description="folder of this run in storage; null: <method>-<time>"
     )

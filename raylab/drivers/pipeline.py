@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from ray.train import RunConfig
@@ -25,7 +24,7 @@ from raylab.drivers.settings import Delay, PipelineSettings, Precision
 from raylab.errors import ConfigError, DataError, RaylabError, ResourceError
 from raylab.optimizers import Schedule
 from raylab.planner import BlockTrace, balanced_cuts, trace_blocks
-from raylab.records import EventWriter, RunFolder, new_run_name
+from raylab.records import EventWriter, RunFolder, Storage, new_run_name
 from raylab.report import Progress
 
 __all__ = ["PipelineTrainer"]
@@ -76,8 +75,9 @@ class PipelineTrainer:
             computes on it. Default: one CPU, or a share of them where Ray is started for the run
             on a machine with fewer cores than stages.
         wait_s: how long to wait for these resources, in seconds.
-        run_config: Ray Train's; `name` and `storage_path` (a local folder) are used. Default:
-            ~/raylab_results and a name with the time in it.
+        run_config: Ray Train's; `name`, `storage_path` (a local folder or an address such as
+            s3://bucket/path) and `storage_filesystem` are used. Default: ~/raylab_results and a
+            name with the time in it.
         config: written to config.yaml with what was resolved; default: these arguments.
 
     Raises:
@@ -287,13 +287,12 @@ def _length(batches: Iterable[Any]) -> int | None:
         return None
 
 
-def _where(run_config: RunConfig | None, method: str) -> tuple[Path, str]:
+def _where(run_config: RunConfig | None, method: str) -> tuple[Storage, str]:
     storage = getattr(run_config, "storage_path", None) or "~/raylab_results"
-    if "://" in str(storage):
-        raise ConfigError(f"storage_path must be a local folder, but got {storage}")
+    filesystem = getattr(run_config, "storage_filesystem", None)
     # Ray Train fills in a name of its own, and its own default folder, where none is given.
     name = getattr(run_config, "name", None) or new_run_name(method)
-    return Path(storage), name
+    return Storage.at(storage, filesystem), name
 
 
 def _name_of(thing: Any) -> str:

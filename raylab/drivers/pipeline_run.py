@@ -177,7 +177,7 @@ def keep(
             "time_s": last["time_s"],
             "samples_per_s": sum(row["samples"] or 0 for row in rows) / max(trained_s, 1e-12),
             "staleness_mean": late / max(1, gradients),
-            "path": str(folder.path),
+            "path": folder.folder.uri,
         }
     )
     return Result(
@@ -185,6 +185,7 @@ def keep(
         table=table,
         model=model,
         path=folder.path,
-        checkpoint=Checkpoint.from_directory(str(weights)),
+        filesystem=folder.folder.filesystem,
+        checkpoint=Checkpoint(weights.path, filesystem=weights.filesystem),
         summary=summary,
     )
