@@ -64,7 +64,8 @@ class StageRule(Protocol):
 
     def save(self) -> Mapping[str, Any]:
         """Return all that the stage is between two units: tensors nobody will write to, numbers
-        and text, in dictionaries and lists."""
+        and text, in dictionaries and lists.
+        """
         ...
 
     def restore(self, saved: Mapping[str, Any]) -> None:

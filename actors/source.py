@@ -44,6 +44,11 @@ class CheckpointPlan:
     every_s: float = 0.0
     window: int = 1
 
+    @property
+    def on(self) -> bool:
+        """Whether there will be any."""
+        return self.every_batches > 0 or self.every_s > 0
+
     def due(self, batches: int, since_batches: int, since_s: float) -> bool:
         """Tell whether to save with `batches` done, so many batches and seconds after the last."""
         if since_batches < 1 or batches % self.window:

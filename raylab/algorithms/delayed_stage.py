@@ -353,7 +353,8 @@ class DelayedStage:
         self._seen = saved["seen"]
         self.updates = saved["updates"]
         self._staleness = list(saved["staleness"])
-        self._figures = StageFigures.restored(saved["figures"])
+        figures = saved["figures"]
+        self._figures = StageFigures() if figures is None else StageFigures.restored(figures)
         self._versions.updated()
         self._open = {}
         self._mode(training=True)
@@ -371,9 +372,7 @@ class DelayedStage:
 
     # ----------------------------------------------------------------- inside
 
-    def _reopen(
-        self, unit: _OpenUnit, entry: _InFlight, old: dict[str, Tensor] | None
-    ) -> None:
+    def _reopen(self, unit: _OpenUnit, entry: _InFlight, old: dict[str, Tensor] | None) -> None:
         """Give a restored batch what its forward had given it; `old` None: weights of now."""
         if self._replays:
             return
