@@ -19,6 +19,11 @@ a last partial window is closed. With `flush`, the pipeline empties at the end o
 instead, so that no gradient meets an update: micro-batches of GPipe (D unbounded) and 1F1B
 (D = K-k micro-batches).
 
+*Checkpoints* are a marker among the features. At it every stage has the same n batches behind it,
+so no features are under way, and of the gradients on a link just those that its delay stands for:
+the stage below takes them into its own part of the checkpoint (Chandy and Lamport's cut). A loop
+starts again from its `LoopState`; in lock step the ticks are then counted anew.
+
 *Lock step* (`barrier`): all stages end tick i before any begins tick i+1, by tokens that travel
 down to stage 0 and back up. Stages above a link of delay >= 2 run one tick behind the stage
 below (ADL's hop), others in the same tick (DDG's locked forward).
@@ -41,8 +46,10 @@ __all__ = [
     "Finish",
     "Forward",
     "Instruction",
+    "LoopState",
     "PassToken",
     "Report",
+    "Snapshot",
     "StageLoop",
     "StageProgram",
     "StartDrain",
@@ -67,17 +74,22 @@ class StageProgram:
         offset: lock step only: ticks that this stage lags behind stage 0.
         span: lock step only: ticks that the run has more than batches.
         report_every: batches between two reports; 0: at the ends of epochs only.
+        link_delay: how much of `delay` belongs to the link above: gradients that are under way on
+            it whenever both its ends have the same number of batches behind them.
+        timeline: batches of the run whose timeline is kept.
     """
 
     stage: int
     stages: int
     delay: int | None
+    link_delay: int = 0
     accumulate: int = 1
     flush: bool = False
     barrier: bool = False
     offset: int = 0
     span: int = 0
     report_every: int = 0
+    timeline: int = 0
 
     @property
     def first(self) -> bool:
@@ -88,6 +100,30 @@ class StageProgram:
     def last(self) -> bool:
         """Whether the stage has the loss."""
         return self.stage == self.stages - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopState:
+    """Where a loop stands between two batches.
+
+    Args:
+        batches: whose forward has been released.
+        applied: units whose backward has been released.
+        open: units between the two, the oldest first.
+        window: number of the window that is being filled.
+        in_window: indices n that it has seen.
+    """
+
+    batches: int = 0
+    applied: int = 0
+    open: tuple[Unit, ...] = ()
+    window: int = 0
+    in_window: int = 0
+
+    def under_way(self, program: StageProgram) -> tuple[Unit, ...]:
+        """Return the open units whose gradient the stage above has sent: the oldest ones."""
+        above = 0 if program.delay is None else program.delay - program.link_delay
+        return self.open[: max(0, len(self.open) - above)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +160,13 @@ class StartDrain:
 
 
 @dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Save the stage as it is with these batches behind it, and pass the marker up."""
+
+    state: LoopState
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """Report the figures since the last report; `epoch` is None within an epoch."""
 
@@ -144,7 +187,9 @@ class Finish:
     """Nothing follows."""
 
 
-Instruction = Forward | Backward | Update | Evaluate | StartDrain | Report | PassToken | Finish
+Instruction = (
+    Forward | Backward | Update | Evaluate | StartDrain | Snapshot | Report | PassToken | Finish
+)
 
 
 class StageLoop:
@@ -156,21 +201,23 @@ class StageLoop:
 
     Args:
         program: the numbers of this stage.
+        state: where to go on from; its gradients under way count as arrived. Default: the start.
     """
 
-    def __init__(self, program: StageProgram) -> None:
+    def __init__(self, program: StageProgram, state: LoopState | None = None) -> None:
+        state = state or LoopState()
         self.program = program
         self.awaits: Box | None = "features"
-        self.batches = 0
+        self.batches = state.batches
         """Training batches whose forward has been released."""
-        self.applied = 0
+        self.applied = state.applied
         """Units whose backward has been released."""
         self._stream: deque[Message] = deque()
         self._planned: deque[tuple[Instruction | None, tuple[_Key, ...]]] = deque()
-        self._there: set[_Key] = set()
-        self._open: deque[Unit] = deque()
-        self._window = 0
-        self._in_window = 0
+        self._there: set[_Key] = {_gradient_of(unit) for unit in state.under_way(program)}
+        self._open: deque[Unit] = deque(state.open)
+        self._window = state.window
+        self._in_window = state.in_window
         self._tick = 0
         self._finished = False
         for _ in range(program.offset if program.barrier else 0):
@@ -246,6 +293,8 @@ class StageLoop:
             self._planned.append((Evaluate(message.index), labels))
         elif message.kind is Kind.EPOCH:
             self._planned.append((Report(self.batches, message.index), ()))
+        elif message.kind is Kind.CHECKPOINT:
+            self._planned.append((Snapshot(self._state()), ()))
         elif message.kind is Kind.DRAIN:
             self._planned.append((StartDrain(), ()))
             self._plan_drain()
@@ -253,6 +302,15 @@ class StageLoop:
             self._planned.append((Finish(), ()))
         else:
             raise MailboxError(f"stage {self.program.stage} got {message.kind!r} among features")
+
+    def _state(self) -> LoopState:
+        return LoopState(
+            batches=self.batches,
+            applied=self.applied,
+            open=tuple(self._open),
+            window=self._window,
+            in_window=self._in_window,
+        )
 
     def _plan_forward(self, unit: Unit, labels: tuple[_Key, ...]) -> None:
         program = self.program
@@ -295,7 +353,7 @@ class StageLoop:
                 self._plan_tick()
 
     def _plan_backward(self, unit: Unit) -> None:
-        needs = () if self.program.last else (_key("gradients", Kind.BATCH, unit.batch, unit.part),)
+        needs = () if self.program.last else (_gradient_of(unit),)
         self._planned.append((Backward(unit), needs))
 
     def _plan_update(self) -> None:
@@ -313,6 +371,10 @@ class StageLoop:
         self._planned.append((None if first else PassToken(tick, "below"), ended))
         self._planned.append((None if last else PassToken(tick, "above"), begun))
         self._tick += 1
+
+
+def _gradient_of(unit: Unit) -> _Key:
+    return _key("gradients", Kind.BATCH, unit.batch, unit.part)
 
 
 def _key(box: Box, kind: Kind, index: int, part: int = 0) -> _Key:

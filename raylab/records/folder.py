@@ -2,7 +2,9 @@
 
 <storage>/<name>/config.yaml           the resolved configuration
                  metrics.parquet       one row per report
+                 timeline.parquet      what each stage did when, in the first batches
                  result.json           summary, versions, seed, commit
+                 report.html           all of it to look at, in one page
                  checkpoints/          step-00000120 and so on: see `CheckpointStore`
                  checkpoints/final/    model.pt: the trained weights
 """
@@ -116,6 +118,17 @@ class RunFolder:
         table = pa.table({name: [row.get(name) for row in rows] for name in names})
         self.folder.write("metrics.parquet", lambda file: pq.write_table(table, file))
         return table
+
+    def write_timeline(self, spans: Sequence[Mapping[str, Any]]) -> None:
+        """Write timeline.parquet, nothing where there are no spans."""
+        if spans:
+            table = pa.Table.from_pylist([dict(span) for span in spans])
+            self.folder.write("timeline.parquet", lambda file: pq.write_table(table, file))
+
+    def write_report(self, page: str) -> Path:
+        """Write report.html; return its path."""
+        self.folder.write("report.html", page.encode())
+        return self.path / "report.html"
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Return the rows of metrics.parquet, none where there is no such file yet.
