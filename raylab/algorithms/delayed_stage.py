@@ -66,6 +66,7 @@ class StageSettings:
         weight_version: weights that a delayed backward reads.
         clip_norm: largest Euclidean norm of the stage's mean gradient, None: no limit.
         clip_value: largest magnitude of an element of it, None: no limit.
+        gradient_shrink: factor of the error gradients that the stage passes down.
         precision: "float32" computes in the dtype of the weights, "bfloat16" under autocast.
         seed: of the draws inside the network, such as dropout.
         protect_inputs: the first block writes into its input, so give it a copy.
@@ -81,6 +82,7 @@ class StageSettings:
     weight_version: WeightVersion = "forward"
     clip_norm: float | None = None
     clip_value: float | None = None
+    gradient_shrink: float = 1.0
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
     protect_inputs: bool = False
@@ -178,7 +180,7 @@ class DelayedStage:
             self._figures.in_flight(1, len(self._open) + 1)
         if unit.part + 1 == unit.parts:
             self._staleness.append(self.updates - entry.version)
-        return self._back_propagate(entry, gradients)
+        return self._shrunk(self._back_propagate(entry, gradients))
 
     def update(self) -> None:
         """Apply the mean gradient of the window's M batches: (16) of ADL; (5.9) of HUO for M = 1.
@@ -360,6 +362,16 @@ class DelayedStage:
             p.grad = gradient
         at_inputs = iter(found[: len(wanted)])
         return tuple(next(at_inputs) if t.requires_grad else None for t in entry.inputs)
+
+    def _shrunk(self, gradients: Tensors) -> Tensors:
+        """Return what passes down: with a factor of beta a link, stage k of K has beta^(K-k).
+
+        Gradient shrinking of FDG (Zhuang et al. 2021): the later a gradient comes, the less of it.
+        """
+        beta = self.settings.gradient_shrink
+        if beta == 1:
+            return gradients
+        return tuple(None if t is None else t * beta for t in gradients)
 
     def _draw(self, unit: Unit) -> None:
         key = draw_key(self.settings.seed, self.settings.stage, unit.batch, unit.part)

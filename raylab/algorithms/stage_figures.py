@@ -52,6 +52,7 @@ class StageFigures:
         self.gradients = 0
         self.staleness_sum = 0
         self.staleness_max = 0
+        self.staleness_counts: list[int] = []
         self.graphs_peak = 0
         self.inputs_peak = 0
 
@@ -61,6 +62,9 @@ class StageFigures:
         self.gradients += len(staleness)
         self.staleness_sum += sum(staleness)
         self.staleness_max = max([self.staleness_max, *staleness])
+        for each in staleness:
+            self.staleness_counts += [0] * (each + 1 - len(self.staleness_counts))
+            self.staleness_counts[each] += 1
 
     def in_flight(self, graphs: int, inputs: int) -> None:
         """Note how many autograd graphs and stored inputs are alive."""
@@ -76,6 +80,7 @@ class StageFigures:
             "gradients": self.gradients,
             "staleness_sum": self.staleness_sum,
             "staleness_max": self.staleness_max,
+            "staleness_counts": self.staleness_counts,
             "graphs_peak": self.graphs_peak,
             "inputs_peak": self.inputs_peak,
         }

@@ -48,7 +48,7 @@ class PipelineTrainer:
             knows. A block is never cut; what passes between blocks is a tensor or a tuple of
             tensors. The model itself is left as it is.
         loss_fn: (outputs, labels) -> mean loss over the samples of a batch, one number.
-        method: bp, gpipe, 1f1b, ddg, fr or adl; see `raylab.algorithms`.
+        method: bp, gpipe, 1f1b, ddg, fr, adl or dsp; see `raylab.algorithms`.
         stages: K, at most 16: the chain is cut so that the counted work of the slowest stage is
             smallest; or the cut points, e.g. [3, 6]: block 3 starts stage 2, block 6 stage 3.
         accumulate: M, batches whose mean gradient makes one update.
@@ -63,6 +63,8 @@ class PipelineTrainer:
             forward (the papers' equations), or "current".
         barrier: run in lock step, as the papers' timings do.
         micro_batches: pieces of a batch, for gpipe and 1f1b.
+        gradient_shrink: beta in (0, 1], by which an error gradient is multiplied over each link,
+            so that stage k of K trains with beta^(K-k) of it; for ddg, fr, adl and dsp.
         clip_norm: largest norm of each stage's gradient; stages do not wait for each other to
             form a norm over all, so for K = 1 only is it torch's.
         clip_value: largest magnitude of a gradient's element.
@@ -96,6 +98,7 @@ class PipelineTrainer:
         weight_version: str = "forward",
         barrier: bool = False,
         micro_batches: int = 4,
+        gradient_shrink: float = 1.0,
         clip_norm: float | None = None,
         clip_value: float | None = None,
         precision: Precision = "float32",
@@ -114,6 +117,7 @@ class PipelineTrainer:
             weight_version=weight_version,  # type: ignore[arg-type]
             barrier=barrier,
             micro_batches=micro_batches,
+            gradient_shrink=gradient_shrink,
             clip_norm=clip_norm,
             clip_value=clip_value,
             precision=precision,

@@ -20,6 +20,7 @@ __all__ = ["MOST_STAGES", "Delay", "PipelineSettings", "Precision", "programs", 
 MOST_STAGES = 16
 Delay = int | Sequence[int] | Literal["auto"] | None
 Precision = Literal["float32", "bfloat16"]
+_DELAYED = ", ".join(name for name, method in PIPELINE_METHODS.items() if method.delayed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +41,7 @@ class PipelineSettings:
     clip_norm: float | None = None
     clip_value: float | None = None
     precision: Precision = "float32"
+    gradient_shrink: float = 1.0
     seed: int = 0
     wire: WireKind = "zmq"
 
@@ -76,13 +78,24 @@ class PipelineSettings:
             number = isinstance(limit, (int, float)) and limit > 0 and math.isfinite(limit)
             if limit is not None and not number:
                 raise ConfigError(f"{name} > 0 must hold, but got {limit!r}")
+        self._check_shrink()
         self._check_delay()
+
+    def _check_shrink(self) -> None:
+        beta = self.gradient_shrink
+        if isinstance(beta, bool) or not isinstance(beta, (int, float)) or not 0 < beta <= 1:
+            raise ConfigError(f"0 < gradient_shrink <= 1 must hold, but got {beta!r}")
+        if beta != 1 and not self.rule.delayed:
+            raise ConfigError(
+                f"gradient_shrink is for the late gradients of {_DELAYED}, but got "
+                f"gradient_shrink={beta} with method={self.method}"
+            )
 
     def _check_delay(self) -> None:
         method, delay = self.rule, self.delay
         if delay is not None and not method.delayed:
             raise ConfigError(
-                f"delay belongs to the delayed-gradient methods (ddg, fr, adl), but got "
+                f"delay belongs to the delayed-gradient methods ({_DELAYED}), but got "
                 f"delay={delay} with method={method.name}, whose gradients are never late"
             )
         if isinstance(delay, tuple):
@@ -99,7 +112,7 @@ class PipelineSettings:
             raise ConfigError(f"delay must be a number, a list or 'auto', but got {delay!r}")
         if self.barrier and method.flush:
             raise ConfigError(
-                f"barrier=True is the lock step of bp, ddg, fr and adl, but got method="
+                f"barrier=True is the lock step of bp, {_DELAYED}, but got method="
                 f"{method.name}, which is synchronous anyway"
             )
 
@@ -168,6 +181,7 @@ def stage_settings(
         clip_norm=settings.clip_norm,
         clip_value=settings.clip_value,
         precision=settings.precision,
+        gradient_shrink=settings.gradient_shrink,
         seed=settings.seed,
         protect_inputs=protect_inputs,
         device=device,

@@ -34,13 +34,13 @@ from torch import Tensor, nn
 
 __all__ = ["METHODS", "Optimiser", "Outcome", "eq17", "train"]
 
-METHODS = ("bp", "gpipe", "1f1b", "ddg", "fr", "adl", "family")
+METHODS = ("bp", "gpipe", "1f1b", "ddg", "fr", "adl", "dsp", "family")
 
 State = dict[str, Tensor]
 Batch = tuple[Tensor, Tensor]
 LossFn = Callable[[Tensor, Tensor], Tensor]
 
-_LINK_DELAY = {"bp": 0, "ddg": 1, "fr": 1, "adl": 2}
+_LINK_DELAY = {"bp": 0, "ddg": 1, "fr": 1, "adl": 2, "dsp": 2}
 _MICRO_BATCHED = ("gpipe", "1f1b")
 
 
@@ -101,6 +101,7 @@ def train(
     replay: bool = False,
     weight_version: Literal["forward", "current"] = "forward",
     micro_batches: int = 4,
+    gradient_shrink: float = 1.0,
     lr_factor: Callable[[int], float] | None = None,
 ) -> Outcome:
     """Train a copy of `model` with one of the pipeline methods, serially.
@@ -121,6 +122,7 @@ def train(
             (15); "current" reads current weights in the backward formulas but keeps the old
             activations. A replay uses current weights for both, so that it ignores this.
         micro_batches: how many at most a batch is cut into, for "gpipe" and "1f1b" only.
+        gradient_shrink: beta, by which what a stage sends down is multiplied (FDG).
         lr_factor: of a stage's update number s, multiplies the learning rate; default 1.
 
     Raises:
@@ -146,6 +148,7 @@ def train(
         optimiser=optimiser,
         accumulate=accumulate,
         current=weight_version == "current",
+        shrink=gradient_shrink,
         lr_factor=lr_factor or (lambda _: 1.0),
     )
     if method in _MICRO_BATCHED:
@@ -231,6 +234,7 @@ class _Run:
     optimiser: Optimiser
     accumulate: int  # M
     current: bool  # weight_version == "current"
+    shrink: float  # beta
     lr_factor: Callable[[int], float]
 
     @property
@@ -338,7 +342,7 @@ class _Stage:
         if self.replays:
             self.live = _buffers(module)
         self.window.append(gradient)
-        return error
+        return None if error is None else self.run.shrink * error
 
     def close(self, n: int) -> None:
         """End index n: update if it closes a window or is this stage's last (ADL 16, HUO 5.9)."""
@@ -552,7 +556,7 @@ def _resolve(
         return delays, replay
     if link_delays is not None or replay:
         raise ValueError(f"link_delays and replay belong to 'family', but got method={method!r}")
-    return [_LINK_DELAY.get(method, 0)] * (stages - 1), method == "fr"
+    return [_LINK_DELAY.get(method, 0)] * (stages - 1), method in ("fr", "dsp")
 
 
 def _load(template: nn.Module, parameters: State, buffers: State) -> nn.Module:
