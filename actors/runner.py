@@ -17,6 +17,7 @@ from actors.protocols import StageRule, Tensors, Unit
 from actors.stage import (
     Backward,
     Box,
+    Correct,
     Evaluate,
     Finish,
     Forward,
@@ -165,7 +166,7 @@ class StageRunner:
             return self._boxes.gradients_out
         if isinstance(instruction, Report) and instruction.epoch is None:
             return None
-        if isinstance(instruction, Update):
+        if isinstance(instruction, (Correct, Update)):
             return None
         return self._boxes.features_out
 
@@ -192,6 +193,11 @@ class StageRunner:
             gradients = self._payload.pop(("gradients", Kind.BATCH, unit.batch, unit.part), ())
             with self._story("backward", unit, gradients):
                 message = Message.of(unit, self._rule.backward(unit, gradients))
+        elif isinstance(instruction, Correct):
+            unit = instruction.unit
+            gradients = self._payload.pop(("gradients", Kind.BATCH, unit.batch, unit.part), ())
+            with self._story("correction", unit, gradients):
+                self._rule.correct(unit, gradients)
         elif isinstance(instruction, Update):
             with self._story(f"update {instruction.window}", None, ()):
                 self._rule.update()

@@ -6,12 +6,13 @@
 
 Between two epochs the pipeline does not empty: every stage tests with its weights at the same
 index n. The last test comes after the drain, with the weights that the run returns. Labels go
-straight to the stage that has the loss, ahead of the features that they belong to.
+straight to the stage that has the loss, ahead of the features that they belong to; those of
+training batches also to every stage that has a loss of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,7 @@ class Source:
         epochs: how often to go through `train`.
         parts: micro-batches per batch; a batch of fewer samples gives fewer.
         labels: the box that leads to the loss.
+        local_labels: the boxes that lead to other stages that need the labels of training batches.
         evaluate_every: epochs between two tests; the last epoch is always tested.
     """
 
@@ -52,10 +54,12 @@ class Source:
         epochs: int,
         parts: int,
         labels: Outbox,
+        local_labels: Sequence[Outbox] = (),
         evaluate_every: int = 1,
     ) -> None:
         self.statistics = BoxStatistics()
         self._labels = labels
+        self._local_labels = local_labels
         self._epochs = epochs
         self._parts = parts
         self._evaluate_every = evaluate_every
@@ -70,10 +74,14 @@ class Source:
         """
         if self._held is None:
             self._held = next(self._items)
-        if self._held.labels is not None:
-            if not self._labels.ready(timeout_s):
+        labels = self._held.labels
+        if labels is not None:
+            training = labels.kind is Kind.BATCH
+            boxes = [*self._local_labels, self._labels] if training else [self._labels]
+            if not all(box.ready(timeout_s) for box in boxes):
                 return None
-            self._labels.put(self._held.labels)
+            for box in boxes:
+                box.put(labels)
         message, self._held = self._held.features, None
         self.statistics.messages += 1
         return message

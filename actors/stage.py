@@ -19,6 +19,14 @@ a last partial window is closed. With `flush`, the pipeline empties at the end o
 instead, so that no gradient meets an update: micro-batches of GPipe (D unbounded) and 1F1B
 (D = K-k micro-batches).
 
+Where a stage makes its error gradient itself (`feedback`), B(n) follows F(n) and waits for nothing:
+it has a loss of its own (DGL, "none"), or an estimate (DNI, "target"), which C(n - d) corrects when
+the gradient that it stands for has come over the link above, d units late:
+
+    F(n)    B(n)    C(n - d)    an update when its window of M batches is full
+
+and the drain makes the corrections that are left.
+
 *Lock step* (`barrier`): all stages end tick i before any begins tick i+1, by tokens that travel
 down to stage 0 and back up. Stages above a link of delay >= 2 run one tick behind the stage
 below (ADL's hop), others in the same tick (DDG's locked forward).
@@ -37,7 +45,9 @@ from actors.protocols import Unit
 __all__ = [
     "Backward",
     "Box",
+    "Correct",
     "Evaluate",
+    "Feedback",
     "Finish",
     "Forward",
     "Instruction",
@@ -50,6 +60,7 @@ __all__ = [
 ]
 
 Box = Literal["features", "labels", "gradients"]
+Feedback = Literal["error", "target", "none"]
 _Key = tuple[Box, Kind, int, int]
 
 
@@ -67,6 +78,10 @@ class StageProgram:
         offset: lock step only: ticks that this stage lags behind stage 0.
         span: lock step only: ticks that the run has more than batches.
         report_every: batches between two reports; 0: at the ends of epochs only.
+        feedback: what comes back from above: the error gradient that a backward needs, a target
+            that its estimate is corrected by, or nothing.
+        correct_after: feedback "target" only: units between a backward and its correction.
+        labelled: whether the stage needs the labels of training batches; the last always does.
     """
 
     stage: int
@@ -78,6 +93,9 @@ class StageProgram:
     offset: int = 0
     span: int = 0
     report_every: int = 0
+    feedback: Feedback = "error"
+    correct_after: int = 0
+    labelled: bool = False
 
     @property
     def first(self) -> bool:
@@ -88,6 +106,11 @@ class StageProgram:
     def last(self) -> bool:
         """Whether the stage has the loss."""
         return self.stage == self.stages - 1
+
+    @property
+    def corrected(self) -> bool:
+        """Whether the stage's backwards are estimates that are corrected later."""
+        return self.feedback == "target" and not self.last
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +123,13 @@ class Forward:
 @dataclass(frozen=True, slots=True)
 class Backward:
     """Back-propagate a unit and pass the error gradient down."""
+
+    unit: Unit
+
+
+@dataclass(frozen=True, slots=True)
+class Correct:
+    """Learn from the error gradient of a unit that has gone backward without it."""
 
     unit: Unit
 
@@ -144,7 +174,9 @@ class Finish:
     """Nothing follows."""
 
 
-Instruction = Forward | Backward | Update | Evaluate | StartDrain | Report | PassToken | Finish
+Instruction = (
+    Forward | Backward | Correct | Update | Evaluate | StartDrain | Report | PassToken | Finish
+)
 
 
 class StageLoop:
@@ -169,6 +201,7 @@ class StageLoop:
         self._planned: deque[tuple[Instruction | None, tuple[_Key, ...]]] = deque()
         self._there: set[_Key] = set()
         self._open: deque[Unit] = deque()
+        self._uncorrected: deque[Unit] = deque()
         self._window = 0
         self._in_window = 0
         self._tick = 0
@@ -216,7 +249,7 @@ class StageLoop:
                 self.awaits = "features"
                 return released
         self.awaits = None
-        if self._there or self._stream or self._open:
+        if self._there or self._stream or self._open or self._uncorrected:
             left = sorted(str(key) for key in self._there)
             raise MailboxError(f"stage {self.program.stage} finished, but these are left: {left}")
         return released
@@ -235,9 +268,10 @@ class StageLoop:
     # released, so `self._open` is then the truth.
 
     def _plan(self, message: Message) -> None:
+        training = message.kind is Kind.BATCH
         labels = (
             (_key("labels", message.kind, message.index, message.part),)
-            if self.program.last
+            if self.program.last or (self.program.labelled and training)
             else ()
         )
         if message.kind is Kind.BATCH:
@@ -260,6 +294,10 @@ class StageLoop:
         waiting = [*self._open, unit]
         if program.delay is not None and len(waiting) > program.delay:
             self._plan_backward(waiting.pop(0))
+        if program.corrected:
+            self._uncorrected.append(unit)
+            if len(self._uncorrected) > program.correct_after:
+                self._plan_correction()
         if unit.part + 1 < unit.parts:
             return
         self._in_window += 1
@@ -290,13 +328,19 @@ class StageLoop:
                 self._plan_tick()
         if self._in_window:
             self._plan_update()
+        while self._uncorrected:
+            self._plan_correction()
         if program.barrier:
             for _ in range(program.span - program.offset - (program.delay or 0)):
                 self._plan_tick()
 
     def _plan_backward(self, unit: Unit) -> None:
-        needs = () if self.program.last else (_key("gradients", Kind.BATCH, unit.batch, unit.part),)
-        self._planned.append((Backward(unit), needs))
+        waits = self.program.feedback == "error" and not self.program.last
+        self._planned.append((Backward(unit), _gradient_of(unit) if waits else ()))
+
+    def _plan_correction(self) -> None:
+        unit = self._uncorrected.popleft()
+        self._planned.append((Correct(unit), _gradient_of(unit)))
 
     def _plan_update(self) -> None:
         self._planned.append((Update(self._window), ()))
@@ -313,6 +357,10 @@ class StageLoop:
         self._planned.append((None if first else PassToken(tick, "below"), ended))
         self._planned.append((None if last else PassToken(tick, "above"), begun))
         self._tick += 1
+
+
+def _gradient_of(unit: Unit) -> tuple[_Key, ...]:
+    return (_key("gradients", Kind.BATCH, unit.batch, unit.part),)
 
 
 def _key(box: Box, kind: Kind, index: int, part: int = 0) -> _Key:

@@ -21,15 +21,18 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from raylab.algorithms.batch_buffers import BatchBuffers
+from raylab.algorithms.cut_features import CutFeatures
 from raylab.algorithms.stage_figures import StageFigures, correct_predictions
 from raylab.algorithms.weight_versions import WeightVersion, WeightVersions
 from raylab.errors import ModelError, NonFiniteLossError
 
 __all__ = [
     "DelayedStage",
+    "InFlight",
     "OptimizerFactory",
     "ScheduleFactory",
     "StageSettings",
+    "Tensors",
     "draw_key",
     "packed",
 ]
@@ -71,6 +74,7 @@ class StageSettings:
         seed: of the draws inside the network, such as dropout.
         protect_inputs: the first block writes into its input, so give it a copy.
         device: where the stage computes.
+        cut: the features that the stage puts out, where it has a network of its own on them.
     """
 
     stage: int
@@ -87,6 +91,7 @@ class StageSettings:
     seed: int = 0
     protect_inputs: bool = False
     device: str = "cpu"
+    cut: CutFeatures | None = None
 
     @property
     def last(self) -> bool:
@@ -95,7 +100,7 @@ class StageSettings:
 
 
 @dataclass(slots=True)
-class _InFlight:
+class InFlight:
     """One unit between its forward and its backward: a graph, or an input to replay."""
 
     inputs: list[Tensor]
@@ -120,6 +125,8 @@ class DelayedStage:
         optimizer: makes a torch optimiser from the stage's parameters.
         schedule: makes a learning-rate scheduler from it, stepped once an update; None: constant.
         loss_fn: (outputs, labels) -> mean loss over the samples; used at the last stage.
+        companion: a network beside the stage that is trained with it, but is no part of its state;
+            only where D = 0.
     """
 
     def __init__(
@@ -130,6 +137,7 @@ class DelayedStage:
         optimizer: OptimizerFactory,
         schedule: ScheduleFactory | None = None,
         loss_fn: Callable[..., Tensor] | None = None,
+        companion: nn.Module | None = None,
     ) -> None:
         self.settings = settings
         self.device = torch.device(settings.device)
@@ -137,7 +145,8 @@ class DelayedStage:
         self.updates = 0
         self._loss_fn = loss_fn
         self._sums = getattr(loss_fn, "reduction", "mean") == "sum"
-        self._trained = [p for p in self.module.parameters() if p.requires_grad]
+        beside = [] if companion is None else [*companion.to(self.device).parameters()]
+        self._trained = [p for p in (*self.module.parameters(), *beside) if p.requires_grad]
         self._names = [n for n, p in self.module.named_parameters() if p.requires_grad]
         self._optimizer = optimizer(self._trained) if self._trained else None
         self._schedule = schedule(self._optimizer) if schedule and self._optimizer else None
@@ -146,7 +155,7 @@ class DelayedStage:
         self._replays = settings.replay and self._stale
         self._versions = WeightVersions(self.module, settings.weight_version)
         self._buffers = BatchBuffers(self.module)
-        self._open: dict[tuple[int, int], _InFlight] = {}
+        self._open: dict[tuple[int, int], InFlight] = {}
         self._staleness: list[int] = []
         self._seen = False
         self._figures = StageFigures()
@@ -160,7 +169,7 @@ class DelayedStage:
             NonFiniteLossError: the loss is NaN or infinite.
         """
         self._mode(training=True)
-        entry = _InFlight(self._receive(inputs), labels, self.updates)
+        entry = InFlight(self._receive(inputs), labels, self.updates)
         self._open[unit.batch, unit.part] = entry
         if self._replays:
             outputs = self._play(unit, entry)
@@ -180,7 +189,15 @@ class DelayedStage:
             self._figures.in_flight(1, len(self._open) + 1)
         if unit.part + 1 == unit.parts:
             self._staleness.append(self.updates - entry.version)
-        return self._shrunk(self._back_propagate(entry, gradients))
+        return self._shrunk(self._back_propagate(entry, *self._ends(unit, entry, gradients)))
+
+    def correct(self, unit: Unit, gradients: Tensors) -> None:
+        """Learn from a gradient that came after its backward; only `SyntheticStage` does.
+
+        Raises:
+            ModelError: always, as this stage waits for its gradients.
+        """
+        raise ModelError(f"a stage that waits for gradients cannot correct {unit}, {gradients}")
 
     def update(self) -> None:
         """Apply the mean gradient of the window's M batches: (16) of ADL; (5.9) of HUO for M = 1.
@@ -284,13 +301,13 @@ class DelayedStage:
     def _protected(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
         return [t.clone() for t in inputs] if self.settings.protect_inputs else inputs
 
-    def _play(self, unit: Unit, entry: _InFlight) -> list[Tensor]:
+    def _play(self, unit: Unit, entry: InFlight) -> list[Tensor]:
         """Forward without a graph, into copies of the buffers: the replay moves the real ones."""
         self._draw(unit)
         with torch.no_grad(), self._autocast():
             return self._call(self._buffers.copies(), entry.inputs)
 
-    def _grow_graph(self, unit: Unit, entry: _InFlight) -> None:
+    def _grow_graph(self, unit: Unit, entry: InFlight) -> None:
         """Forward with a graph, at the version of the weights that the backward is to read."""
         self._draw(unit)
         weights = self._versions.now() if self._stale and not self._replays else None
@@ -300,14 +317,14 @@ class DelayedStage:
             entry.outputs = self._call(state, entry.inputs)
             entry.weights = [weights[n] for n in self._names] if weights else [*self._trained]
             if self.settings.last:
-                entry.outputs = [self._count_loss(unit, entry)]
+                entry.outputs = [self._count_loss(unit, entry.outputs, entry.labels)]
         if buffers:
             # From `state`: a module that replaces a buffer has put the new one there.
             buffers = {name: state[name] for name in buffers}
             self._buffers.moved(buffers, share=unit.share, last=unit.part + 1 == unit.parts)
 
-    def _count_loss(self, unit: Unit, entry: _InFlight) -> Tensor:
-        loss, score, targets = self._loss(entry.outputs, entry.labels)
+    def _count_loss(self, unit: Unit, outputs: Sequence[Tensor], labels: Tensors) -> Tensor:
+        loss, score, targets = self._loss(outputs, labels)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise NonFiniteLossError(
@@ -329,17 +346,26 @@ class DelayedStage:
         loss = self._loss_fn(packed(outputs), packed(targets))
         return loss.reshape(()), outputs[0], targets
 
-    def _back_propagate(self, entry: _InFlight, gradients: Tensors) -> Tensors:
-        wanted = [t for t in entry.inputs if t.requires_grad]
+    def _ends(
+        self,
+        unit: Unit,  # noqa: ARG002 - what others count a loss of their own by
+        entry: InFlight,
+        gradients: Tensors,
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return what a backward starts from, and the error gradients there."""
         if self.settings.last:
-            ends, given = entry.outputs, [torch.ones_like(entry.outputs[0])]
-        else:
-            pairs = [
-                (out, gradient.to(self.device))
-                for out, gradient in zip(entry.outputs, gradients, strict=True)
-                if gradient is not None and out.requires_grad
-            ]
-            ends, given = [out for out, _ in pairs], [gradient for _, gradient in pairs]
+            return entry.outputs, [torch.ones_like(entry.outputs[0])]
+        pairs = [
+            (out, gradient.to(self.device))
+            for out, gradient in zip(entry.outputs, gradients, strict=True)
+            if gradient is not None and out.requires_grad
+        ]
+        return [out for out, _ in pairs], [gradient for _, gradient in pairs]
+
+    def _back_propagate(
+        self, entry: InFlight, ends: Sequence[Tensor], given: Sequence[Tensor]
+    ) -> Tensors:
+        wanted = [t for t in entry.inputs if t.requires_grad]
         self._seen = True
         if not any(end.requires_grad for end in ends):
             return tuple(None for _ in entry.inputs)

@@ -53,6 +53,8 @@ class StageFigures:
         self.staleness_sum = 0
         self.staleness_max = 0
         self.staleness_counts: list[int] = []
+        self.corrections = 0
+        self.synthesis_sum = 0.0
         self.graphs_peak = 0
         self.inputs_peak = 0
 
@@ -66,6 +68,11 @@ class StageFigures:
             self.staleness_counts += [0] * (each + 1 - len(self.staleness_counts))
             self.staleness_counts[each] += 1
 
+    def synthesised(self, error: float) -> None:
+        """Count the mean squared error of one synthetic gradient."""
+        self.corrections += 1
+        self.synthesis_sum += error
+
     def in_flight(self, graphs: int, inputs: int) -> None:
         """Note how many autograd graphs and stored inputs are alive."""
         self.graphs_peak = max(self.graphs_peak, graphs)
@@ -76,6 +83,9 @@ class StageFigures:
         return {
             **self.train.rows(""),
             **self.test.rows("test_"),
+            **(
+                {"synthesis_mse": self.synthesis_sum / self.corrections} if self.corrections else {}
+            ),
             "updates": self.updates,
             "gradients": self.gradients,
             "staleness_sum": self.staleness_sum,

@@ -24,7 +24,7 @@ from raylab.drivers.result import Result
 from raylab.drivers.settings import Delay, PipelineSettings, Precision
 from raylab.errors import ConfigError, DataError, RaylabError, ResourceError
 from raylab.optimizers import Schedule
-from raylab.planner import BlockTrace, balanced_cuts, trace_blocks
+from raylab.planner import BlockTrace, balanced_cuts, cut_features, trace_blocks
 from raylab.records import RunFolder, new_run_name
 from raylab.report import Progress
 
@@ -48,7 +48,7 @@ class PipelineTrainer:
             knows. A block is never cut; what passes between blocks is a tensor or a tuple of
             tensors. The model itself is left as it is.
         loss_fn: (outputs, labels) -> mean loss over the samples of a batch, one number.
-        method: bp, gpipe, 1f1b, ddg, fr, adl or dsp; see `raylab.algorithms`.
+        method: bp, gpipe, 1f1b, ddg, fr, adl, dsp, dni or dgl; see `raylab.algorithms`.
         stages: K, at most 16: the chain is cut so that the counted work of the slowest stage is
             smallest; or the cut points, e.g. [3, 6]: block 3 starts stage 2, block 6 stage 3.
         accumulate: M, batches whose mean gradient makes one update.
@@ -58,7 +58,7 @@ class PipelineTrainer:
             torch scheduler, stepped once an update; default: a constant rate.
         delay: batches by which a gradient comes back late over each link, instead of the method's
             own: a number, a list with one per link, or "auto": measured before the run, the
-            smallest that hides the messages.
+            smallest that hides the messages. For dni: by which its synthesizers are corrected late.
         weight_version: weights at which a late gradient is evaluated: "forward", those of its own
             forward (the papers' equations), or "current".
         barrier: run in lock step, as the papers' timings do.
@@ -181,6 +181,7 @@ class PipelineTrainer:
         traces = trace_blocks(network.blocks, network.names, x, y, self._loss_fn)
         cuts = self._cuts(traces)
         network.check_cuts(cuts)
+        crossing = cut_features(self.settings.rule, traces, cuts, network.names, y)
         schedule = self._bound_schedule(batches)
         folder = RunFolder(self._storage, self._name)
         own = connect()
@@ -193,7 +194,14 @@ class PipelineTrainer:
             evaluate_every=evaluate_every,
         )
         run = PipelineRun(
-            self.settings, network, cuts, traces, self._loss_fn, self._optimizer, schedule
+            self.settings,
+            network,
+            cuts,
+            traces,
+            self._loss_fn,
+            self._optimizer,
+            schedule,
+            crossing,
         )
         supervisor = Supervisor(
             resources,

@@ -16,7 +16,9 @@ from actors.stage import StageProgram
 from actors.stage_actor import Feed
 from actors.supervisor import Supervisor
 from actors.wiring import links
-from raylab.algorithms.delayed_stage import DelayedStage, ScheduleFactory
+from raylab.algorithms.cut_features import CutFeatures
+from raylab.algorithms.delayed_stage import ScheduleFactory
+from raylab.algorithms.stage_rules import stage_rule
 from raylab.drivers.network import Network
 from raylab.drivers.result import Result
 from raylab.drivers.settings import PipelineSettings, programs, stage_settings
@@ -40,6 +42,7 @@ class PipelineRun:
         loss_fn: (outputs, labels) -> loss.
         optimizer: from a stage's parameters to its optimiser.
         schedule: from an optimiser to its scheduler.
+        crossing: the features above each stage, where the method needs to know them.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class PipelineRun:
         loss_fn: Callable[..., Tensor],
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         schedule: ScheduleFactory | None,
+        crossing: Sequence[CutFeatures | None],
     ) -> None:
         self._settings = settings
         self._cuts = list(cuts)
@@ -59,6 +63,7 @@ class PipelineRun:
         self._loss_fn = loss_fn
         self._optimizer = optimizer
         self._schedule = schedule
+        self._crossing = crossing
         self._link_delays = settings.link_delays()
         self._measured: dict[str, Any] = {}
 
@@ -110,7 +115,7 @@ class PipelineRun:
         supervisor.load(
             [
                 functools.partial(
-                    DelayedStage,
+                    stage_rule(self._settings.rule),
                     module,
                     stage_settings(
                         self._settings,
@@ -119,10 +124,11 @@ class PipelineRun:
                             trace.writes_input for trace in self._traces[bounds[k] : bounds[k + 1]]
                         ),
                         device=device,
+                        cut=self._crossing[k],
                     ),
                     optimizer=self._optimizer,
                     schedule=self._schedule,
-                    loss_fn=self._loss_fn if program.last else None,
+                    loss_fn=self._loss_fn if program.last or program.labelled else None,
                 )
                 for k, (module, program) in enumerate(zip(self._modules, plan, strict=True))
             ]

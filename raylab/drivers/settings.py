@@ -11,6 +11,7 @@ from typing import Literal, get_args
 from actors.stage import StageProgram
 from actors.stage_actor import WireKind
 from raylab.algorithms import PIPELINE_METHODS, PipelineMethod
+from raylab.algorithms.cut_features import CutFeatures
 from raylab.algorithms.delayed_stage import StageSettings
 from raylab.algorithms.weight_versions import WeightVersion
 from raylab.errors import ConfigError
@@ -21,6 +22,7 @@ MOST_STAGES = 16
 Delay = int | Sequence[int] | Literal["auto"] | None
 Precision = Literal["float32", "bfloat16"]
 _DELAYED = ", ".join(name for name, method in PIPELINE_METHODS.items() if method.delayed)
+_STALE = ", ".join(name for name, method in PIPELINE_METHODS.items() if method.stale)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,9 +87,9 @@ class PipelineSettings:
         beta = self.gradient_shrink
         if isinstance(beta, bool) or not isinstance(beta, (int, float)) or not 0 < beta <= 1:
             raise ConfigError(f"0 < gradient_shrink <= 1 must hold, but got {beta!r}")
-        if beta != 1 and not self.rule.delayed:
+        if beta != 1 and not self.rule.stale:
             raise ConfigError(
-                f"gradient_shrink is for the late gradients of {_DELAYED}, but got "
+                f"gradient_shrink is for the late gradients of {_STALE}, but got "
                 f"gradient_shrink={beta} with method={self.method}"
             )
 
@@ -97,6 +99,11 @@ class PipelineSettings:
             raise ConfigError(
                 f"delay belongs to the delayed-gradient methods ({_DELAYED}), but got "
                 f"delay={delay} with method={method.name}, whose gradients are never late"
+            )
+        if delay == "auto" and not method.stale:
+            raise ConfigError(
+                f"delay='auto' measures when late gradients come, but got method={method.name}, "
+                "which does not wait for them: give a number, or leave it out"
             )
         if isinstance(delay, tuple):
             if len(delay) != self.count - 1:
@@ -112,8 +119,13 @@ class PipelineSettings:
             raise ConfigError(f"delay must be a number, a list or 'auto', but got {delay!r}")
         if self.barrier and method.flush:
             raise ConfigError(
-                f"barrier=True is the lock step of bp, {_DELAYED}, but got method="
+                f"barrier=True is the lock step of bp, {_STALE}, but got method="
                 f"{method.name}, which is synchronous anyway"
+            )
+        if self.barrier and method.feedback != "error":
+            raise ConfigError(
+                f"barrier=True is the lock step of bp, {_STALE}, but got method={method.name}, "
+                "whose stages wait for no gradient"
             )
 
     @property
@@ -161,13 +173,21 @@ def programs(
             offset=offsets[k] if settings.barrier else 0,
             span=span if settings.barrier else 0,
             report_every=report_every,
+            feedback=settings.rule.feedback,
+            correct_after=(link_delays[k] or 0) if k < len(link_delays) else 0,
+            labelled=settings.rule.feedback != "error",
         )
         for k in range(settings.count)
     ]
 
 
 def stage_settings(
-    settings: PipelineSettings, program: StageProgram, *, protect_inputs: bool, device: str
+    settings: PipelineSettings,
+    program: StageProgram,
+    *,
+    protect_inputs: bool,
+    device: str,
+    cut: CutFeatures | None = None,
 ) -> StageSettings:
     """Return what the computation of one stage needs to know."""
     return StageSettings(
@@ -185,6 +205,7 @@ def stage_settings(
         seed=settings.seed,
         protect_inputs=protect_inputs,
         device=device,
+        cut=cut,
     )
 
 

@@ -2,7 +2,8 @@
 
 Units stand in the names: `_s` seconds, `_bytes`, and counts without. Columns that begin with
 `stage_` are lists, one value a stage. `staleness_counts` is a histogram: entry i is the number of
-gradients that were i updates old.
+gradients that were i updates old. Only with DGL there are the stages' local losses, `stage_loss`;
+only with DNI `synthesis_mse`, the mean squared error of the synthetic gradients of a sample's loss.
 """
 
 from __future__ import annotations
@@ -70,6 +71,13 @@ class RowMerger:
                 for s in stages
             ],
         }
+        if any("loss" in s for s in stages[:-1]):
+            row["stage_loss"] = [s.get("loss") for s in stages]
+        errors = [s.get("synthesis_mse") for s in stages]
+        known = [error for error in errors if error is not None]
+        if known:
+            row["synthesis_mse"] = sum(known) / len(known)
+            row["stage_synthesis_mse"] = errors
         return row
 
 

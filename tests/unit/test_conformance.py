@@ -25,7 +25,7 @@ OPTIMISERS = {"sgd": SGD, "adam": ADAM}
 NETWORKS = {"conv": conv_bn64, "mlp": mlp64}
 METHODS = tuple(PIPELINE_METHODS)
 # ADL's delays with FR's replay: as each is in the whole table, a part of it is enough for both.
-IN_PART = ("dsp",)
+IN_PART = ("dsp", "dni", "dgl")
 
 
 def assert_equal(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], rtol: float = 1e-10):

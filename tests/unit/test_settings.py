@@ -17,7 +17,8 @@ pytestmark = pytest.mark.unit
 
 METHODS = tuple(PIPELINE_METHODS)
 DELAYED = ("ddg", "fr", "adl", "dsp")
-FRESH = ("bp", "gpipe", "1f1b")
+LOCAL = ("dni", "dgl")
+FRESH = ("bp", "gpipe", "1f1b", "dgl")
 
 
 def make(method: str = "adl", stages: Any = 4, **settings: Any) -> PipelineSettings:
@@ -34,7 +35,7 @@ def plan(settings: PipelineSettings, report_every: int = 0):
         ({"method": "adll"}, "must be one of bp, gpipe, .*did you mean adl"),
         (
             {"method": "zzzzz"},
-            "must be one of bp, gpipe, 1f1b, ddg, fr, adl, dsp, but got 'zzzzz'$",
+            "must be one of bp, gpipe, 1f1b, ddg, fr, adl, dsp, dni, dgl, but got 'zzzzz'$",
         ),
         ({"accumulate": 0}, r"accumulate \(M\) >= 1 must hold for an integer, but got 0"),
         ({"accumulate": 1.5}, r"accumulate \(M\) >= 1 must hold for an integer, but got 1.5"),
@@ -105,6 +106,28 @@ def test_lock_step_is_refused_where_a_method_is_synchronous_anyway(method):
         make(method, barrier=True)
 
 
+@pytest.mark.parametrize("method", LOCAL)
+def test_lock_step_is_refused_where_no_stage_waits_for_a_gradient(method):
+    with pytest.raises(ConfigError, match=f"barrier=True .* got method={method}.*wait for no"):
+        make(method, barrier=True)
+
+
+def test_the_delay_of_dni_is_that_of_its_corrections_link_by_link():
+    assert [p.correct_after for p in plan(make("dni"))] == [1, 1, 1, 0]
+    made = plan(make("dni", delay=(0, 3, 2)))
+    assert [p.correct_after for p in made] == [0, 3, 2, 0]
+    assert {p.delay for p in made} == {0}
+    with pytest.raises(ConfigError, match="delay='auto' .* got method=dni"):
+        make("dni", delay="auto")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_stage_has_labels_where_it_makes_its_own_gradients(method):
+    feedback = {"dni": "target", "dgl": "none"}.get(method, "error")
+    assert [p.feedback for p in plan(make(method))] == [feedback] * 4
+    assert [p.labelled for p in plan(make(method))] == [method in LOCAL] * 4
+
+
 @pytest.mark.parametrize("method", ["bp", *DELAYED])
 def test_lock_step_goes_with_the_methods_of_the_papers(method):
     assert make(method, barrier=True).barrier
@@ -118,7 +141,7 @@ def test_stages_are_a_number_or_cut_points(stages, count):
 
 
 def test_micro_batches_count_for_the_methods_that_have_them():
-    assert [make(method, micro_batches=8).parts for method in METHODS] == [1, 8, 8, 1, 1, 1, 1]
+    assert [make(method, micro_batches=8).parts for method in METHODS] == [1, 8, 8] + [1] * 6
 
 
 def test_settings_are_frozen_and_survive_pickling():
@@ -138,6 +161,8 @@ def test_settings_are_frozen_and_survive_pickling():
         ("fr", [3, 2, 1, 0]),
         ("adl", [6, 4, 2, 0]),
         ("dsp", [6, 4, 2, 0]),
+        ("dni", [0, 0, 0, 0]),
+        ("dgl", [0, 0, 0, 0]),
     ],
 )
 def test_the_delay_of_a_stage_is_the_sum_of_the_links_above_it(method, delays):
