@@ -24,7 +24,7 @@ HEARTBEAT_TIMEOUT_S = 30.0
 """Silence after which the other node counts as dead: longer than what a switch needs to find
 another way, or one big message to pass, behind which signs of life must queue. ZeroMQ's own thread
 answers, so that however long a stage computes, it is not silent."""
-LOOK_S = 0.1
+_LOOK_S = 0.1
 """Longest time without a message after which the monitor is asked."""
 _NEVER_MS = 86_400_000
 
@@ -132,7 +132,7 @@ class Watch:
             left_s = deadline - time.perf_counter()
             if left_s <= 0:
                 return False
-            if self._poller.poll(max(1, round(1000 * min(left_s, LOOK_S)))):
+            if self._poller.poll(max(1, round(1000 * min(left_s, _LOOK_S)))):
                 return True
             self._look()
         # What came before the end was in the socket before the end was told.
