@@ -145,7 +145,7 @@ def test_checkpoints_are_written_read_pruned_and_checked(storage):
 
 
 def test_a_part_of_many_chunks_reads_back(storage, monkeypatch):
-    monkeypatch.setattr("raylab.records.checkpoints._CHUNK", 1 << 16)
+    monkeypatch.setattr("raylab.records.saved_checkpoint._CHUNK", 1 << 16)
     store = CheckpointStore(storage)
     state = {"w": torch.arange(100_000.0)}
     read = store.commit(1, [store.write_part(1, "a", state)], {})

@@ -433,6 +433,7 @@ def test_a_file_that_holds_no_dictionary_is_told(store, tmp_path):
     ("change", "told"),
     [
         (lambda text: text[:-10], "(Expecting|Unterminated)"),
+        (lambda text: "[" * 100_000, "recursion"),
         (lambda text: "[]", "something else"),
         (lambda text: "{}", "something else"),
         (lambda text: "\udcff", "codec can't decode"),
@@ -472,7 +473,7 @@ def test_a_flipped_bit_of_the_manifest_is_found_wherever_it_is(store):
         else:
             # White space between the values, and nothing else.
             unseen.append(whole[place : place + 1].isspace())
-            assert read == SavedCheckpoint(store, 10, {"epoch": 1}, read.parts)
+            assert read == SavedCheckpoint(store.folder, 10, {"epoch": 1}, read.parts)
         path.write_bytes(whole)
     assert all(unseen)
 
