@@ -73,22 +73,21 @@ def run_in_process(
     rows: list[dict[str, Any]] = []
     runners = []
     last = len(programs) - 1
-    labels = outbox("labels", 0, last)
-    if labels is None:
-        raise MechanismError("a pipeline needs a link for labels")
+    *local_labels, labels = [box for k in range(last + 1) if (box := outbox("labels", 0, k))]
     source = Source(
         train,
         test,
         epochs=epochs,
         parts=parts,
         labels=labels,
+        local_labels=local_labels,
         checkpoints=checkpoints,
         start=None if parts_saved is None else parts_saved[0]["source"],
     )
     for k, (program, rule) in enumerate(zip(programs, rules, strict=True)):
         boxes = Boxes(
             features_in=source if k == 0 else inbox("features", k - 1, k) or source,
-            labels_in=inbox("labels", 0, k) if k == last else None,
+            labels_in=inbox("labels", 0, k),
             gradients_in=inbox("gradients", k + 1, k),
             features_out=outbox("features", k, k + 1),
             gradients_out=outbox("gradients", k, k - 1),

@@ -46,6 +46,13 @@ class StageRule(Protocol):
         """Back-propagate; return the error gradients at the stage's inputs."""
         ...
 
+    def correct(self, unit: Unit, gradients: Tensors) -> None:
+        """Learn from the error gradient of a unit whose backward did without it.
+
+        Called only where the program's `feedback` is "target".
+        """
+        ...
+
     def update(self) -> None:
         """Close a window: apply the mean gradient of its batches, zero where there were none."""
         ...

@@ -19,6 +19,7 @@ from actors.source import Source
 from actors.stage import (
     Backward,
     Box,
+    Correct,
     Evaluate,
     Finish,
     Forward,
@@ -197,7 +198,7 @@ class StageRunner:
             return self._boxes.gradients_out
         if isinstance(instruction, Report) and instruction.epoch is None:
             return None
-        if isinstance(instruction, Update):
+        if isinstance(instruction, (Correct, Update)):
             return None
         return self._boxes.features_out
 
@@ -232,6 +233,11 @@ class StageRunner:
             gradients = self._payload.pop(("gradients", Kind.BATCH, unit.batch, unit.part), ())
             with self._story("backward", unit, gradients):
                 message = Message.of(unit, self._rule.backward(unit, gradients))
+        elif isinstance(instruction, Correct):
+            unit = instruction.unit
+            gradients = self._payload.pop(("gradients", Kind.BATCH, unit.batch, unit.part), ())
+            with self._story("correction", unit, gradients):
+                self._rule.correct(unit, gradients)
         elif isinstance(instruction, Update):
             with self._story(f"update {instruction.window}", None, ()):
                 self._rule.update()

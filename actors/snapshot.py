@@ -7,7 +7,7 @@ checkpoint that is not being made; then the part is complete.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -15,6 +15,9 @@ from actors.protocols import Tensors, Unit
 from actors.stage import LoopState, StageProgram
 
 __all__ = ["StageSnapshot", "gradients_of", "loop_of"]
+
+
+_UNITS = ("open", "uncorrected")
 
 
 class StageSnapshot:
@@ -32,7 +35,7 @@ class StageSnapshot:
         self._gradients: list[dict[str, Any]] = []
         self._content = {
             **content,
-            "loop": {**asdict(state), "open": [asdict(unit) for unit in state.open]},
+            "loop": {**asdict(state), **{name: _plain(getattr(state, name)) for name in _UNITS}},
         }
 
     @property
@@ -56,9 +59,17 @@ class StageSnapshot:
 def loop_of(part: Mapping[str, Any]) -> LoopState:
     """Return where the loop of a saved part goes on."""
     loop = dict(part["loop"])
-    return LoopState(**{**loop, "open": tuple(Unit(**unit) for unit in loop["open"])})
+    return LoopState(**{**loop, **{name: _units(loop[name]) for name in _UNITS}})
 
 
 def gradients_of(part: Mapping[str, Any]) -> dict[tuple[int, int], Tensors]:
     """Return the gradients under way of a saved part, by batch and micro-batch."""
     return {(g["batch"], g["part"]): tuple(g["tensors"]) for g in part["gradients"]}
+
+
+def _plain(units: Iterable[Unit]) -> list[dict[str, Any]]:
+    return [asdict(unit) for unit in units]
+
+
+def _units(plain: Iterable[Mapping[str, Any]]) -> tuple[Unit, ...]:
+    return tuple(Unit(**unit) for unit in plain)

@@ -6,16 +6,17 @@
 
 Between two epochs the pipeline does not empty: every stage tests with its weights at the same
 index n. The last test comes after the drain, with the weights that the run returns. Labels go
-straight to the stage that has the loss, ahead of the features that they belong to. A checkpoint
-stands between two batches; the source's part of it is where it is and what its draws were at the
-start of the epoch, from which the same batches come again.
+straight to the stage that has the loss, ahead of the features that they belong to; those of
+training batches also to every stage that has a loss of its own. A checkpoint stands between two
+batches; the source's part of it is where it is and what its draws were at the start of the epoch,
+from which the same batches come again.
 """
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -82,6 +83,7 @@ class Source:
         epochs: how often to go through `train`.
         parts: micro-batches per batch; a batch of fewer samples gives fewer.
         labels: the box that leads to the loss.
+        local_labels: the boxes that lead to other stages that need the labels of training batches.
         evaluate_every: epochs between two tests; the last epoch is always tested.
         seed: of the draws that the iterables make from the global generators.
         checkpoints: when to put markers between the batches; default: never.
@@ -99,6 +101,7 @@ class Source:
         epochs: int,
         parts: int,
         labels: Outbox,
+        local_labels: Sequence[Outbox] = (),
         evaluate_every: int = 1,
         seed: int = 0,
         checkpoints: CheckpointPlan | None = None,
@@ -107,6 +110,7 @@ class Source:
     ) -> None:
         self.statistics = BoxStatistics()
         self._labels = labels
+        self._local_labels = local_labels
         self._epochs = epochs
         self._parts = parts
         self._evaluate_every = evaluate_every
@@ -130,10 +134,14 @@ class Source:
         """
         if self._held is None:
             self._held = next(self._items)
-        if self._held.labels is not None:
-            if not self._labels.ready(timeout_s):
+        labels = self._held.labels
+        if labels is not None:
+            training = labels.kind is Kind.BATCH
+            boxes = [*self._local_labels, self._labels] if training else [self._labels]
+            if not all(box.ready(timeout_s) for box in boxes):
                 return None
-            self._labels.put(self._held.labels)
+            for box in boxes:
+                box.put(labels)
         message, self._held = self._held.features, None
         self.statistics.messages += 1
         return message

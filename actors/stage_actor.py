@@ -97,6 +97,7 @@ class StageWorker:
         self._hub: ZmqHub | None = None
         self._inboxes: dict[str, Inbox] = {}
         self._outboxes: dict[str, Outbox] = {}
+        self._labels: dict[int, Outbox] = {}
         self._receivers: dict[str, RayReceiveEnd] = {}
         self._senders: dict[str, RaySendEnd] = {}
         self._accepting: dict[str, ZmqReceiveEnd] = {}
@@ -128,7 +129,7 @@ class StageWorker:
         address = None
         if link.source == link.target:
             sending, end = local_wire()
-            self._outboxes[link.box] = Outbox(link.name, sending, link.capacity)
+            self._keep(link, sending)
         elif wire == "ray":
             end = self._receivers[link.name] = RayReceiveEnd(link.name, sender)
         else:
@@ -145,7 +146,7 @@ class StageWorker:
             end = self._senders[link.name] = RaySendEnd(link.name, receiver)
         else:
             end = self._its_hub().connect(link.name, link.capacity, address)
-        self._outboxes[link.box] = Outbox(link.name, end, link.capacity)
+        self._keep(link, end)
 
     def accept(self) -> None:
         """Wait until every sender is there."""
@@ -250,12 +251,14 @@ class StageWorker:
         if feed is None:
             features = self._inboxes["features"]
         else:
+            *local_labels, labels = [box for _, box in sorted(self._labels.items())]
             features = Source(
                 feed.train,
                 feed.test,
                 epochs=feed.epochs,
                 parts=feed.parts,
-                labels=self._outboxes["labels"],
+                labels=labels,
+                local_labels=local_labels,
                 evaluate_every=feed.evaluate_every,
                 seed=feed.seed,
                 checkpoints=feed.checkpoints,
@@ -268,6 +271,14 @@ class StageWorker:
             features_out=self._outboxes.get("features"),
             gradients_out=self._outboxes.get("gradients"),
         )
+
+    def _keep(self, link: Link, end: SendEnd) -> None:
+        box = Outbox(link.name, end, link.capacity)
+        if link.box == "labels":
+            # Only the first stage has these, one for every stage that needs labels.
+            self._labels[link.target] = box
+        else:
+            self._outboxes[link.box] = box
 
     def _put(self, box: str, message: Message) -> None:
         while not self._outboxes[box].ready(1.0):

@@ -21,9 +21,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from raylab.algorithms.batch_buffers import BatchBuffers
+from raylab.algorithms.cut_features import CutFeatures
 from raylab.algorithms.memory import GraphBytes, bytes_of
 from raylab.algorithms.stage_figures import StageFigures, correct_predictions
 from raylab.algorithms.stage_state import (
+    BESIDE,
     copied,
     load_module,
     load_optimizer,
@@ -36,9 +38,11 @@ from raylab.errors import ModelError, NonFiniteLossError
 
 __all__ = [
     "DelayedStage",
+    "InFlight",
     "OptimizerFactory",
     "ScheduleFactory",
     "StageSettings",
+    "Tensors",
     "draw_key",
     "packed",
 ]
@@ -78,10 +82,12 @@ class StageSettings:
         weight_version: weights that a delayed backward reads.
         clip_norm: largest Euclidean norm of the stage's mean gradient, None: no limit.
         clip_value: largest magnitude of an element of it, None: no limit.
+        gradient_shrink: factor of the error gradients that the stage passes down.
         precision: "float32" computes in the dtype of the weights, "bfloat16" under autocast.
         seed: of the draws inside the network, such as dropout.
         protect_inputs: the first block writes into its input, so give it a copy.
         device: where the stage computes.
+        cut: the features that the stage puts out, where it has a network of its own on them.
     """
 
     stage: int
@@ -95,10 +101,12 @@ class StageSettings:
     weight_version: WeightVersion = "forward"
     clip_norm: float | None = None
     clip_value: float | None = None
+    gradient_shrink: float = 1.0
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
     protect_inputs: bool = False
     device: str = "cpu"
+    cut: CutFeatures | None = None
 
     @property
     def last(self) -> bool:
@@ -107,7 +115,7 @@ class StageSettings:
 
 
 @dataclass(slots=True)
-class _InFlight:
+class InFlight:
     """One unit between its forward and its backward: a graph, or an input to replay."""
 
     inputs: list[Tensor]
@@ -148,6 +156,8 @@ class DelayedStage:
         optimizer: makes a torch optimiser from the stage's parameters.
         schedule: makes a learning-rate scheduler from it, stepped once an update; None: constant.
         loss_fn: (outputs, labels) -> mean loss over the samples; used at the last stage.
+        companion: a network beside the stage that is trained with it, but is no part of its state;
+            only where D = 0.
     """
 
     def __init__(
@@ -158,6 +168,7 @@ class DelayedStage:
         optimizer: OptimizerFactory,
         schedule: ScheduleFactory | None = None,
         loss_fn: Callable[..., Tensor] | None = None,
+        companion: nn.Module | None = None,
     ) -> None:
         self.settings = settings
         self.device = torch.device(settings.device)
@@ -165,7 +176,9 @@ class DelayedStage:
         self.updates = 0
         self._loss_fn = loss_fn
         self._sums = getattr(loss_fn, "reduction", "mean") == "sum"
-        self._trained = [p for p in self.module.parameters() if p.requires_grad]
+        self._companion = companion
+        beside = [] if companion is None else [*companion.to(self.device).parameters()]
+        self._trained = [p for p in (*self.module.parameters(), *beside) if p.requires_grad]
         self._names = [n for n, p in self.module.named_parameters() if p.requires_grad]
         self._optimizer = optimizer(self._trained) if self._trained else None
         self._schedule = schedule(self._optimizer) if schedule and self._optimizer else None
@@ -176,7 +189,7 @@ class DelayedStage:
         self._versions = WeightVersions(self.module, settings.weight_version)
         self._buffers = BatchBuffers(self.module)
         self._graphs = GraphBytes()
-        self._open: dict[tuple[int, int], _InFlight] = {}
+        self._open: dict[tuple[int, int], InFlight] = {}
         self._staleness: list[int] = []
         self._seen = False
         self._figures = StageFigures()
@@ -190,7 +203,7 @@ class DelayedStage:
             NonFiniteLossError: the loss is NaN or infinite.
         """
         self._mode(training=True)
-        entry = _InFlight(self._receive(inputs), labels, self.updates)
+        entry = InFlight(self._receive(inputs), labels, self.updates)
         self._open[unit.batch, unit.part] = entry
         if self._replays:
             outputs = self._play(unit, entry)
@@ -215,7 +228,15 @@ class DelayedStage:
         del self._open[unit.batch, unit.part]
         if unit.part + 1 == unit.parts:
             self._staleness.append(self.updates - entry.version)
-        return self._back_propagate(entry, gradients)
+        return self._shrunk(self._back_propagate(entry, *self._ends(unit, entry, gradients)))
+
+    def correct(self, unit: Unit, gradients: Tensors) -> None:
+        """Learn from a gradient that came after its backward; only `SyntheticStage` does.
+
+        Raises:
+            ModelError: always, as this stage waits for its gradients.
+        """
+        raise ModelError(f"a stage that waits for gradients cannot correct {unit}, {gradients}")
 
     def update(self) -> None:
         """Apply the mean gradient of the window's M batches: (16) of ADL; (5.9) of HUO for M = 1.
@@ -313,6 +334,7 @@ class DelayedStage:
         }
         return {
             "weights": module_state(self.module),
+            "companion": module_state(self._companion) if self._companion else None,
             "optimizer": optimizer_state(self._optimizer, names) if self._optimizer else None,
             "schedule": copy.deepcopy(self._schedule.state_dict()) if self._schedule else None,
             "gradients": {
@@ -343,6 +365,8 @@ class DelayedStage:
         """
         names = self._parameter_names()
         load_module(self.module, saved["weights"])
+        if self._companion is not None and saved["companion"] is not None:
+            load_module(self._companion, saved["companion"])
         if self._optimizer is not None:
             load_optimizer(self._optimizer, names, saved["optimizer"])
         if self._schedule is not None:
@@ -366,13 +390,13 @@ class DelayedStage:
                     name: t.to(self.device).requires_grad_()
                     for name, t in saved["versions"].get(version, {}).items()
                 }
-            entry = _InFlight(self._receive(each["inputs"]), (), version)
+            entry = InFlight(self._receive(each["inputs"]), (), version)
             self._open[each["batch"], each["part"]] = entry
             self._reopen(_OpenUnit(each["batch"], each["part"]), entry, old.get(version))
 
     # ----------------------------------------------------------------- inside
 
-    def _reopen(self, unit: _OpenUnit, entry: _InFlight, old: dict[str, Tensor] | None) -> None:
+    def _reopen(self, unit: _OpenUnit, entry: InFlight, old: dict[str, Tensor] | None) -> None:
         """Give a restored batch what its forward had given it; `old` None: weights of now."""
         if self._replays:
             return
@@ -392,11 +416,12 @@ class DelayedStage:
         if not self._recomputes:
             self._grow_again(unit, entry)
 
-    def _weights_of(self, entry: _InFlight) -> dict[str, Tensor]:
+    def _weights_of(self, entry: InFlight) -> dict[str, Tensor]:
         return entry.copies or dict(zip(self._names, entry.weights, strict=True))
 
     def _parameter_names(self) -> dict[int, str]:
-        return {id(p): name for name, p in self.module.named_parameters()}
+        beside = self._companion.named_parameters(BESIDE) if self._companion else ()
+        return {id(p): name for name, p in (*self.module.named_parameters(), *beside)}
 
     def _receive(self, inputs: Tensors) -> list[Tensor]:
         """Return the inputs as leaves of this stage's graph, on its device."""
@@ -417,13 +442,13 @@ class DelayedStage:
     def _protected(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
         return [t.clone() for t in inputs] if self.settings.protect_inputs else inputs
 
-    def _play(self, unit: Unit, entry: _InFlight) -> list[Tensor]:
+    def _play(self, unit: Unit, entry: InFlight) -> list[Tensor]:
         """Forward without a graph, into copies of the buffers: the replay moves the real ones."""
         self._draw(unit)
         with torch.no_grad(), self._autocast():
             return self._call(self._buffers.copies(), entry.inputs)
 
-    def _keep_input(self, unit: Unit, entry: _InFlight) -> list[Tensor]:
+    def _keep_input(self, unit: Unit, entry: InFlight) -> list[Tensor]:
         """Forward without a graph; unlike a play it is the one that moves the buffers."""
         self._draw(unit)
         weights = self._versions.now()
@@ -431,7 +456,7 @@ class DelayedStage:
         with torch.no_grad(), self._autocast():
             return self._call(weights, entry.inputs)
 
-    def _grow_again(self, unit: Unit | _OpenUnit, entry: _InFlight) -> None:
+    def _grow_again(self, unit: Unit | _OpenUnit, entry: InFlight) -> None:
         """Grow the graph of a forward that has been, at its weights, moving no buffer."""
         self._draw(unit)
         state = dict(zip(self._names, entry.weights, strict=True))
@@ -457,7 +482,7 @@ class DelayedStage:
             sum(bytes_of(each.values()) for each in versions.values()) + self._versions.bytes(),
         )
 
-    def _grow_graph(self, unit: Unit, entry: _InFlight) -> None:
+    def _grow_graph(self, unit: Unit, entry: InFlight) -> None:
         """Forward with a graph, at the version of the weights that the backward is to read."""
         self._draw(unit)
         weights = self._versions.now() if self._stale and not self._replays else None
@@ -468,7 +493,7 @@ class DelayedStage:
             entry.outputs = self._call(state, entry.inputs)
             entry.weights = [weights[n] for n in self._names] if weights else [*self._trained]
             if self.settings.last:
-                entry.outputs = [self._count_loss(unit, entry)]
+                entry.outputs = [self._count_loss(unit, entry.outputs, entry.labels)]
         entry.graph_bytes = self._graphs.last
         if weights and self.settings.resumable and self.settings.weight_version == "current":
             entry.copies = self._versions.copies()
@@ -477,8 +502,8 @@ class DelayedStage:
             buffers = {name: state[name] for name in buffers}
             self._buffers.moved(buffers, share=unit.share, last=unit.part + 1 == unit.parts)
 
-    def _count_loss(self, unit: Unit, entry: _InFlight) -> Tensor:
-        loss, score, targets = self._loss(entry.outputs, entry.labels)
+    def _count_loss(self, unit: Unit, outputs: Sequence[Tensor], labels: Tensors) -> Tensor:
+        loss, score, targets = self._loss(outputs, labels)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise NonFiniteLossError(
@@ -500,17 +525,26 @@ class DelayedStage:
         loss = self._loss_fn(packed(outputs), packed(targets))
         return loss.reshape(()), outputs[0], targets
 
-    def _back_propagate(self, entry: _InFlight, gradients: Tensors) -> Tensors:
-        wanted = [t for t in entry.inputs if t.requires_grad]
+    def _ends(
+        self,
+        unit: Unit,  # noqa: ARG002 - what others count a loss of their own by
+        entry: InFlight,
+        gradients: Tensors,
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return what a backward starts from, and the error gradients there."""
         if self.settings.last:
-            ends, given = entry.outputs, [torch.ones_like(entry.outputs[0])]
-        else:
-            pairs = [
-                (out, gradient.to(self.device))
-                for out, gradient in zip(entry.outputs, gradients, strict=True)
-                if gradient is not None and out.requires_grad
-            ]
-            ends, given = [out for out, _ in pairs], [gradient for _, gradient in pairs]
+            return entry.outputs, [torch.ones_like(entry.outputs[0])]
+        pairs = [
+            (out, gradient.to(self.device))
+            for out, gradient in zip(entry.outputs, gradients, strict=True)
+            if gradient is not None and out.requires_grad
+        ]
+        return [out for out, _ in pairs], [gradient for _, gradient in pairs]
+
+    def _back_propagate(
+        self, entry: InFlight, ends: Sequence[Tensor], given: Sequence[Tensor]
+    ) -> Tensors:
+        wanted = [t for t in entry.inputs if t.requires_grad]
         self._seen = True
         if not any(end.requires_grad for end in ends):
             return tuple(None for _ in entry.inputs)
@@ -533,6 +567,16 @@ class DelayedStage:
             p.grad = gradient
         at_inputs = iter(found[: len(wanted)])
         return tuple(next(at_inputs) if t.requires_grad else None for t in entry.inputs)
+
+    def _shrunk(self, gradients: Tensors) -> Tensors:
+        """Return what passes down: with a factor of beta a link, stage k of K has beta^(K-k).
+
+        Gradient shrinking of FDG (Zhuang et al. 2021): the later a gradient comes, the less of it.
+        """
+        beta = self.settings.gradient_shrink
+        if beta == 1:
+            return gradients
+        return tuple(None if t is None else t * beta for t in gradients)
 
     def _draw(self, unit: Unit) -> None:
         key = draw_key(self.settings.seed, self.settings.stage, unit.batch, unit.part)

@@ -53,6 +53,9 @@ class StageFigures:
         self.gradients = 0
         self.staleness_sum = 0
         self.staleness_max = 0
+        self.staleness_counts: list[int] = []
+        self.corrections = 0
+        self.synthesis_sum = 0.0
         self.graphs_peak = 0
         self.inputs_peak = 0
         self.activation_bytes_peak = 0
@@ -64,6 +67,14 @@ class StageFigures:
         self.gradients += len(staleness)
         self.staleness_sum += sum(staleness)
         self.staleness_max = max([self.staleness_max, *staleness])
+        for each in staleness:
+            self.staleness_counts += [0] * (each + 1 - len(self.staleness_counts))
+            self.staleness_counts[each] += 1
+
+    def synthesised(self, error: float) -> None:
+        """Count the mean squared error of one synthetic gradient."""
+        self.corrections += 1
+        self.synthesis_sum += error
 
     def in_flight(
         self, graphs: int, inputs: int, activation_bytes: int = 0, version_bytes: int = 0
@@ -79,10 +90,14 @@ class StageFigures:
         return {
             **self.train.rows(""),
             **self.test.rows("test_"),
+            **(
+                {"synthesis_mse": self.synthesis_sum / self.corrections} if self.corrections else {}
+            ),
             "updates": self.updates,
             "gradients": self.gradients,
             "staleness_sum": self.staleness_sum,
             "staleness_max": self.staleness_max,
+            "staleness_counts": self.staleness_counts,
             "graphs_peak": self.graphs_peak,
             "inputs_peak": self.inputs_peak,
             "activation_bytes_peak": self.activation_bytes_peak,

@@ -6,7 +6,7 @@ Names, not places, so that a network that was trained on K stages can go on with
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 __all__ = [
+    "BESIDE",
     "copied",
     "load_module",
     "load_optimizer",
@@ -24,6 +25,9 @@ __all__ = [
 ]
 
 State = dict[str, Any]
+
+BESIDE = "beside the stage"
+"""Goes before the names of parameters that are no part of the network, and stay at their cut."""
 
 
 def copied(tensor: Tensor) -> Tensor:
@@ -98,21 +102,29 @@ def load_optimizer(optimizer: Optimizer, names: Mapping[int, str], saved: State)
 def merged_state(parts: Sequence[State]) -> State:
     """Return one state of the whole network from those of its stages, with nothing in flight.
 
-    Batches between forward and backward are left out: they belong to one way of cutting. Schedule,
-    hyper-parameters and counts are those of the last stage, whose gradients are never late.
+    Batches between forward and backward are left out, and the networks beside the stages: they
+    belong to one way of cutting. Schedule, hyper-parameters and counts are those of the last stage, whose gradients are never late.
     """
     last = parts[-1]
     optimizers = [part["optimizer"] for part in parts if part["optimizer"] is not None]
-    state = {name: each for kept in optimizers for name, each in kept["state"].items()}
+    state = _of_the_network(kept["state"] for kept in optimizers)
     return {
         **last,
         "weights": {name: t for part in parts for name, t in part["weights"].items()},
-        "gradients": {name: t for part in parts for name, t in part["gradients"].items()},
+        "gradients": _of_the_network(part["gradients"] for part in parts),
+        "companion": None,
+        "synthesizer": None,
         "optimizer": {"groups": optimizers[-1]["groups"], "state": state} if optimizers else None,
         "schedule": next((p["schedule"] for p in reversed(parts) if p["schedule"]), None),
         "versions": {},
         "open": [],
         "staleness": [],
+    }
+
+
+def _of_the_network(parts: Iterable[State]) -> State:
+    return {
+        name: value for part in parts for name, value in part.items() if not name.startswith(BESIDE)
     }
 
 

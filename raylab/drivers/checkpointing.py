@@ -131,7 +131,7 @@ def _share_of_the_model(saved: SavedCheckpoint, stage: int, last: bool) -> dict[
     return {
         "stage": stage,
         "rule": whole,
-        "loop": {**asdict(state), "open": []},
+        "loop": {**asdict(state), "open": [], "uncorrected": []},
         "gradients": [],
         "figures": {**parts[-1]["figures"], "boxes": {}},
         **({"source": parts[0]["source"]} if stage == 0 else {}),

@@ -26,7 +26,7 @@ from raylab.drivers.result import Result
 from raylab.drivers.settings import Delay, PipelineSettings, Precision
 from raylab.errors import ConfigError, DataError, RaylabError, ResourceError
 from raylab.optimizers import Schedule
-from raylab.planner import BlockTrace, balanced_cuts, trace_blocks
+from raylab.planner import BlockTrace, balanced_cuts, cut_features, trace_blocks
 from raylab.records import CheckpointStore, EventWriter, RunFolder, Storage, new_run_name
 from raylab.report import Progress
 
@@ -50,7 +50,7 @@ class PipelineTrainer:
             knows. A block is never cut; what passes between blocks is a tensor or a tuple of
             tensors. The model itself is left as it is.
         loss_fn: (outputs, labels) -> mean loss over the samples of a batch, one number.
-        method: bp, gpipe, 1f1b, ddg, fr or adl; see `raylab.algorithms`.
+        method: bp, gpipe, 1f1b, ddg, fr, adl, dsp, dni or dgl; see `raylab.algorithms`.
         stages: K, at most 16: the chain is cut so that the counted work of the slowest stage is
             smallest; or the cut points, e.g. [3, 6]: block 3 starts stage 2, block 6 stage 3.
         accumulate: M, batches whose mean gradient makes one update.
@@ -60,11 +60,13 @@ class PipelineTrainer:
             torch scheduler, stepped once an update; default: a constant rate.
         delay: batches by which a gradient comes back late over each link, instead of the method's
             own: a number, a list with one per link, or "auto": measured before the run, the
-            smallest that hides the messages.
+            smallest that hides the messages. For dni: by which its synthesizers are corrected late.
         weight_version: weights at which a late gradient is evaluated: "forward", those of its own
             forward (the papers' equations), or "current".
         barrier: run in lock step, as the papers' timings do.
         micro_batches: pieces of a batch, for gpipe and 1f1b.
+        gradient_shrink: beta in (0, 1], by which an error gradient is multiplied over each link,
+            so that stage k of K trains with beta^(K-k) of it; for ddg, fr, adl and dsp.
         clip_norm: largest norm of each stage's gradient; stages do not wait for each other to
             form a norm over all, so for K = 1 only is it torch's.
         clip_value: largest magnitude of a gradient's element.
@@ -109,6 +111,7 @@ class PipelineTrainer:
         weight_version: str = "forward",
         barrier: bool = False,
         micro_batches: int = 4,
+        gradient_shrink: float = 1.0,
         clip_norm: float | None = None,
         clip_value: float | None = None,
         precision: Precision = "float32",
@@ -132,6 +135,7 @@ class PipelineTrainer:
             weight_version=weight_version,  # type: ignore[arg-type]
             barrier=barrier,
             micro_batches=micro_batches,
+            gradient_shrink=gradient_shrink,
             clip_norm=clip_norm,
             clip_value=clip_value,
             precision=precision,
@@ -227,6 +231,7 @@ class PipelineTrainer:
         traces = trace_blocks(network.blocks, network.names, x, y, self._loss_fn)
         cuts = self._cuts(traces)
         network.check_cuts(cuts)
+        crossing = cut_features(self.settings.rule, traces, cuts, network.names, y)
         schedule = self._bound_schedule(batches)
         folder = self._folder(resume)
         store = CheckpointStore(folder.folder.child("checkpoints"), self._keep)
@@ -252,6 +257,7 @@ class PipelineTrainer:
             self._loss_fn,
             self._optimizer,
             schedule,
+            crossing,
             resumable=self._checkpoints.on,
             rows=folder.read_metrics() if resume is not None else (),
         )

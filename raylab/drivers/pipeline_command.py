@@ -120,6 +120,7 @@ def run_pipeline(
         weight_version=config.weight_version,
         barrier=config.barrier,
         micro_batches=config.micro_batches,
+        gradient_shrink=config.gradient_shrink,
         clip_norm=config.clip_norm,
         clip_value=config.clip_value,
         precision=config.precision,

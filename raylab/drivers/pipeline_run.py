@@ -16,7 +16,9 @@ from actors.stage import StageProgram
 from actors.stage_actor import Feed
 from actors.supervisor import Look, Supervisor
 from actors.wiring import links
-from raylab.algorithms.delayed_stage import DelayedStage, ScheduleFactory
+from raylab.algorithms.cut_features import CutFeatures
+from raylab.algorithms.delayed_stage import ScheduleFactory
+from raylab.algorithms.stage_rules import stage_rule
 from raylab.drivers.checkpointing import RunCheckpoints
 from raylab.drivers.network import Network
 from raylab.drivers.result import Result
@@ -41,6 +43,7 @@ class PipelineRun:
         loss_fn: (outputs, labels) -> loss.
         optimizer: from a stage's parameters to its optimiser.
         schedule: from an optimiser to its scheduler.
+        crossing: the features above each stage, where the method needs to know them.
         resumable: whether checkpoints will be saved.
         rows: of the run so far, where it goes on.
     """
@@ -54,6 +57,7 @@ class PipelineRun:
         loss_fn: Callable[..., Tensor],
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         schedule: ScheduleFactory | None,
+        crossing: Sequence[CutFeatures | None],
         *,
         resumable: bool = False,
         rows: Sequence[dict[str, Any]] = (),
@@ -67,6 +71,7 @@ class PipelineRun:
         self._loss_fn = loss_fn
         self._optimizer = optimizer
         self._schedule = schedule
+        self._crossing = crossing
         self._link_delays = settings.link_delays()
         self._measured: dict[str, Any] = {}
         self.timeline: list[dict[str, Any]] = []
@@ -127,7 +132,7 @@ class PipelineRun:
         supervisor.load(
             [
                 functools.partial(
-                    DelayedStage,
+                    stage_rule(self._settings.rule),
                     module,
                     stage_settings(
                         self._settings,
@@ -136,11 +141,12 @@ class PipelineRun:
                             trace.writes_input for trace in self._traces[bounds[k] : bounds[k + 1]]
                         ),
                         device=device,
+                        cut=self._crossing[k],
                         resumable=self._resumable,
                     ),
                     optimizer=self._optimizer,
                     schedule=self._schedule,
-                    loss_fn=self._loss_fn if program.last else None,
+                    loss_fn=self._loss_fn if program.last or program.labelled else None,
                 )
                 for k, (module, program) in enumerate(zip(self._modules, plan, strict=True))
             ]

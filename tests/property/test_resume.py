@@ -113,6 +113,7 @@ def test_random_programs_resume_bit_for_bit_under_shuffled_deliveries(seed):
         "cuts": even_cuts(model, stages),
         "epochs": [batches(kind, draw.randint(1, 6), seed=s) for s in range(3)],
         "accumulate": draw.randint(1, 4),
+        "gradient_shrink": draw.choice([1.0, 0.7]),
         "optimiser": draw.choice([SGD, ADAM]),
         "link_delays": [draw.randint(0, 3) for _ in range(stages - 1)],
         "weight_version": draw.choice(["forward", "current"]),

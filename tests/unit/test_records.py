@@ -32,6 +32,7 @@ def report(stage: int, step: int = 10, epoch: int | None = 0, **figures: Any) ->
         "gradients": 8,
         "staleness_sum": 0,
         "staleness_max": 0,
+        "staleness_counts": [8],
         "graphs_peak": 1,
         "inputs_peak": 1,
         "features_in_messages": 10,
@@ -86,6 +87,13 @@ def test_staleness_is_a_mean_over_gradients_and_not_over_stages():
     assert row["staleness_max"] == 7
     assert row["stage_staleness_mean"] == [6.0, 0.0]
     assert row["stage_gradients"] == [2, 6]
+
+
+def test_the_histogram_of_staleness_adds_up_over_stages_of_different_ages():
+    stages = [report(k, staleness_counts=c) for k, c in enumerate([[1, 0, 7], [2, 6], [8], []])]
+    (row,) = RowMerger(4).add(stages)
+    assert row["staleness_counts"] == [11, 6, 7]
+    assert row["stage_staleness_counts"] == [[1, 0, 7], [2, 6], [8], []]
 
 
 def test_a_row_without_gradients_has_no_staleness():
