@@ -149,7 +149,7 @@ class CheckpointStore:
 
     def _prune(self, committed: int) -> None:
         steps = self.steps()
-        kept = {committed, *(steps if self.keep is None else steps[-self.keep :])}
+        kept = steps if self.keep is None else steps[-self.keep :]
         for step in all_steps(self.folder):
             if step < committed and step not in kept:
                 self._delete(step)

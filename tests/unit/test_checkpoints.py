@@ -508,7 +508,7 @@ def test_leftovers_of_older_steps_go_and_those_of_newer_ones_stay(tmp_path, keep
 
 
 def test_what_is_not_a_checkpoint_is_never_deleted(store):
-    other = ("final", "step-1", "step-000000001", "mine", "step-00000001.old")
+    other = ("final", "step-1", "step-000000030", "mine", "step-00000001.old")
     for name in other:
         store.folder.child(name).write("model.pt", b"")
     store.folder.write("step-00000002", b"a file")
