@@ -26,6 +26,8 @@ _COMPLAINT = "raylab: error: "
 # A command's module is imported when the command is used, and imports torch and Ray only to work.
 _COMMANDS = {
     "train": ("raylab.cli.train", "train a network with one of the methods"),
+    "compare": ("raylab.cli.compare", "train with several methods under one seed and budget"),
+    "report": ("raylab.cli.report", "make a page of a run or of several"),
 }
 
 _DESCRIPTION = """\
@@ -37,6 +39,8 @@ commands:
 examples:
   raylab train demo
   raylab train adl stages=2 accumulate=2 data=digits epochs=3
+  raylab compare methods=bp,ddg,fr,adl epochs=3 name=first
+  raylab report runs/try1 runs/try2
   raylab train --help
 """
 

@@ -24,7 +24,7 @@ from raylab.config import (
 )
 from raylab.errors import ConfigError
 
-__all__ = ["run"]
+__all__ = ["ray_session", "run", "start_keys", "write_line"]
 
 
 def run(argv: Sequence[str]) -> int:
@@ -49,16 +49,16 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--list", action="store_true", help="list methods and experiments")
     given = parser.parse_intermixed_args(argv)
     if given.list:
-        _write(_listed() if given.json else starts())
+        write_line(_listed() if given.json else starts())
         return 0
     if given.name is None:
         parser.error("NAME or FILE.yaml must be given, for instance: raylab train demo")
-    config = pipeline_config(apply_pairs(_start(given.name), given.settings))
+    config = pipeline_config(apply_pairs(start_keys(given.name), given.settings))
     _train(config, as_json=given.json, progress=not given.quiet)
     return 0
 
 
-def _start(name: str) -> dict[str, Any]:
+def start_keys(name: str) -> dict[str, Any]:
     """Return the keys that a method, an experiment or a file sets."""
     if name in METHODS:
         return {"method": name}
@@ -83,14 +83,14 @@ def _start(name: str) -> dict[str, Any]:
 
 
 def _train(config: PipelineConfig, *, as_json: bool, progress: bool) -> None:
-    with _ray_session():
+    with ray_session():
         from raylab.drivers.pipeline_command import run_pipeline
 
         result = run_pipeline(config, progress=progress)
     # After Ray's end, so that no late line of a worker comes behind ours.
     if as_json:
         written = json.loads((result.path / "result.json").read_text(encoding="utf-8"))
-        _write(json.dumps(written, allow_nan=False))
+        write_line(json.dumps(written, allow_nan=False))
         return
     from rich.console import Console
 
@@ -98,11 +98,12 @@ def _train(config: PipelineConfig, *, as_json: bool, progress: bool) -> None:
 
     title = f"{config.method}: {config.model} on {config.data}"
     Console().print(final_table(title, result.summary))
-    _write(f"results: {result.path}")
+    write_line(f"results: {result.path}")
+    write_line(f"report: {result.path / 'report.html'}")
 
 
 @contextlib.contextmanager
-def _ray_session() -> Iterator[None]:
+def ray_session() -> Iterator[None]:
     """End Ray with the block, unless it was there before."""
     import ray
 
@@ -120,6 +121,7 @@ def _listed() -> str:
     return json.dumps({"methods": METHODS, "experiments": experiments})
 
 
-def _write(text: str) -> None:
+def write_line(text: str) -> None:
+    """Print a line on standard output at once."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()

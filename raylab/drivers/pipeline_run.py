@@ -22,6 +22,8 @@ from raylab.drivers.result import Result
 from raylab.drivers.settings import PipelineSettings, programs, stage_settings
 from raylab.planner import BlockTrace, choose_link_delays
 from raylab.records import RowMerger, RunFolder, timeline_rows
+from raylab.report import RunRecord
+from raylab.report.page import report_page
 
 __all__ = ["PipelineRun", "keep"]
 
@@ -180,6 +182,10 @@ def keep(
             "path": str(folder.path),
         }
     )
+    record = RunRecord(
+        name=folder.path.name, config=config, rows=rows, result=summary, timeline=timeline
+    )
+    folder.write_report(report_page([record]))
     return Result(
         metrics=last,
         table=table,

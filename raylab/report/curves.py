@@ -100,9 +100,9 @@ def _abscissas(runs: Sequence[RunRecord]) -> list[tuple[str, str, _Place, str]]:
     per_epoch = {id(run): _steps_per_epoch(run) for run in runs}
 
     def epoch(run: RunRecord, row: Row) -> float | None:
-        return row["step"] / per_epoch[id(run)]
+        return float(row["step"]) / per_epoch[id(run)]
 
-    def time(run: RunRecord, row: Row) -> float | None:
+    def time(_: RunRecord, row: Row) -> float | None:
         value = number(row.get("time_s"))
         return None if value is None else value / seconds
 
@@ -114,7 +114,8 @@ def _abscissas(runs: Sequence[RunRecord]) -> list[tuple[str, str, _Place, str]]:
 
 def _steps_per_epoch(run: RunRecord) -> float:
     ends = [(row["step"], row["epoch"]) for row in run.rows if row.get("epoch")]
-    return max(ends[-1][0] / ends[-1][1], 1e-9) if ends else max(run.rows[-1]["step"], 1)
+    steps, epochs = ends[-1] if ends else (run.rows[-1]["step"], 1)
+    return max(float(steps) / epochs, 1e-9)
 
 
 def _lines(

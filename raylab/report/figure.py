@@ -51,7 +51,7 @@ def safe(text: Any) -> str:
 def axis(title: str, **more: Any) -> dict[str, Any]:
     """Return an axis."""
     return {
-        "title": {"text": title, "standoff": 8},
+        "title": {"text": title, "standoff": 8, "font": {"size": 13}},
         "gridcolor": LIGHT["grid"],
         "linecolor": LIGHT["axis"],
         "tickcolor": LIGHT["axis"],

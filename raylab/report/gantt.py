@@ -50,7 +50,7 @@ def _timeline(index: int, run: RunRecord) -> Figure:
             for kind in _KINDS
             if (of_kind := [span for span in spans if span["kind"] == kind])
         ],
-        axis("time since the first operation (ms)", tickformat=",", range=list(windows[0][1:])),
+        axis("time (ms)", tickformat=",", range=list(windows[0][1:])),
         axis(
             "",
             categoryorder="array",
@@ -70,8 +70,8 @@ def _timeline(index: int, run: RunRecord) -> Figure:
         name="timeline-" + (re.sub(r"[^a-z0-9]+", "-", run.name.lower()).strip("-") or str(index)),
         section="Timeline",
         title=f"What every stage of {run.name} did when",
-        note="Numbers are batches. Drag to zoom, double-click for everything. Gaps: reading data, "
-        "sending, reports.",
+        note="Time since the first forward. Numbers are batches. Drag to zoom, double-click for "
+        "everything. Gaps: reading data, sending, reports.",
         plot=figure,
         run=index,
         windows=windows,
@@ -89,14 +89,15 @@ def _bars(kind: str, spans: Sequence[Mapping[str, Any]], zero: float) -> go.Bar:
         customdata=[span["batch"] for span in spans],
         name=kind,
         width=0.2 if waiting else 0.72,
-        text=[""] * len(spans) if kind != "forward" and kind != "backward" else
-        [str(span["batch"]) for span in spans],
+        text=[""] * len(spans)
+        if kind != "forward" and kind != "backward"
+        else [str(span["batch"]) for span in spans],
         textposition="inside",
         insidetextanchor="middle",
         textangle=0,
         textfont={"size": 11},
         marker={"color": LIGHT[kind], "line": {"width": 0}},
-        hovertemplate=f"<b>{safe(kind)}</b>, batch %{{customdata:,}}<br>%{{y}}: %{{x:,.2f}} ms from "
-        "%{base:,.2f} ms<extra></extra>",
+        hovertemplate=f"<b>{safe(kind)}</b>, batch %{{customdata:,}}<br>%{{y}}: %{{x:,.2f}} ms "
+        "from %{base:,.2f} ms<extra></extra>",
         meta={"tone": kind},
     )

@@ -53,7 +53,7 @@ def _head(index: int, run: RunRecord) -> str:
     entries = [
         ("Method", _TITLES.get(method, method)),
         ("Stages", f"K = {run.stages}"),
-        ("Batches per update", f"M = {_shown(config.get('accumulate', '?'))}"),
+        ("Accumulation", f"M = {_shown(config.get('accumulate', '?'))}"),
         ("Delays", _delays(run)),
         ("Model", " on ".join(_shown(config[k]) for k in ("model", "data") if k in config)),
         ("Seed", _shown(config.get("seed", result.get("seed", "?")))),
@@ -73,7 +73,8 @@ def _head(index: int, run: RunRecord) -> str:
 def _delays(run: RunRecord) -> str:
     delay = run.config.get("delay")
     if isinstance(delay, list):
-        return f"{_shown(delay)} batches over each link" if delay else "none"
+        numbers = ", ".join(map(_shown, delay))
+        return f"{numbers} batches over the links" if delay else "none"
     return "none" if run.config.get("method") in ("bp", "gpipe", "1f1b") else _shown(delay)
 
 

@@ -61,7 +61,7 @@ def report_page(runs: Sequence[RunRecord]) -> str:
             f"<title>raylab report: {escape(title)}</title>",
             f"<style>{_tones()}{_asset('page.css')}</style></head>\n<body>",
             f'<header class="top"><h1>{_heading(runs)}</h1>',
-            f"<nav aria-label=\"Sections\">{''.join(map(_link, names))}</nav></header>",
+            f'<nav aria-label="Sections">{"".join(map(_link, names))}</nav></header>',
             _legend(runs),
             f'<main><section aria-label="Runs" class="runs">{heads(runs)}</section>',
             _section("Results", f'<div class="card wide">{result_table(runs)}</div>'),
@@ -132,7 +132,8 @@ def _content(figures: Sequence[Figure]) -> str:
 
 
 def _tones() -> str:
-    return f":root{{{_variables(LIGHT)}}}@media(prefers-color-scheme:dark){{:root{{{_variables(DARK)}}}}}"
+    light, dark = (f":root{{{_variables(tones)}}}" for tones in (LIGHT, DARK))
+    return f"{light}@media(prefers-color-scheme:dark){{{dark}}}"
 
 
 def _variables(tones: Mapping[str, str]) -> str:

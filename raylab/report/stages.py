@@ -81,7 +81,7 @@ def staleness(runs: Sequence[RunRecord]) -> Iterator[Figure]:
                 axis(""),
                 axis("staleness (updates)", rangemode="tozero", tickformat=","),
                 barmode="group",
-            bargap=_gap(runs),
+                bargap=_gap(runs),
             ),
         )
     counted = [_histogram(run) for run in runs]
@@ -109,14 +109,14 @@ def staleness(runs: Sequence[RunRecord]) -> Iterator[Figure]:
                 axis("staleness (updates)", tickformat=",d", dtick=_whole_steps(counted)),
                 axis("share of the gradients (%)", tickformat=".0%", rangemode="tozero"),
                 barmode="group",
-            bargap=_gap(runs),
+                bargap=_gap(runs),
             ),
         )
 
 
 def memory(runs: Sequence[RunRecord]) -> Iterator[Figure]:
     """Yield peaks of bytes per stage, and of the graphs and inputs that are kept."""
-    if traces := _stacked(runs, _BYTES, 1 / _MIB, "%{y:,.1f} MiB"):
+    if traces := _parts(runs, _BYTES, 1 / _MIB, "%{y:,.1f} MiB"):
         yield Figure(
             name="memory",
             section="Stages",
@@ -132,7 +132,7 @@ def memory(runs: Sequence[RunRecord]) -> Iterator[Figure]:
                 legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
             ),
         )
-    if traces := _stacked(runs, _KEPT, 1.0, "%{y:,}"):
+    if traces := _parts(runs, _KEPT, 1.0, "%{y:,}"):
         yield Figure(
             name="kept",
             section="Stages",
@@ -142,7 +142,7 @@ def memory(runs: Sequence[RunRecord]) -> Iterator[Figure]:
                 traces,
                 axis(""),
                 axis("kept at once (count)", rangemode="tozero", tickformat=",d"),
-                barmode="stack",
+                barmode="group",
                 bargap=_gap(runs),
                 showlegend=True,
                 legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
@@ -156,10 +156,10 @@ def _gap(runs: Sequence[RunRecord]) -> float:
     return 0.3 if bars > 4 else 0.6
 
 
-def _stacked(
+def _parts(
     runs: Sequence[RunRecord], parts: dict[str, tuple[str, str]], factor: float, hover: str
 ) -> list[go.Bar]:
-    """Return a stack per stage and run; one category axis, or stages with runs below them."""
+    """Return bars per stage and run; one category axis, or stages with runs below them."""
     traces = []
     shown: set[str] = set()
     for i, run in enumerate(runs):
