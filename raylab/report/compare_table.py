@@ -34,7 +34,9 @@ def compare_table(title: str, runs: Sequence[Mapping[str, Any]]) -> Table:
     for name, _, _ in _COLUMNS:
         table.add_column(name, justify="right")
     table.add_column(f"× {methods[0]}", justify="right")
-    table.add_column("")
+    failed = any(run["error"] for run in runs)
+    if failed:
+        table.add_column("failed")
     first = _values(runs, methods[0], "samples_per_s")
     for method in methods:
         speed = _values(runs, method, "samples_per_s")
@@ -43,7 +45,7 @@ def compare_table(title: str, runs: Sequence[Mapping[str, Any]]) -> Table:
             method,
             *(_spread(_values(runs, method, key), form) for _, key, form in _COLUMNS),
             ratio,
-            _failures([run for run in runs if run["method"] == method]),
+            *([_failures([run for run in runs if run["method"] == method])] if failed else []),
         )
     return table
 
@@ -64,5 +66,6 @@ def _failures(runs: Sequence[Mapping[str, Any]]) -> str:
     failed = [run for run in runs if run["error"]]
     if not failed:
         return ""
-    seeds = f" (seeds {', '.join(str(run['seed']) for run in failed)})" if len(runs) > 1 else ""
-    return escape(f"failed{seeds}: {failed[0]['error'].partition(chr(10))[0]}")
+    seeds = ", ".join(str(run["seed"]) for run in failed)
+    reason = failed[0]["error"].partition("\n")[0]
+    return escape(f"seed {seeds}: {reason}" if len(runs) > 1 else reason)

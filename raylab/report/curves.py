@@ -135,7 +135,7 @@ def _lines(
             go.Scatter(
                 x=[x for x, _ in points],
                 y=[y for _, y in points],
-                name=safe(run.name),
+                name=f"{safe(run.name)}, test" if tested else safe(run.name),
                 mode="lines+markers" if len(points) <= 60 else "lines",
                 marker={
                     "color": LIGHT[run_tone(i)],
