@@ -11,7 +11,9 @@ from raylab.report import RunRecord
 __all__ = ["made_up_run", "write_run"]
 
 
-def made_up_run(name: str = "first", *, stages: int = 2, epochs: int = 4, **config: Any) -> RunRecord:
+def made_up_run(
+    name: str = "first", *, stages: int = 2, epochs: int = 4, **config: Any
+) -> RunRecord:
     """Return a run whose figures follow from its arguments alone."""
     per_stage = range(stages)
     rows = [
@@ -51,7 +53,9 @@ def made_up_run(name: str = "first", *, stages: int = 2, epochs: int = 4, **conf
             ("update", 0.040 * n + 0.005 * k + 0.035, 0.001),
         )
     ]
-    timeline.append({"stage": 0, "kind": "evaluate", "batch": 19, "start_s": 1e9 + 1, "end_s": 1e9 + 1.1})
+    timeline.append(
+        {"stage": 0, "kind": "evaluate", "batch": 19, "start_s": 1e9 + 1, "end_s": 1e9 + 1.1}
+    )
     return RunRecord(
         name=name,
         config={

@@ -87,13 +87,18 @@ class Visit:
         return ends
 
 
-@pytest.fixture
-def visit(browser: Browser, report: Path, request: pytest.FixtureRequest) -> Iterator[Visit]:
-    width, scheme = getattr(request, "param", (1400, "light"))
-    visit = Visit(browser, report, width, scheme)
+@pytest.fixture(scope="module")
+def wide(browser: Browser, report: Path) -> Iterator[Visit]:
+    visit = Visit(browser, report, 1400, "light")
     yield visit
     visit.context.close()
-    assert visit.wrong == []
+
+
+@pytest.fixture
+def visit(wide: Visit) -> Iterator[Visit]:
+    """Return the page that the tests share: each leaves it as it was."""
+    yield wide
+    assert wide.wrong == []
 
 
 def test_every_figure_is_drawn(visit):
@@ -159,27 +164,39 @@ def test_only_the_keys_that_differ_can_be_shown(visit):
     visit.page.get_by_label("Only what differs").check()
     assert same.is_hidden()
     assert visit.page.locator("#config tr.different").first.is_visible()
+    visit.page.get_by_label("Only what differs").uncheck()
 
 
-@pytest.mark.parametrize("visit", [(390, "light"), (1920, "dark")], indirect=True)
-def test_nothing_is_wider_than_the_window(visit):
-    wider = visit.page.evaluate(
+def too_wide(page: Page) -> int:
+    """Return by how many pixels the page is wider than the window."""
+    wider: int = page.evaluate(
         "document.documentElement.scrollWidth - document.documentElement.clientWidth"
     )
-    assert wider <= 0
+    return wider
 
 
-@pytest.mark.parametrize("visit", [(1400, "dark")], indirect=True)
 def test_dark_and_light_have_colours_of_their_own_at_once(visit):
     read = """() => {
         const plot = document.getElementById('plot-loss-by-epoch');
         return [getComputedStyle(document.body).backgroundColor, plot.layout.font.color,
                 plot.data[0].line.color];
     }"""
-    dark = visit.page.evaluate(read)
-    visit.page.emulate_media(color_scheme="light")
+    light = visit.page.evaluate(read)
+    assert too_wide(visit.page) <= 0
+    visit.page.emulate_media(color_scheme="dark")
     visit.page.wait_for_function(
         "old => document.getElementById('plot-loss-by-epoch').layout.font.color !== old",
-        arg=dark[1],
+        arg=light[1],
     )
-    assert all(a != b for a, b in zip(dark, visit.page.evaluate(read), strict=True))
+    assert all(a != b for a, b in zip(light, visit.page.evaluate(read), strict=True))
+
+
+def test_a_phone_in_the_dark_sees_all_of_it_without_scrolling_sideways(browser, report):
+    visit = Visit(browser, report, 390, "dark")
+    assert too_wide(visit.page) <= 0
+    widths = visit.page.evaluate(
+        "[...document.querySelectorAll('.plot .main-svg')].map(s => s.getBoundingClientRect().right)"
+    )
+    assert max(widths) <= 390
+    visit.context.close()
+    assert visit.wrong == []
