@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from raylab.cli.report import write_report
-from raylab.cli.train import ray_session, start_keys, write_line
+from raylab.cli.session import ray_session, write
+from raylab.cli.train import start_keys
 from raylab.config import METHODS, PipelineConfig, apply_pairs, pipeline_config
 from raylab.errors import ConfigError
 
@@ -57,10 +58,10 @@ def run(argv: Sequence[str]) -> int:
     if given.json:
         answer = {
             "name": config.name,
-            "report": None if report is None else str(report),
+            "report": report,
             "runs": outcomes,
         }
-        write_line(json.dumps(answer, allow_nan=False))
+        write(json.dumps(answer, allow_nan=False))
         return 0 if finished else 1
     from rich.console import Console
 
@@ -68,7 +69,7 @@ def run(argv: Sequence[str]) -> int:
 
     Console().print(compare_table(f"{config.model} on {config.data}", outcomes))
     if report is not None:
-        write_line(f"report: {report}")
+        write(f"report: {report}")
     return 0 if finished else 1
 
 
@@ -115,7 +116,7 @@ def _list(text: str, what: str) -> list[str]:
 
 def _compare(
     config: PipelineConfig, methods: Sequence[str], seeds: Sequence[int], *, quiet: bool
-) -> tuple[list[dict[str, Any]], Path | None]:
+) -> tuple[list[dict[str, Any]], str | None]:
     def say(text: str) -> None:
         if not quiet:
             sys.stderr.write(f"{text}\n")
@@ -125,9 +126,9 @@ def _compare(
 
         planned = plan_comparison(config, methods, seeds)
         outcomes = list(compare(planned, progress=not quiet, say=say))
-    paths = [Path(each["path"]) for each in outcomes if not each["error"]]
+    paths = [each["path"] for each in outcomes if not each["error"]]
     if not paths:
         return outcomes, None
     from raylab.report import read_runs
 
-    return outcomes, write_report(read_runs(paths), paths[0].parent / "report.html")
+    return outcomes, write_report(read_runs(paths), str(Path(paths[0]).parent))

@@ -28,6 +28,7 @@ _COMMANDS = {
     "train": ("raylab.cli.train", "train a network with one of the methods"),
     "compare": ("raylab.cli.compare", "train with several methods under one seed and budget"),
     "report": ("raylab.cli.report", "make a page of a run or of several"),
+    "resume": ("raylab.cli.resume", "go on with a run that was interrupted"),
 }
 
 _DESCRIPTION = """\

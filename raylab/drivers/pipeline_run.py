@@ -14,14 +14,17 @@ from torch.optim import Optimizer
 
 from actors.stage import StageProgram
 from actors.stage_actor import Feed
-from actors.supervisor import Supervisor
+from actors.supervisor import Look, Supervisor
 from actors.wiring import links
-from raylab.algorithms.delayed_stage import DelayedStage, ScheduleFactory
+from raylab.algorithms.cut_features import CutFeatures
+from raylab.algorithms.delayed_stage import ScheduleFactory
+from raylab.algorithms.stage_rules import stage_rule
+from raylab.drivers.checkpointing import RunCheckpoints
 from raylab.drivers.network import Network
 from raylab.drivers.result import Result
 from raylab.drivers.settings import PipelineSettings, programs, stage_settings
 from raylab.planner import BlockTrace, choose_link_delays
-from raylab.records import RowMerger, RunFolder, timeline_rows
+from raylab.records import RowMerger, RunFolder, SavedCheckpoint, timeline_rows
 from raylab.report import RunRecord
 from raylab.report.page import report_page
 
@@ -42,6 +45,9 @@ class PipelineRun:
         loss_fn: (outputs, labels) -> loss.
         optimizer: from a stage's parameters to its optimiser.
         schedule: from an optimiser to its scheduler.
+        crossing: the features above each stage, where the method needs to know them.
+        resumable: whether checkpoints will be saved.
+        rows: of the run so far, where it goes on.
     """
 
     def __init__(
@@ -53,7 +59,13 @@ class PipelineRun:
         loss_fn: Callable[..., Tensor],
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         schedule: ScheduleFactory | None,
+        crossing: Sequence[CutFeatures | None],
+        *,
+        resumable: bool = False,
+        rows: Sequence[dict[str, Any]] = (),
     ) -> None:
+        self.rows = list(rows)
+        self._resumable = resumable
         self._settings = settings
         self._cuts = list(cuts)
         self._traces = traces
@@ -61,6 +73,7 @@ class PipelineRun:
         self._loss_fn = loss_fn
         self._optimizer = optimizer
         self._schedule = schedule
+        self._crossing = crossing
         self._link_delays = settings.link_delays()
         self._measured: dict[str, Any] = {}
         self.timeline: list[dict[str, Any]] = []
@@ -85,19 +98,25 @@ class PipelineRun:
         plan: Sequence[StageProgram],
         feed: Feed,
         show: Callable[[int, Sequence[Mapping[str, Any]]], None],
+        checkpoints: RunCheckpoints,
+        saved: SavedCheckpoint | None,
     ) -> list[dict[str, Any]]:
-        """Run the stages to their end; return the rows."""
+        """Run the stages from `saved` to their end; return the rows, with those before it."""
         merger = RowMerger(self._settings.count)
-        rows: list[dict[str, Any]] = []
+        done = 0 if saved is None else saved.step
+        self.rows = [row for row in self.rows if row["step"] <= done]
+        self.timeline = [span for span in self.timeline if span["batch"] < done]
 
-        def watch(done: int, reports: list[dict[str, Any]]) -> None:
-            new = merger.add(reports)
-            rows.extend(new)
-            self.timeline.extend(timeline_rows(reports))
-            show(done, new)
+        def watch(look: Look) -> None:
+            new = merger.add(look.rows)
+            self.rows.extend(new)
+            self.timeline.extend(timeline_rows(look.rows))
+            checkpoints.took(look.written, self.rows)
+            show(look.batches, new)
 
-        supervisor.run(plan, feed, watch)
-        return rows
+        keeping = checkpoints.begin(self._cuts, self._link_delays, saved)
+        supervisor.run(plan, feed, watch, keeping)
+        return self.rows
 
     def resolved(self) -> dict[str, Any]:
         """Return what was decided: with it in place of "auto" and K the run repeats."""
@@ -115,7 +134,7 @@ class PipelineRun:
         supervisor.load(
             [
                 functools.partial(
-                    DelayedStage,
+                    stage_rule(self._settings.rule),
                     module,
                     stage_settings(
                         self._settings,
@@ -124,10 +143,12 @@ class PipelineRun:
                             trace.writes_input for trace in self._traces[bounds[k] : bounds[k + 1]]
                         ),
                         device=device,
+                        cut=self._crossing[k],
+                        resumable=self._resumable,
                     ),
                     optimizer=self._optimizer,
                     schedule=self._schedule,
-                    loss_fn=self._loss_fn if program.last else None,
+                    loss_fn=self._loss_fn if program.last or program.labelled else None,
                 )
                 for k, (module, program) in enumerate(zip(self._modules, plan, strict=True))
             ]
@@ -179,7 +200,7 @@ def keep(
             "time_s": last["time_s"],
             "samples_per_s": sum(row["samples"] or 0 for row in rows) / max(trained_s, 1e-12),
             "staleness_mean": late / max(1, gradients),
-            "path": str(folder.path),
+            "path": folder.folder.uri,
         }
     )
     record = RunRecord(
@@ -191,6 +212,7 @@ def keep(
         table=table,
         model=model,
         path=folder.path,
-        checkpoint=Checkpoint.from_directory(str(weights)),
+        filesystem=folder.folder.filesystem,
+        checkpoint=Checkpoint(weights.path, filesystem=weights.filesystem),
         summary=summary,
     )
