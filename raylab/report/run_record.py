@@ -60,12 +60,12 @@ class RunRecord:
         Delayed gradients let all stages work at once, so the slowest one sets the period of a
         batch: its forward and backward, and one more forward if it replays.
         """
-        for place in (self.result.get("plan"), self.config.get("plan")):
+        measured = self.config.get("measured")
+        for place in (self.result.get("plan"), self.config.get("plan"), measured):
             if isinstance(place, Mapping):
                 for key in ("samples_per_s", "predicted_samples_per_s"):
                     if found := number(place.get(key)):
                         return found
-        measured = self.config.get("measured")
         batch_size = number(self.config.get("batch_size"))
         if not isinstance(measured, Mapping) or batch_size is None:
             return None

@@ -120,6 +120,8 @@ def test_the_slowest_stage_is_the_plan_and_replay_costs_a_forward_more():
     assert slower == pytest.approx(64 / 0.14)
     assert made_up_run(measured=None).predicted_samples_per_s() is None
     assert made_up_run(plan={"samples_per_s": 7.0}).predicted_samples_per_s() == 7.0
+    told = {**times, "predicted_samples_per_s": 9.0}
+    assert made_up_run(measured=told).predicted_samples_per_s() == 9.0
     planned = figure([made_up_run(measured=times)], "throughput").plot.data[-1]
     assert list(planned.y) == pytest.approx([640, 640])
 
