@@ -6,6 +6,7 @@ import functools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from ray.train import CheckpointConfig, FailureConfig, RunConfig
@@ -272,7 +273,7 @@ class PipelineTrainer:
             None if total is None else total * epochs,
             enabled=progress,
         )
-        events = EventWriter(folder.path / "tensorboard" if self._tensorboard else None)
+        events = EventWriter(_events_folder(folder) if self._tensorboard else None)
 
         def show(done: int, rows: Sequence[Mapping[str, Any]]) -> None:
             bar.show(done, rows)
@@ -381,6 +382,14 @@ def _where(run_config: RunConfig, method: str) -> tuple[Storage, str]:
     storage = run_config.storage_path or "~/raylab_results"
     name = run_config.name or new_run_name(method)
     return Storage.at(storage, run_config.storage_filesystem), name
+
+
+def _events_folder(folder: RunFolder) -> Path:
+    if folder.folder.local is None:
+        raise ConfigError(
+            f"tensorboard=True must have a run's folder on this machine, but got {folder.folder}"
+        )
+    return folder.folder.local / "tensorboard"
 
 
 def _name_of(thing: Any) -> str:

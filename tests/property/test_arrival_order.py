@@ -178,7 +178,7 @@ def run(case: Case, shuffle: int | None = None) -> Outcome:
         case.data([3] * case.tests, seed=2) if case.tests else None,
         epochs=case.epochs,
         parts=case.parts,
-        shuffle=None if shuffle is None else random.Random(shuffle),  # noqa: S311
+        shuffle=None if shuffle is None else random.Random(shuffle),
     )
     return Outcome(
         calls=[rule.calls for rule in rules],
