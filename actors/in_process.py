@@ -30,6 +30,8 @@ def run_in_process(
     *,
     epochs: int = 1,
     parts: int = 1,
+    recheck_every: int = 0,
+    recheck_ages: Sequence[int] = (),
     shuffle: random.Random | None = None,
 ) -> tuple[list[StageRunner], list[dict[str, Any]]]:
     """Run a whole pipeline in this thread.
@@ -41,6 +43,8 @@ def run_in_process(
         test: re-iterable of (x, y), or None.
         epochs: how often to go through `train`.
         parts: micro-batches per batch.
+        recheck_every: batches between two groups of rechecks, see `Source`.
+        recheck_ages: of the batches of a group.
         shuffle: makes deliveries late and out of order and the stages' turns random.
 
     Returns:
@@ -67,7 +71,14 @@ def run_in_process(
     last = len(programs) - 1
     *local_labels, labels = [box for k in range(last + 1) if (box := outbox("labels", 0, k))]
     source = Source(
-        train, test, epochs=epochs, parts=parts, labels=labels, local_labels=local_labels
+        train,
+        test,
+        epochs=epochs,
+        parts=parts,
+        labels=labels,
+        local_labels=local_labels,
+        recheck_every=recheck_every,
+        recheck_ages=recheck_ages,
     )
     for k, (program, rule) in enumerate(zip(programs, rules, strict=True)):
         boxes = Boxes(

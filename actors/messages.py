@@ -60,6 +60,8 @@ class Kind(IntEnum):
     """Lock step only: the sender's side of the pipeline has ended tick `index`."""
     PROBE = 6
     """Before a run: a payload that is sent back, to time the wire."""
+    RECHECK = 8
+    """A batch that is computed once more at the weights of now, for figures alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +76,9 @@ class Message:
     share: float = 1.0
 
     @classmethod
-    def of(cls, unit: Unit, tensors: Tensors) -> Message:
+    def of(cls, unit: Unit, tensors: Tensors, kind: Kind = Kind.BATCH) -> Message:
         """Return the message that carries `tensors` of a unit of training."""
-        return cls(Kind.BATCH, unit.batch, tensors, unit.part, unit.parts, unit.share)
+        return cls(kind, unit.batch, tensors, unit.part, unit.parts, unit.share)
 
     @property
     def unit(self) -> Unit:

@@ -17,12 +17,14 @@ from actors.protocols import StageRule, Tensors, Unit
 from actors.stage import (
     Backward,
     Box,
+    Compare,
     Correct,
     Evaluate,
     Finish,
     Forward,
     Instruction,
     PassToken,
+    Recheck,
     Report,
     StageLoop,
     StageProgram,
@@ -160,7 +162,7 @@ class StageRunner:
         return message
 
     def _outbox(self, instruction: Instruction) -> Outbox | None:
-        if isinstance(instruction, Backward):
+        if isinstance(instruction, (Backward, Compare)):
             return self._boxes.gradients_out
         if isinstance(instruction, PassToken) and instruction.towards == "below":
             return self._boxes.gradients_out
@@ -198,6 +200,10 @@ class StageRunner:
             gradients = self._payload.pop(("gradients", Kind.BATCH, unit.batch, unit.part), ())
             with self._story("correction", unit, gradients):
                 self._rule.correct(unit, gradients)
+        elif isinstance(instruction, Recheck):
+            message = self._recheck(instruction.unit)
+        elif isinstance(instruction, Compare):
+            message = self._compare(instruction)
         elif isinstance(instruction, Update):
             with self._story(f"update {instruction.window}", None, ()):
                 self._rule.update()
@@ -216,6 +222,19 @@ class StageRunner:
             message = Message(Kind.FINISH, self.loop.batches)
         if out is not None and message is not None:
             out.put(message)
+
+    def _recheck(self, unit: Unit) -> Message:
+        inputs = self._payload.pop(("features", Kind.RECHECK, unit.batch, unit.part))
+        labels = self._payload.pop(("labels", Kind.RECHECK, unit.batch, unit.part), ())
+        with self._story("recheck", unit, inputs):
+            return Message.of(unit, self._rule.recheck(unit, inputs, labels), Kind.RECHECK)
+
+    def _compare(self, instruction: Compare) -> Message:
+        unit = instruction.unit
+        gradients = self._payload.pop(("gradients", Kind.RECHECK, unit.batch, unit.part), ())
+        with self._story("recheck", unit, gradients):
+            found = self._rule.compare(unit, gradients, due=instruction.due)
+            return Message.of(unit, found, Kind.RECHECK)
 
     def _evaluate(self, index: int) -> Message:
         if self._clock.evaluating_since is None:

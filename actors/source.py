@@ -8,10 +8,14 @@ Between two epochs the pipeline does not empty: every stage tests with its weigh
 index n. The last test comes after the drain, with the weights that the run returns. Labels go
 straight to the stage that has the loss, ahead of the features that they belong to; those of
 training batches also to every stage that has a loss of its own.
+
+With `recheck_ages`, every `recheck_every` batches a group of the batches of so many indices before
+comes once more, as RECHECK ahead of the next batch; the source keeps no more than it needs for it.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +35,9 @@ class _Item:
     labels: Message | None
 
 
+_Pair = tuple[int, tuple[Tensor, ...], tuple[Tensor, ...]]
+
+
 class Source:
     """Read batches, cut them into micro-batches, number them.
 
@@ -42,6 +49,9 @@ class Source:
         labels: the box that leads to the loss.
         local_labels: the boxes that lead to other stages that need the labels of training batches.
         evaluate_every: epochs between two tests; the last epoch is always tested.
+        recheck_every: batches between two groups of rechecks; 0: none.
+        recheck_ages: how many indices before the next batch's the batches of a group are, each
+            age once; a group comes when there are such batches.
     """
 
     name = "batches"
@@ -56,6 +66,8 @@ class Source:
         labels: Outbox,
         local_labels: Sequence[Outbox] = (),
         evaluate_every: int = 1,
+        recheck_every: int = 0,
+        recheck_ages: Sequence[int] = (),
     ) -> None:
         self.statistics = BoxStatistics()
         self._labels = labels
@@ -63,6 +75,9 @@ class Source:
         self._epochs = epochs
         self._parts = parts
         self._evaluate_every = evaluate_every
+        self._recheck_every = recheck_every
+        self._ages = recheck_ages
+        self._seen: deque[_Pair] = deque(maxlen=max(recheck_ages, default=0) + 1)
         self._items = self._stream(train, test)
         self._held: _Item | None = None
 
@@ -99,6 +114,7 @@ class Source:
             before = batch
             for pair in train:
                 x, y = as_tensors(pair, f"batch {batch - before} of epoch {epoch}")
+                yield from self._recheck(batch, x, y)
                 yield from self._cut(batch, x, y)
                 batch += 1
             if batch == before:
@@ -118,6 +134,21 @@ class Source:
                     tested += 1
             yield _Item(features=Message(Kind.EPOCH, epoch), labels=None)
         yield _Item(features=Message(Kind.FINISH, batch), labels=None)
+
+    def _recheck(self, batch: int, x: tuple[Tensor, ...], y: tuple[Tensor, ...]) -> Iterator[_Item]:
+        if not self._recheck_every:
+            return
+        self._seen.append((batch, x, y))
+        ages = self._ages
+        if batch % self._recheck_every or max(ages) >= len(self._seen):
+            return
+        for part, age in enumerate(ages):
+            index, features, labels = self._seen[-1 - age]
+            about = (part, len(ages))
+            yield _Item(
+                features=Message(Kind.RECHECK, index, features, *about),
+                labels=Message(Kind.RECHECK, index, labels, *about),
+            )
 
     def _cut(self, batch: int, x: tuple[Tensor, ...], y: tuple[Tensor, ...]) -> Iterator[_Item]:
         if self._parts == 1:

@@ -27,6 +27,10 @@ the gradient that it stands for has come over the link above, d units late:
 
 and the drain makes the corrections that are left.
 
+*Rechecks* are batches that go through all stages once more, up and at once down, between two
+indices n, and only for figures: a group R R … of them is followed by its C C …, for which the
+stage waits while nothing else goes on in it.
+
 *Lock step* (`barrier`): all stages end tick i before any begins tick i+1, by tokens that travel
 down to stage 0 and back up. Stages above a link of delay >= 2 run one tick behind the stage
 below (ADL's hop), others in the same tick (DDG's locked forward).
@@ -45,6 +49,7 @@ from actors.protocols import Unit
 __all__ = [
     "Backward",
     "Box",
+    "Compare",
     "Correct",
     "Evaluate",
     "Feedback",
@@ -52,6 +57,7 @@ __all__ = [
     "Forward",
     "Instruction",
     "PassToken",
+    "Recheck",
     "Report",
     "StageLoop",
     "StageProgram",
@@ -135,6 +141,24 @@ class Correct:
 
 
 @dataclass(frozen=True, slots=True)
+class Recheck:
+    """Compute the features of a unit anew, for figures, and pass them up."""
+
+    unit: Unit
+
+
+@dataclass(frozen=True, slots=True)
+class Compare:
+    """Back-propagate a recheck and pass the error gradient down.
+
+    `due` tells whether the stage's next backward is of the same unit.
+    """
+
+    unit: Unit
+    due: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Update:
     """Close the window with this number."""
 
@@ -175,7 +199,17 @@ class Finish:
 
 
 Instruction = (
-    Forward | Backward | Correct | Update | Evaluate | StartDrain | Report | PassToken | Finish
+    Forward
+    | Backward
+    | Correct
+    | Recheck
+    | Compare
+    | Update
+    | Evaluate
+    | StartDrain
+    | Report
+    | PassToken
+    | Finish
 )
 
 
@@ -202,6 +236,7 @@ class StageLoop:
         self._there: set[_Key] = set()
         self._open: deque[Unit] = deque()
         self._uncorrected: deque[Unit] = deque()
+        self._rechecked: list[Unit] = []
         self._window = 0
         self._in_window = 0
         self._tick = 0
@@ -268,7 +303,7 @@ class StageLoop:
     # released, so `self._open` is then the truth.
 
     def _plan(self, message: Message) -> None:
-        training = message.kind is Kind.BATCH
+        training = message.kind in (Kind.BATCH, Kind.RECHECK)
         labels = (
             (_key("labels", message.kind, message.index, message.part),)
             if self.program.last or (self.program.labelled and training)
@@ -276,6 +311,8 @@ class StageLoop:
         )
         if message.kind is Kind.BATCH:
             self._plan_forward(message.unit, labels)
+        elif message.kind is Kind.RECHECK:
+            self._plan_recheck(message.unit, labels)
         elif message.kind is Kind.EVALUATE:
             self._planned.append((Evaluate(message.index), labels))
         elif message.kind is Kind.EPOCH:
@@ -308,6 +345,18 @@ class StageLoop:
         if program.report_every and (unit.batch + 1) % program.report_every == 0:
             self._planned.append((Report(unit.batch + 1, None), ()))
         self._plan_tick()
+
+    def _plan_recheck(self, unit: Unit, labels: tuple[_Key, ...]) -> None:
+        """Recheck the units of a group; compare when its last one is up."""
+        self._planned.append((Recheck(unit), labels))
+        self._rechecked.append(unit)
+        if len(self._rechecked) < unit.parts:
+            return
+        due = self.batches - (self.program.delay or 0)
+        for each in self._rechecked:
+            needs = () if self.program.last else _gradient_of(each, Kind.RECHECK)
+            self._planned.append((Compare(each, each.batch == due), needs))
+        self._rechecked = []
 
     def _plan_drain(self) -> None:
         """Go on counting n without a forward until every gradient is applied."""
@@ -359,8 +408,8 @@ class StageLoop:
         self._tick += 1
 
 
-def _gradient_of(unit: Unit) -> tuple[_Key, ...]:
-    return (_key("gradients", Kind.BATCH, unit.batch, unit.part),)
+def _gradient_of(unit: Unit, kind: Kind = Kind.BATCH) -> tuple[_Key, ...]:
+    return (_key("gradients", kind, unit.batch, unit.part),)
 
 
 def _key(box: Box, kind: Kind, index: int, part: int = 0) -> _Key:

@@ -58,6 +58,8 @@ class Feed:
     epochs: int
     parts: int
     evaluate_every: int
+    recheck_every: int = 0
+    recheck_ages: tuple[int, ...] = ()
 
 
 class StageWorker:
@@ -218,6 +220,8 @@ class StageWorker:
                 labels=labels,
                 local_labels=local_labels,
                 evaluate_every=feed.evaluate_every,
+                recheck_every=feed.recheck_every,
+                recheck_ages=feed.recheck_ages,
             )
         return Boxes(
             features_in=features,

@@ -20,7 +20,7 @@ from actors.runner import StageRunner
 from raylab.algorithms.delayed_stage import DelayedStage
 from raylab.algorithms.stage_rules import stage_rule
 from raylab.drivers.network import Network
-from raylab.drivers.settings import PipelineSettings, programs, stage_settings
+from raylab.drivers.settings import PipelineSettings, programs, recheck_ages, stage_settings
 from raylab.planner import cut_features, trace_blocks
 from tests.reference.pipeline import Optimiser
 
@@ -131,6 +131,8 @@ def run_pipeline(
         epochs=len(epochs),
         parts=chosen.parts,
         shuffle=shuffle,
+        recheck_every=chosen.sigma_every * chosen.accumulate,
+        recheck_ages=recheck_ages(plan),
     )
     trained = network.trained(rule.state() for rule in rules)
     return InProcess(

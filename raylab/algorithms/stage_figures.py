@@ -53,6 +53,7 @@ class StageFigures:
         self.staleness_sum = 0
         self.staleness_max = 0
         self.staleness_counts: list[int] = []
+        self.sigma: tuple[float, float] | None = None
         self.corrections = 0
         self.synthesis_sum = 0.0
         self.graphs_peak = 0
@@ -73,6 +74,11 @@ class StageFigures:
         self.corrections += 1
         self.synthesis_sum += error
 
+    def directed(self, product: float, norm: float) -> None:
+        """Add the two sides of (6.10) for one gradient."""
+        before = self.sigma or (0.0, 0.0)
+        self.sigma = (before[0] + product, before[1] + norm)
+
     def in_flight(self, graphs: int, inputs: int) -> None:
         """Note how many autograd graphs and stored inputs are alive."""
         self.graphs_peak = max(self.graphs_peak, graphs)
@@ -86,6 +92,7 @@ class StageFigures:
             **(
                 {"synthesis_mse": self.synthesis_sum / self.corrections} if self.corrections else {}
             ),
+            **({"sigma_sums": self.sigma} if self.sigma else {}),
             "updates": self.updates,
             "gradients": self.gradients,
             "staleness_sum": self.staleness_sum,

@@ -21,7 +21,7 @@ from raylab.algorithms.delayed_stage import ScheduleFactory
 from raylab.algorithms.stage_rules import stage_rule
 from raylab.drivers.network import Network
 from raylab.drivers.result import Result
-from raylab.drivers.settings import PipelineSettings, programs, stage_settings
+from raylab.drivers.settings import PipelineSettings, programs, recheck_ages, stage_settings
 from raylab.planner import BlockTrace, choose_link_delays
 from raylab.records import RowMerger, RunFolder
 
@@ -96,6 +96,9 @@ class PipelineRun:
             rows.extend(new)
             show(done, new)
 
+        every = self._settings.sigma_every * self._settings.accumulate
+        if every:
+            feed = replace(feed, recheck_every=every, recheck_ages=recheck_ages(plan))
         supervisor.run(plan, feed, watch)
         return rows
 
