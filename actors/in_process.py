@@ -7,7 +7,7 @@ what the actors compute. A generator may deliver messages late and out of order.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from actors.errors import MechanismError
@@ -15,7 +15,7 @@ from actors.local_wire import LocalReceiveEnd, LocalSendEnd, local_wire
 from actors.mailbox import Inbox, Outbox
 from actors.protocols import StageRule
 from actors.runner import Boxes, StageRunner
-from actors.source import Source
+from actors.source import CheckpointPlan, Source
 from actors.stage import StageProgram
 from actors.wiring import Link, links
 
@@ -33,6 +33,10 @@ def run_in_process(
     recheck_every: int = 0,
     recheck_ages: Sequence[int] = (),
     shuffle: random.Random | None = None,
+    checkpoints: CheckpointPlan | None = None,
+    save: Callable[[int, dict[str, Any]], None] | None = None,
+    parts_saved: Sequence[Mapping[str, Any]] | None = None,
+    emit: Callable[[dict[str, Any]], None] | None = None,
 ) -> tuple[list[StageRunner], list[dict[str, Any]]]:
     """Run a whole pipeline in this thread.
 
@@ -46,6 +50,10 @@ def run_in_process(
         recheck_every: batches between two groups of rechecks, see `Source`.
         recheck_ages: of the batches of a group.
         shuffle: makes deliveries late and out of order and the stages' turns random.
+        checkpoints: when to save.
+        save: takes the parts of checkpoints.
+        parts_saved: of one checkpoint, by stage: where to go on from.
+        emit: takes the rows as they come.
 
     Returns:
         The runners, finished, and the rows that they reported.
@@ -79,6 +87,8 @@ def run_in_process(
         local_labels=local_labels,
         recheck_every=recheck_every,
         recheck_ages=recheck_ages,
+        checkpoints=checkpoints,
+        start=None if parts_saved is None else parts_saved[0]["source"],
     )
     for k, (program, rule) in enumerate(zip(programs, rules, strict=True)):
         boxes = Boxes(
@@ -88,7 +98,8 @@ def run_in_process(
             features_out=outbox("features", k, k + 1),
             gradients_out=outbox("gradients", k, k - 1),
         )
-        runners.append(StageRunner(program, rule, boxes, rows.append))
+        part = None if parts_saved is None else parts_saved[k]
+        runners.append(StageRunner(program, rule, boxes, emit or rows.append, save, part))
     _take_turns(runners, shuffle)
     return runners, rows
 

@@ -80,6 +80,16 @@ class StageRule(Protocol):
         """Return the weights and buffers of the stage, on the CPU."""
         ...
 
+    def save(self) -> Mapping[str, Any]:
+        """Return all that the stage is between two units: tensors nobody will write to, numbers
+        and text, in dictionaries and lists.
+        """
+        ...
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Become what `save` returned: what is computed from now on is bit for bit the same."""
+        ...
+
     def measure(self, inputs: Tensors, repeats: int) -> Sequence[tuple[float, float]]:
         """Time forward and backward on `inputs`, in seconds, leaving no trace in the state."""
         ...

@@ -28,8 +28,13 @@ the gradient that it stands for has come over the link above, d units late:
 and the drain makes the corrections that are left.
 
 *Rechecks* are batches that go through all stages once more, up and at once down, between two
-indices n, and only for figures: a group R R … of them is followed by its C C …, for which the
+indices n, and only for figures: a group of them goes up whole, then down whole, for which the
 stage waits while nothing else goes on in it.
+
+*Checkpoints* are a marker among the features. At it every stage has the same n batches behind it,
+so no features are under way, and of the gradients on a link just those that its delay stands for:
+the stage below takes them into its own part of the checkpoint (Chandy and Lamport's cut). A loop
+starts again from its `LoopState`; in lock step the ticks are then counted anew.
 
 *Lock step* (`barrier`): all stages end tick i before any begins tick i+1, by tokens that travel
 down to stage 0 and back up. Stages above a link of delay >= 2 run one tick behind the stage
@@ -56,9 +61,11 @@ __all__ = [
     "Finish",
     "Forward",
     "Instruction",
+    "LoopState",
     "PassToken",
     "Recheck",
     "Report",
+    "Snapshot",
     "StageLoop",
     "StageProgram",
     "StartDrain",
@@ -84,23 +91,26 @@ class StageProgram:
         offset: lock step only: ticks that this stage lags behind stage 0.
         span: lock step only: ticks that the run has more than batches.
         report_every: batches between two reports; 0: at the ends of epochs only.
+        link_delay: how much of `delay` belongs to the link above: gradients that are under way on
+            it whenever both its ends have the same number of batches behind them.
+        timeline: batches of the run whose timeline is kept.
         feedback: what comes back from above: the error gradient that a backward needs, a target
-            that its estimate is corrected by, or nothing.
-        correct_after: feedback "target" only: units between a backward and its correction.
+            that its estimate is corrected by, `link_delay` units later, or nothing.
         labelled: whether the stage needs the labels of training batches; the last always does.
     """
 
     stage: int
     stages: int
     delay: int | None
+    link_delay: int = 0
     accumulate: int = 1
     flush: bool = False
     barrier: bool = False
     offset: int = 0
     span: int = 0
     report_every: int = 0
+    timeline: int = 0
     feedback: Feedback = "error"
-    correct_after: int = 0
     labelled: bool = False
 
     @property
@@ -117,6 +127,36 @@ class StageProgram:
     def corrected(self) -> bool:
         """Whether the stage's backwards are estimates that are corrected later."""
         return self.feedback == "target" and not self.last
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopState:
+    """Where a loop stands between two batches.
+
+    Args:
+        batches: whose forward has been released.
+        applied: units whose backward has been released.
+        open: units between the two, the oldest first.
+        uncorrected: units whose backward is an estimate that has not been corrected yet.
+        window: number of the window that is being filled.
+        in_window: indices n that it has seen.
+    """
+
+    batches: int = 0
+    applied: int = 0
+    open: tuple[Unit, ...] = ()
+    uncorrected: tuple[Unit, ...] = ()
+    window: int = 0
+    in_window: int = 0
+
+    def under_way(self, program: StageProgram) -> tuple[Unit, ...]:
+        """Return the units whose gradient the stage above has sent: the oldest of the open ones,
+        and all that wait for a correction only.
+        """
+        if program.feedback != "error":
+            return self.uncorrected
+        above = 0 if program.delay is None else program.delay - program.link_delay
+        return self.open[: max(0, len(self.open) - above)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +218,13 @@ class StartDrain:
 
 
 @dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Save the stage as it is with these batches behind it, and pass the marker up."""
+
+    state: LoopState
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """Report the figures since the last report; `epoch` is None within an epoch."""
 
@@ -207,6 +254,7 @@ Instruction = (
     | Update
     | Evaluate
     | StartDrain
+    | Snapshot
     | Report
     | PassToken
     | Finish
@@ -222,23 +270,25 @@ class StageLoop:
 
     Args:
         program: the numbers of this stage.
+        state: where to go on from; its gradients under way count as arrived. Default: the start.
     """
 
-    def __init__(self, program: StageProgram) -> None:
+    def __init__(self, program: StageProgram, state: LoopState | None = None) -> None:
+        state = state or LoopState()
         self.program = program
         self.awaits: Box | None = "features"
-        self.batches = 0
+        self.batches = state.batches
         """Training batches whose forward has been released."""
-        self.applied = 0
+        self.applied = state.applied
         """Units whose backward has been released."""
         self._stream: deque[Message] = deque()
         self._planned: deque[tuple[Instruction | None, tuple[_Key, ...]]] = deque()
-        self._there: set[_Key] = set()
-        self._open: deque[Unit] = deque()
-        self._uncorrected: deque[Unit] = deque()
+        self._there: set[_Key] = {_gradient_of(unit) for unit in state.under_way(program)}
+        self._open: deque[Unit] = deque(state.open)
+        self._uncorrected: deque[Unit] = deque(state.uncorrected)
         self._rechecked: list[Unit] = []
-        self._window = 0
-        self._in_window = 0
+        self._window = state.window
+        self._in_window = state.in_window
         self._tick = 0
         self._finished = False
         for _ in range(program.offset if program.barrier else 0):
@@ -317,6 +367,8 @@ class StageLoop:
             self._planned.append((Evaluate(message.index), labels))
         elif message.kind is Kind.EPOCH:
             self._planned.append((Report(self.batches, message.index), ()))
+        elif message.kind is Kind.CHECKPOINT:
+            self._planned.append((Snapshot(self._state()), ()))
         elif message.kind is Kind.DRAIN:
             self._planned.append((StartDrain(), ()))
             self._plan_drain()
@@ -324,6 +376,16 @@ class StageLoop:
             self._planned.append((Finish(), ()))
         else:
             raise MailboxError(f"stage {self.program.stage} got {message.kind!r} among features")
+
+    def _state(self) -> LoopState:
+        return LoopState(
+            batches=self.batches,
+            applied=self.applied,
+            open=tuple(self._open),
+            uncorrected=tuple(self._uncorrected),
+            window=self._window,
+            in_window=self._in_window,
+        )
 
     def _plan_forward(self, unit: Unit, labels: tuple[_Key, ...]) -> None:
         program = self.program
@@ -333,7 +395,7 @@ class StageLoop:
             self._plan_backward(waiting.pop(0))
         if program.corrected:
             self._uncorrected.append(unit)
-            if len(self._uncorrected) > program.correct_after:
+            if len(self._uncorrected) > program.link_delay:
                 self._plan_correction()
         if unit.part + 1 < unit.parts:
             return
@@ -354,7 +416,7 @@ class StageLoop:
             return
         due = self.batches - (self.program.delay or 0)
         for each in self._rechecked:
-            needs = () if self.program.last else _gradient_of(each, Kind.RECHECK)
+            needs = () if self.program.last else (_gradient_of(each, Kind.RECHECK),)
             self._planned.append((Compare(each, each.batch == due), needs))
         self._rechecked = []
 
@@ -385,11 +447,11 @@ class StageLoop:
 
     def _plan_backward(self, unit: Unit) -> None:
         waits = self.program.feedback == "error" and not self.program.last
-        self._planned.append((Backward(unit), _gradient_of(unit) if waits else ()))
+        self._planned.append((Backward(unit), (_gradient_of(unit),) if waits else ()))
 
     def _plan_correction(self) -> None:
         unit = self._uncorrected.popleft()
-        self._planned.append((Correct(unit), _gradient_of(unit)))
+        self._planned.append((Correct(unit), (_gradient_of(unit),)))
 
     def _plan_update(self) -> None:
         self._planned.append((Update(self._window), ()))
@@ -408,8 +470,8 @@ class StageLoop:
         self._tick += 1
 
 
-def _gradient_of(unit: Unit, kind: Kind = Kind.BATCH) -> tuple[_Key, ...]:
-    return (_key("gradients", kind, unit.batch, unit.part),)
+def _gradient_of(unit: Unit, kind: Kind = Kind.BATCH) -> _Key:
+    return _key("gradients", kind, unit.batch, unit.part)
 
 
 def _key(box: Box, kind: Kind, index: int, part: int = 0) -> _Key:

@@ -58,7 +58,7 @@ def links(programs: Sequence[StageProgram], window_units: int = 1) -> list[Link]
             found.append(Link(box="labels", source=0, target=k, capacity=room))
         if program.last:
             break
-        late = program.correct_after if program.corrected else delays[k] - delays[k + 1]
+        late = program.link_delay if program.corrected else delays[k] - delays[k + 1]
         capacity = max(1, late) + 1
         found.append(Link(box="features", source=k, target=k + 1, capacity=capacity))
         if program.feedback != "none":

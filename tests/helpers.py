@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from actors.in_process import run_in_process
 from actors.runner import StageRunner
+from actors.source import CheckpointPlan
 from raylab.algorithms.delayed_stage import DelayedStage
 from raylab.algorithms.stage_rules import stage_rule
 from raylab.drivers.network import Network
@@ -99,6 +100,9 @@ def run_pipeline(
     link_delays: Sequence[int] | None = None,
     shuffle: random.Random | None = None,
     test: Sequence[tuple[Tensor, Tensor]] | None = None,
+    checkpoints: CheckpointPlan | None = None,
+    save: Callable[[int, dict[str, Any]], None] | None = None,
+    parts_saved: Sequence[Mapping[str, Any]] | None = None,
     **settings: Any,
 ) -> InProcess:
     """Train with the project's loops, rules and mailboxes, in this thread."""
@@ -115,7 +119,14 @@ def run_pipeline(
     rules = [
         recording(
             module,
-            stage_settings(chosen, program, protect_inputs=False, device="cpu", cut=cut),
+            stage_settings(
+                chosen,
+                program,
+                protect_inputs=False,
+                device="cpu",
+                resumable=checkpoints is not None,
+                cut=cut,
+            ),
             optimizer=torch_optimiser(optimiser),
             schedule=schedule_of(lr_factor),
             loss_fn=loss_fn if program.last or program.labelled else None,
@@ -133,6 +144,9 @@ def run_pipeline(
         shuffle=shuffle,
         recheck_every=chosen.sigma_every * chosen.accumulate,
         recheck_ages=recheck_ages(plan),
+        checkpoints=checkpoints,
+        save=save,
+        parts_saved=parts_saved,
     )
     trained = network.trained(rule.state() for rule in rules)
     return InProcess(

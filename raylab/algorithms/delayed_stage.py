@@ -10,7 +10,7 @@ import copy
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -22,8 +22,18 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from raylab.algorithms.batch_buffers import BatchBuffers
 from raylab.algorithms.cut_features import CutFeatures
+from raylab.algorithms.memory import GraphBytes, bytes_of
 from raylab.algorithms.sigma import SufficientDirection
 from raylab.algorithms.stage_figures import StageFigures, correct_predictions
+from raylab.algorithms.stage_state import (
+    BESIDE,
+    copied,
+    load_module,
+    load_optimizer,
+    load_weights,
+    module_state,
+    optimizer_state,
+)
 from raylab.algorithms.weight_versions import WeightVersion, WeightVersions
 from raylab.errors import ModelError, NonFiniteLossError
 
@@ -79,6 +89,9 @@ class StageSettings:
         accumulate: M, batches per update.
         flush: whether the pipeline empties before every update (then no version is kept).
         replay: re-run the forward with the current weights before back-propagating.
+        recompute: keep inputs instead of graphs, and re-run the forward with the weights that it
+            had: the same numbers for less memory and one more forward.
+        resumable: whether `save` will be called.
         weight_version: weights that a delayed backward reads.
         clip_norm: largest Euclidean norm of the stage's mean gradient, None: no limit.
         clip_value: largest magnitude of an element of it, None: no limit.
@@ -96,6 +109,8 @@ class StageSettings:
     accumulate: int = 1
     flush: bool = False
     replay: bool = False
+    recompute: bool = False
+    resumable: bool = False
     weight_version: WeightVersion = "forward"
     clip_norm: float | None = None
     clip_value: float | None = None
@@ -121,6 +136,22 @@ class InFlight:
     version: int
     outputs: list[Tensor] = field(default_factory=list)
     weights: list[Tensor] = field(default_factory=list)
+    copies: dict[str, Tensor] = field(default_factory=dict)
+    """The weights as they were, where `weights` will change with the parameters."""
+    graph_bytes: int = 0
+
+    def bytes(self) -> int:
+        return self.graph_bytes + bytes_of(self.inputs)
+
+
+@dataclass(frozen=True, slots=True)
+class _OpenUnit:
+    """A unit whose forward has been, as its draws know it."""
+
+    batch: int
+    part: int
+    parts: int = 1
+    share: float = 1.0
 
 
 def draw_key(seed: int, stage: int, batch: int, part: int) -> int:
@@ -158,6 +189,7 @@ class DelayedStage:
         self.updates = 0
         self._loss_fn = loss_fn
         self._sums = getattr(loss_fn, "reduction", "mean") == "sum"
+        self._companion = companion
         beside = [] if companion is None else [*companion.to(self.device).parameters()]
         self._trained = [p for p in (*self.module.parameters(), *beside) if p.requires_grad]
         self._names = [n for n, p in self.module.named_parameters() if p.requires_grad]
@@ -166,8 +198,10 @@ class DelayedStage:
         # With D = 0 or a flush every backward comes before the next update: no version is needed.
         self._stale = settings.delay != 0 and not settings.flush
         self._replays = settings.replay and self._stale
+        self._recomputes = settings.recompute and self._stale
         self._versions = WeightVersions(self.module, settings.weight_version)
         self._buffers = BatchBuffers(self.module)
+        self._graphs = GraphBytes()
         self._open: dict[tuple[int, int], InFlight] = {}
         self._staleness: list[int] = []
         self._seen = False
@@ -188,20 +222,25 @@ class DelayedStage:
         self._open[unit.batch, unit.part] = entry
         if self._replays:
             outputs = self._play(unit, entry)
+        elif self._recomputes:
+            outputs = self._keep_input(unit, entry)
         else:
             self._grow_graph(unit, entry)
             outputs = entry.outputs
-        inputs_open = len(self._open)
-        self._figures.in_flight(0 if self._replays else inputs_open, inputs_open)
+        self._note_memory(0 if self._replays or self._recomputes else len(self._open))
         return () if self.settings.last else tuple(t.detach() for t in outputs)
 
     def backward(self, unit: Unit, gradients: Tensors) -> Tensors:
         """Add the gradient of `unit` to the window's; return the error gradients at its inputs."""
-        entry = self._open.pop((unit.batch, unit.part))
-        if self._replays:
+        entry = self._open[unit.batch, unit.part]
+        if self._replays or self._recomputes:
             self._mode(training=True)
-            self._grow_graph(unit, entry)
-            self._figures.in_flight(1, len(self._open) + 1)
+            if self._replays:
+                self._grow_graph(unit, entry)
+            else:
+                self._grow_again(unit, entry)
+            self._note_memory(1)
+        del self._open[unit.batch, unit.part]
         if unit.part + 1 == unit.parts:
             self._staleness.append(self.updates - entry.version)
         return self._shrunk(self._back_propagate(unit, entry, gradients))
@@ -317,7 +356,109 @@ class DelayedStage:
             times.append((middle - started, time.perf_counter() - middle))
         return times
 
+    # ----------------------------------------------------------------- checkpoints
+
+    def save(self) -> dict[str, Any]:
+        """Return all that the stage is between two batches, see `actors.protocols.StageRule`.
+
+        What may be written to later is copied; old weights and inputs in flight never are.
+        """
+        names = self._parameter_names()
+        versions = {
+            entry.version: self._weights_of(entry)
+            for entry in self._open.values()
+            if entry.weights and entry.version != self.updates and not self._replays
+        }
+        return {
+            "weights": module_state(self.module),
+            "companion": module_state(self._companion) if self._companion else None,
+            "optimizer": optimizer_state(self._optimizer, names) if self._optimizer else None,
+            "schedule": copy.deepcopy(self._schedule.state_dict()) if self._schedule else None,
+            "gradients": {
+                names[id(p)]: copied(p.grad) for p in self._trained if p.grad is not None
+            },
+            "seen": self._seen,
+            "updates": self.updates,
+            "staleness": list(self._staleness),
+            "versions": {
+                version: {name: t.detach().cpu() for name, t in weights.items()}
+                for version, weights in versions.items()
+            },
+            "open": [
+                {
+                    "batch": batch,
+                    "part": part,
+                    "version": entry.version,
+                    "inputs": [t.detach().cpu() for t in entry.inputs],
+                }
+                for (batch, part), entry in self._open.items()
+            ],
+            "figures": self._figures.state(),
+        }
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Become what `save` returned; graphs of open batches are grown again from their inputs,
+        with the weights of their forward and the same draws, and no running statistic moves.
+        """
+        names = self._parameter_names()
+        load_module(self.module, saved["weights"])
+        if self._companion is not None and saved["companion"] is not None:
+            load_module(self._companion, saved["companion"])
+        if self._optimizer is not None:
+            load_optimizer(self._optimizer, names, saved["optimizer"])
+        if self._schedule is not None:
+            self._schedule.load_state_dict(copy.deepcopy(saved["schedule"]))
+        for p in self._trained:
+            kept = saved["gradients"].get(names[id(p)])
+            p.grad = None if kept is None else kept.to(self.device, copy=True)
+        self._seen = saved["seen"]
+        self.updates = saved["updates"]
+        self._staleness = list(saved["staleness"])
+        figures = saved["figures"]
+        self._figures = StageFigures() if figures is None else StageFigures.restored(figures)
+        self._versions.updated()
+        self._open = {}
+        self._mode(training=True)
+        old: dict[int, dict[str, Tensor]] = {}
+        for each in saved["open"]:
+            version = each["version"]
+            if version != self.updates and version not in old:
+                old[version] = {
+                    name: t.to(self.device).requires_grad_()
+                    for name, t in saved["versions"].get(version, {}).items()
+                }
+            entry = InFlight(self._receive(each["inputs"]), (), version)
+            self._open[each["batch"], each["part"]] = entry
+            self._reopen(_OpenUnit(each["batch"], each["part"]), entry, old.get(version))
+
     # ----------------------------------------------------------------- inside
+
+    def _reopen(self, unit: _OpenUnit, entry: InFlight, old: dict[str, Tensor] | None) -> None:
+        """Give a restored batch what its forward had given it; `old` None: weights of now."""
+        if self._replays:
+            return
+        current = self.settings.weight_version == "current"
+        weights = self._versions.now()
+        if current and old is not None:
+            entry.copies = old
+            now = {name: p.detach().clone() for name, p in self.module.named_parameters()}
+            entry.weights = [weights[name] for name in self._names]
+            # The graph refers to the parameters' memory, and shall have seen the old weights there.
+            load_weights(self.module, old)
+            self._grow_again(unit, entry)
+            load_weights(self.module, now)
+            return
+        entry.copies = self._versions.copies() if current else {}
+        entry.weights = [(old or weights)[name] for name in self._names]
+        if not self._recomputes:
+            self._grow_again(unit, entry)
+
+    def _weights_of(self, entry: InFlight) -> dict[str, Tensor]:
+        return entry.copies or dict(zip(self._names, entry.weights, strict=True))
+
+    def _parameter_names(self) -> dict[int, str]:
+        beside = self._companion.named_parameters(BESIDE) if self._companion else ()
+        return {id(p): name for name, p in (*self.module.named_parameters(), *beside)}
 
     def _receive(self, inputs: Tensors) -> list[Tensor]:
         """Return the inputs as leaves of this stage's graph, on its device."""
@@ -344,17 +485,55 @@ class DelayedStage:
         with torch.no_grad(), self._autocast():
             return self._call(self._buffers.copies(), entry.inputs)
 
+    def _keep_input(self, unit: Unit, entry: InFlight) -> list[Tensor]:
+        """Forward without a graph; unlike a play it is the one that moves the buffers."""
+        self._draw(unit)
+        weights = self._versions.now()
+        entry.weights = [weights[name] for name in self._names]
+        with torch.no_grad(), self._autocast():
+            return self._call(weights, entry.inputs)
+
+    def _grow_again(self, unit: Unit | _OpenUnit, entry: InFlight) -> None:
+        """Grow the graph of a forward that has been, at its weights, moving no buffer."""
+        self._draw(unit)
+        state = dict(zip(self._names, entry.weights, strict=True))
+        held = [*self.module.parameters(), *self.module.buffers(), *entry.weights]
+        with self._autocast(), self._graphs.grown(entry.inputs, held):
+            entry.outputs = self._call({**state, **self._buffers.copies()}, entry.inputs)
+        entry.graph_bytes = self._graphs.last
+
+    def _note_memory(self, graphs: int) -> None:
+        """Count what is in flight, with the batch that is being worked on."""
+        entries = self._open.values()
+        # A replay reads the parameters themselves, however old the batch is.
+        versions = {
+            e.version: self._weights_of(e)
+            for e in entries
+            if e.weights and e.version != self.updates and not self._replays
+        }
+        self._figures.in_flight(
+            graphs,
+            len(entries),
+            sum(entry.bytes() for entry in entries),
+            # The version of now is a copy beside the parameters, too.
+            sum(bytes_of(each.values()) for each in versions.values()) + self._versions.bytes(),
+        )
+
     def _grow_graph(self, unit: Unit, entry: InFlight) -> None:
         """Forward with a graph, at the version of the weights that the backward is to read."""
         self._draw(unit)
         weights = self._versions.now() if self._stale and not self._replays else None
         buffers = self._buffers.copies() if unit.parts > 1 else {}
         state = {**(weights or {}), **buffers}
-        with self._autocast():
+        held = [*self.module.parameters(), *self.module.buffers(), *(weights or {}).values()]
+        with self._autocast(), self._graphs.grown(entry.inputs, held):
             entry.outputs = self._call(state, entry.inputs)
             entry.weights = [weights[n] for n in self._names] if weights else [*self._trained]
             if self.settings.last:
                 entry.outputs = [self._count_loss(unit, entry.outputs, entry.labels)]
+        entry.graph_bytes = self._graphs.last
+        if weights and self.settings.resumable and self.settings.weight_version == "current":
+            entry.copies = self._versions.copies()
         if buffers:
             # From `state`: a module that replaces a buffer has put the new one there.
             buffers = {name: state[name] for name in buffers}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -58,6 +59,8 @@ class StageFigures:
         self.synthesis_sum = 0.0
         self.graphs_peak = 0
         self.inputs_peak = 0
+        self.activation_bytes_peak = 0
+        self.version_bytes_peak = 0
 
     def applied(self, staleness: Sequence[int]) -> None:
         """Count one update, made of gradients with these stalenesses."""
@@ -79,10 +82,14 @@ class StageFigures:
         before = self.sigma or (0.0, 0.0)
         self.sigma = (before[0] + product, before[1] + norm)
 
-    def in_flight(self, graphs: int, inputs: int) -> None:
-        """Note how many autograd graphs and stored inputs are alive."""
+    def in_flight(
+        self, graphs: int, inputs: int, activation_bytes: int = 0, version_bytes: int = 0
+    ) -> None:
+        """Note how many autograd graphs and stored inputs are alive, and the bytes of it all."""
         self.graphs_peak = max(self.graphs_peak, graphs)
         self.inputs_peak = max(self.inputs_peak, inputs)
+        self.activation_bytes_peak = max(self.activation_bytes_peak, activation_bytes)
+        self.version_bytes_peak = max(self.version_bytes_peak, version_bytes)
 
     def row(self) -> dict[str, Any]:
         """Return the figures by column name."""
@@ -100,4 +107,24 @@ class StageFigures:
             "staleness_counts": self.staleness_counts,
             "graphs_peak": self.graphs_peak,
             "inputs_peak": self.inputs_peak,
+            "activation_bytes_peak": self.activation_bytes_peak,
+            "version_bytes_peak": self.version_bytes_peak,
         }
+
+    def state(self) -> dict[str, Any]:
+        """Return all sums, to go on from with `restored`."""
+        return {
+            name: dict(vars(value)) if isinstance(value, _Mean) else copy.copy(value)
+            for name, value in vars(self).items()
+        }
+
+    @classmethod
+    def restored(cls, state: Mapping[str, Any]) -> StageFigures:
+        """Return the figures whose `state` this is."""
+        figures = cls()
+        for name, value in state.items():
+            if isinstance(getattr(figures, name), _Mean):
+                vars(getattr(figures, name)).update(value)
+            else:
+                setattr(figures, name, copy.copy(value))
+        return figures

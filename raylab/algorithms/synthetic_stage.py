@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -23,6 +24,12 @@ from raylab.algorithms.delayed_stage import (
     draw_key,
 )
 from raylab.algorithms.dni import Synthesizer
+from raylab.algorithms.stage_state import (
+    load_module,
+    load_optimizer,
+    module_state,
+    optimizer_state,
+)
 from raylab.errors import ModelError
 
 __all__ = ["SyntheticStage"]
@@ -98,6 +105,45 @@ class SyntheticStage(DelayedStage):
         if self._learning_schedule and self._corrections % self.settings.accumulate == 0:
             self._learning_schedule.step()
         self._figures.synthesised(float(error.detach()))
+
+    def save(self) -> dict[str, Any]:
+        """Return the stage, its synthesizer, and what waits for a correction."""
+        saved = super().save()
+        if self.synthesizer is None:
+            return saved
+        schedule = self._learning_schedule
+        return {
+            **saved,
+            "synthesizer": {
+                "weights": module_state(self.synthesizer),
+                "optimizer": optimizer_state(self._learning, self._synthesizer_names()),
+                "schedule": copy.deepcopy(schedule.state_dict()) if schedule else None,
+                "corrections": self._corrections,
+                "kept": [
+                    {"batch": batch, "part": part, "features": x.cpu(), "labels": y.cpu()}
+                    for (batch, part), (x, y) in self._kept.items()
+                ],
+            },
+        }
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Become what `save` returned; without a synthesizer in it, this one begins anew."""
+        super().restore(saved)
+        learnt = saved.get("synthesizer")
+        if self.synthesizer is None or learnt is None:
+            return
+        load_module(self.synthesizer, learnt["weights"])
+        load_optimizer(self._learning, self._synthesizer_names(), learnt["optimizer"])
+        if self._learning_schedule:
+            self._learning_schedule.load_state_dict(copy.deepcopy(learnt["schedule"]))
+        self._corrections = learnt["corrections"]
+        self._kept = {
+            (k["batch"], k["part"]): (k["features"].to(self.device), k["labels"].to(self.device))
+            for k in learnt["kept"]
+        }
+
+    def _synthesizer_names(self) -> dict[int, str]:
+        return {id(p): name for name, p in self._its_synthesizer().named_parameters()}
 
     def _ends(
         self, unit: Unit, entry: InFlight, gradients: Tensors

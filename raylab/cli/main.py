@@ -26,6 +26,7 @@ _COMPLAINT = "raylab: error: "
 # A command's module is imported when the command is used, and imports torch and Ray only to work.
 _COMMANDS = {
     "train": ("raylab.cli.train", "train a network with one of the methods"),
+    "resume": ("raylab.cli.resume", "go on with a run that was interrupted"),
 }
 
 _DESCRIPTION = """\

@@ -92,6 +92,11 @@ class PipelineConfig(BaseModel):
         description="weights that a late gradient is evaluated at: those of its own forward, as "
         "in the papers, or the current ones",
     )
+    recompute: bool = Field(
+        False,
+        description="keep inputs instead of graphs and run the forward again at the weights that "
+        "it had, for ddg and adl: the same numbers, less memory, one more forward",
+    )
     barrier: bool = Field(
         False, description="run bp, ddg, fr, adl or dsp in lock step, as the papers' timings do"
     )
@@ -167,7 +172,29 @@ class PipelineConfig(BaseModel):
     report_every: Natural = Field(
         0, description="batches between two rows of metrics; 0: a row an epoch"
     )
-    storage: Text = Field("~/raylab_results", description="folder of all runs")
+    checkpoint_every: Natural = Field(
+        0, description="batches between two checkpoints; 0: the time decides alone"
+    )
+    checkpoint_minutes: NotNegative = Field(
+        1.0, description="minutes between two checkpoints; 0: the count decides alone"
+    )
+    keep_checkpoints: Count = Field(2, description="checkpoints to keep, the newest ones")
+    max_failures: Annotated[int, Field(ge=-1)] = Field(
+        3,
+        description="losses of a stage, node or link after which the run goes on by itself from "
+        "the last checkpoint; -1: any number",
+    )
+    timeline: Natural = Field(
+        100,
+        description="batches at the start whose timeline is kept, what each stage did when; "
+        "0: none",
+    )
+    tensorboard: bool = Field(
+        False, description="write the rows' numbers for TensorBoard, too, as they come"
+    )
+    storage: Text = Field(
+        "~/raylab_results", description="folder of all runs, or an address: s3://bucket/path"
+    )
     name: Text | None = Field(
         None, description="folder of this run in storage; null: <method>-<time>"
     )

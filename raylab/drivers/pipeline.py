@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from ray.train import RunConfig
+from ray.train import CheckpointConfig, FailureConfig, RunConfig
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from actors.errors import BatchError, MechanismError, PlacementError
-from actors.source import as_tensors
+from actors.source import CheckpointPlan, as_tensors
 from actors.stage_actor import Feed
 from actors.supervisor import Supervisor
 from raylab.algorithms.delayed_stage import ScheduleFactory
+from raylab.drivers.checkpointing import RunCheckpoints, check_same_run
 from raylab.drivers.cluster import connect, stage_resources, threads_of
 from raylab.drivers.network import Network
 from raylab.drivers.pipeline_run import PipelineRun, keep
+from raylab.drivers.recovery import with_recovery
 from raylab.drivers.result import Result
 from raylab.drivers.settings import Delay, PipelineSettings, Precision
 from raylab.errors import ConfigError, DataError, RaylabError, ResourceError
 from raylab.optimizers import Schedule
 from raylab.planner import BlockTrace, balanced_cuts, cut_features, trace_blocks
-from raylab.records import RunFolder, new_run_name
+from raylab.records import CheckpointStore, EventWriter, RunFolder, Storage, new_run_name
 from raylab.report import Progress
 
 __all__ = ["PipelineTrainer"]
@@ -75,12 +77,23 @@ class PipelineTrainer:
         precision: "float32" computes in the dtype of the weights, "bfloat16" under autocast.
         seed: of everything that is drawn inside the network.
         wire: what carries features and gradients: "zmq" or "ray".
+        recompute: keep inputs instead of graphs, and run the forward again at the weights that it
+            had: the same numbers in less memory, for one more forward (ddg, adl).
+        checkpoint_every: batches between two checkpoints; 0: the time decides alone.
+        checkpoint_minutes: minutes between two checkpoints; 0: the count decides alone, and with
+            both 0 there are none. They change no number.
+        timeline: batches at the start of the run for which timeline.parquet tells what each stage
+            did when; 0: none.
+        tensorboard: write the rows' numbers as TensorBoard's scalars, too, as they come.
         resources_per_stage: by Ray's names, e.g. {"CPU": 2, "GPU": 0.5}; with a GPU the stage
             computes on it. Default: one CPU, or a share of them where Ray is started for the run
             on a machine with fewer cores than stages.
         wait_s: how long to wait for these resources, in seconds.
-        run_config: Ray Train's; `name` and `storage_path` (a local folder) are used. Default:
-            ~/raylab_results and a name with the time in it.
+        run_config: Ray Train's. `name`, `storage_path` (a local folder or an address such as
+            s3://bucket/path) and `storage_filesystem` say where, by default ~/raylab_results and a
+            name with the time in it; `checkpoint_config.num_to_keep` how many checkpoints to keep,
+            2 without a run_config; `failure_config.max_failures` how often a run whose stage, node
+            or link is lost goes on from the last one by itself, 3 without.
         config: written to config.yaml with what was resolved; default: these arguments.
 
     Raises:
@@ -109,6 +122,11 @@ class PipelineTrainer:
         precision: Precision = "float32",
         seed: int = 0,
         wire: str = "zmq",
+        recompute: bool = False,
+        checkpoint_every: int = 0,
+        checkpoint_minutes: float = 1.0,
+        timeline: int = 100,
+        tensorboard: bool = False,
         resources_per_stage: Mapping[str, float] | None = None,
         wait_s: float = 60.0,
         run_config: RunConfig | None = None,
@@ -129,6 +147,8 @@ class PipelineTrainer:
             precision=precision,
             seed=seed,
             wire=wire,  # type: ignore[arg-type]
+            timeline=timeline,
+            recompute=recompute,
         )
         if not callable(loss_fn):
             raise ConfigError(f"loss_fn must be callable, but got {type(loss_fn).__name__}")
@@ -140,8 +160,30 @@ class PipelineTrainer:
         self._schedule = schedule
         self._resources = resources_per_stage
         self._wait_s = wait_s
+        for each, amount in (
+            ("checkpoint_every", checkpoint_every),
+            ("checkpoint_minutes", checkpoint_minutes),
+        ):
+            if not amount >= 0:
+                raise ConfigError(f"{each} >= 0 must hold, but got {amount}")
+        self._checkpoints = CheckpointPlan(
+            every_batches=checkpoint_every,
+            every_s=60 * checkpoint_minutes,
+            window=accumulate if self.settings.rule.flush else 1,
+        )
+        run_config = run_config or RunConfig(
+            storage_path="~/raylab_results",
+            name=new_run_name(method),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            failure_config=FailureConfig(max_failures=3),
+        )
+        # Ray Train fills both in with its own where they are not given.
+        self._keep = (run_config.checkpoint_config or CheckpointConfig()).num_to_keep
+        self._most_failures = (run_config.failure_config or FailureConfig()).max_failures
+        self._filesystem = run_config.storage_filesystem
         self._storage, self._name = _where(run_config, method)
         self._config = config
+        self._tensorboard = tensorboard
         Network(model)
 
     def fit(
@@ -153,6 +195,8 @@ class PipelineTrainer:
         evaluate_every: int = 1,
         report_every: int = 0,
         progress: bool = True,
+        resume: str | os.PathLike[str] | None = None,
+        resume_step: int | None = None,
     ) -> Result:
         """Train.
 
@@ -165,8 +209,14 @@ class PipelineTrainer:
             evaluate_every: epochs between two tests.
             report_every: batches between two rows of metrics; 0: a row an epoch.
             progress: show a progress bar on standard error.
+            resume: folder of a run that was interrupted: go on in it from its newest checkpoint,
+                from the beginning if it has none. With the same settings and batches it ends as if
+                it had not been interrupted, bit for bit. With other stages or delays it goes on
+                from the whole model, and what was in flight is left out.
+            resume_step: of an older checkpoint to go on from; those after it are deleted.
 
         Raises:
+            CheckpointError: a checkpoint is damaged or foreign; the message names the file.
             DataError: a batch is not one, or does not fit the model.
             ModelError: the model cannot be cut so, or the loss does not fit it.
             ResourceError: the cluster does not have the resources within `wait_s`.
@@ -189,7 +239,11 @@ class PipelineTrainer:
         network.check_cuts(cuts)
         crossing = cut_features(self.settings.rule, traces, cuts, network.names, y)
         schedule = self._bound_schedule(batches)
-        folder = RunFolder(self._storage, self._name)
+        folder = self._folder(resume)
+        store = CheckpointStore(folder.folder.child("checkpoints"), self._keep)
+        if resume is not None:
+            self._check_resumed(store, resume_step)
+        checkpoints = RunCheckpoints(store, folder, self.settings)
         own = connect()
         resources = stage_resources(self._resources, len(cuts) + 1, own=own)
         feed = Feed(
@@ -198,6 +252,8 @@ class PipelineTrainer:
             epochs=epochs,
             parts=self.settings.parts,
             evaluate_every=evaluate_every,
+            seed=self.settings.seed,
+            checkpoints=self._checkpoints,
         )
         run = PipelineRun(
             self.settings,
@@ -208,12 +264,8 @@ class PipelineTrainer:
             self._optimizer,
             schedule,
             crossing,
-        )
-        supervisor = Supervisor(
-            resources,
-            threads=threads_of(resources[0]),
-            seed=self.settings.seed,
-            wait_s=self._wait_s,
+            resumable=self._checkpoints.on,
+            rows=folder.read_metrics() if resume is not None else (),
         )
         total = _length(batches)
         bar = Progress(
@@ -221,20 +273,54 @@ class PipelineTrainer:
             None if total is None else total * epochs,
             enabled=progress,
         )
-        try:
-            with bar, supervisor:
+        events = EventWriter(folder.path / "tensorboard" if self._tensorboard else None)
+
+        def show(done: int, rows: Sequence[Mapping[str, Any]]) -> None:
+            bar.show(done, rows)
+            events.add(rows)
+
+        def attempt() -> tuple[list[dict[str, Any]], nn.Module, dict[str, Any]]:
+            saved = checkpoints.newest()
+            with Supervisor(
+                resources,
+                threads=threads_of(resources[0]),
+                seed=self.settings.seed,
+                wait_s=self._wait_s,
+                tags={"method": self.settings.method, "run": self._name},
+            ) as supervisor:
                 plan = run.prepare(supervisor, x, report_every)
                 config = {**self._described(epochs), **run.resolved()}
                 folder.write_config(config)
-                rows = run.carry_out(supervisor, plan, feed, bar.show)
-                model = network.trained(supervisor.states())
+                rows = run.carry_out(supervisor, plan, feed, show, checkpoints, saved)
+                return rows, network.trained(supervisor.states()), config
+
+        def where() -> str:
+            saved = checkpoints.newest()
+            return "the beginning" if saved is None else f"the checkpoint of step {saved.step}"
+
+        try:
+            with bar, events:
+                rows, model, config = with_recovery(attempt, self._most_failures, bar.say, where)
         except PlacementError as error:
             raise ResourceError(str(error)) from error
         except BatchError as error:
             raise DataError(str(error)) from error
         except MechanismError as error:
             raise RaylabError(str(error)) from error
-        return keep(folder, rows, model, config)
+        return keep(folder, rows, model, config, run.timeline)
+
+    def _folder(self, resume: str | os.PathLike[str] | None) -> RunFolder:
+        if resume is None:
+            return RunFolder(self._storage, self._name)
+        return RunFolder.existing(Storage.at(resume, self._filesystem))
+
+    def _check_resumed(self, store: CheckpointStore, step: int | None) -> None:
+        saved = store.newest() if step is None else store.open(step)
+        if saved is None:
+            return
+        saved.verify()
+        check_same_run(saved, self.settings)
+        store.drop_after(saved.step)
 
     def _cuts(self, traces: Sequence[BlockTrace]) -> list[int]:
         if isinstance(self.settings.stages, tuple):
@@ -263,6 +349,7 @@ class PipelineTrainer:
             "optimizer": _name_of(self._optimizer),
             "schedule": None if self._schedule is None else _name_of(self._schedule),
             "epochs": epochs,
+            "tensorboard": self._tensorboard,
         }
 
 
@@ -290,13 +377,11 @@ def _length(batches: Iterable[Any]) -> int | None:
         return None
 
 
-def _where(run_config: RunConfig | None, method: str) -> tuple[Path, str]:
-    storage = getattr(run_config, "storage_path", None) or "~/raylab_results"
-    if "://" in str(storage):
-        raise ConfigError(f"storage_path must be a local folder, but got {storage}")
+def _where(run_config: RunConfig, method: str) -> tuple[Storage, str]:
     # Ray Train fills in a name of its own, and its own default folder, where none is given.
-    name = getattr(run_config, "name", None) or new_run_name(method)
-    return Path(storage), name
+    storage = run_config.storage_path or "~/raylab_results"
+    name = run_config.name or new_run_name(method)
+    return Storage.at(storage, run_config.storage_filesystem), name
 
 
 def _name_of(thing: Any) -> str:

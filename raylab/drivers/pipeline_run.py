@@ -14,16 +14,17 @@ from torch.optim import Optimizer
 
 from actors.stage import StageProgram
 from actors.stage_actor import Feed
-from actors.supervisor import Supervisor
+from actors.supervisor import Look, Supervisor
 from actors.wiring import links
 from raylab.algorithms.cut_features import CutFeatures
 from raylab.algorithms.delayed_stage import ScheduleFactory
 from raylab.algorithms.stage_rules import stage_rule
+from raylab.drivers.checkpointing import RunCheckpoints
 from raylab.drivers.network import Network
 from raylab.drivers.result import Result
 from raylab.drivers.settings import PipelineSettings, programs, recheck_ages, stage_settings
 from raylab.planner import BlockTrace, choose_link_delays
-from raylab.records import RowMerger, RunFolder
+from raylab.records import RowMerger, RunFolder, SavedCheckpoint, timeline_rows
 
 __all__ = ["PipelineRun", "keep"]
 
@@ -43,6 +44,8 @@ class PipelineRun:
         optimizer: from a stage's parameters to its optimiser.
         schedule: from an optimiser to its scheduler.
         crossing: the features above each stage, where the method needs to know them.
+        resumable: whether checkpoints will be saved.
+        rows: of the run so far, where it goes on.
     """
 
     def __init__(
@@ -55,7 +58,12 @@ class PipelineRun:
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         schedule: ScheduleFactory | None,
         crossing: Sequence[CutFeatures | None],
+        *,
+        resumable: bool = False,
+        rows: Sequence[dict[str, Any]] = (),
     ) -> None:
+        self.rows = list(rows)
+        self._resumable = resumable
         self._settings = settings
         self._cuts = list(cuts)
         self._traces = traces
@@ -66,6 +74,8 @@ class PipelineRun:
         self._crossing = crossing
         self._link_delays = settings.link_delays()
         self._measured: dict[str, Any] = {}
+        self.timeline: list[dict[str, Any]] = []
+        """What the stages did when, in the first batches: rows of timeline.parquet."""
 
     def prepare(
         self, supervisor: Supervisor, x: Sequence[Tensor], report_every: int
@@ -86,21 +96,28 @@ class PipelineRun:
         plan: Sequence[StageProgram],
         feed: Feed,
         show: Callable[[int, Sequence[Mapping[str, Any]]], None],
+        checkpoints: RunCheckpoints,
+        saved: SavedCheckpoint | None,
     ) -> list[dict[str, Any]]:
-        """Run the stages to their end; return the rows."""
+        """Run the stages from `saved` to their end; return the rows, with those before it."""
         merger = RowMerger(self._settings.count)
-        rows: list[dict[str, Any]] = []
+        done = 0 if saved is None else saved.step
+        self.rows = [row for row in self.rows if row["step"] <= done]
+        self.timeline = [span for span in self.timeline if span["batch"] < done]
 
-        def watch(done: int, reports: list[dict[str, Any]]) -> None:
-            new = merger.add(reports)
-            rows.extend(new)
-            show(done, new)
+        def watch(look: Look) -> None:
+            new = merger.add(look.rows)
+            self.rows.extend(new)
+            self.timeline.extend(timeline_rows(look.rows))
+            checkpoints.took(look.written, self.rows)
+            show(look.batches, new)
 
         every = self._settings.sigma_every * self._settings.accumulate
         if every:
             feed = replace(feed, recheck_every=every, recheck_ages=recheck_ages(plan))
-        supervisor.run(plan, feed, watch)
-        return rows
+        keeping = checkpoints.begin(self._cuts, self._link_delays, saved)
+        supervisor.run(plan, feed, watch, keeping)
+        return self.rows
 
     def resolved(self) -> dict[str, Any]:
         """Return what was decided: with it in place of "auto" and K the run repeats."""
@@ -128,6 +145,7 @@ class PipelineRun:
                         ),
                         device=device,
                         cut=self._crossing[k],
+                        resumable=self._resumable,
                     ),
                     optimizer=self._optimizer,
                     schedule=self._schedule,
@@ -162,9 +180,11 @@ def keep(
     rows: Sequence[Mapping[str, Any]],
     model: nn.Module,
     config: Mapping[str, Any],
+    timeline: Sequence[Mapping[str, Any]] = (),
 ) -> Result:
-    """Write rows, weights and summary into the run's folder; return the result."""
+    """Write rows, weights, summary and report into the run's folder; return the result."""
     table = folder.write_metrics(rows)
+    folder.write_timeline(timeline)
     weights = folder.write_weights(model.state_dict())
     gradients = sum(sum(row["stage_gradients"]) for row in rows)
     late = sum(row["staleness_mean"] * sum(row["stage_gradients"]) for row in rows)
@@ -181,7 +201,7 @@ def keep(
             "time_s": last["time_s"],
             "samples_per_s": sum(row["samples"] or 0 for row in rows) / max(trained_s, 1e-12),
             "staleness_mean": late / max(1, gradients),
-            "path": str(folder.path),
+            "path": folder.folder.uri,
         }
     )
     return Result(
@@ -189,6 +209,7 @@ def keep(
         table=table,
         model=model,
         path=folder.path,
-        checkpoint=Checkpoint.from_directory(str(weights)),
+        filesystem=folder.folder.filesystem,
+        checkpoint=Checkpoint(weights.path, filesystem=weights.filesystem),
         summary=summary,
     )

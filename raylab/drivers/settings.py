@@ -46,6 +46,7 @@ class PipelineSettings:
     accumulate: int = 1
     delay: int | tuple[int, ...] | Literal["auto"] | None = None
     weight_version: WeightVersion = "forward"
+    recompute: bool = False
     barrier: bool = False
     micro_batches: int = 4
     clip_norm: float | None = None
@@ -55,6 +56,7 @@ class PipelineSettings:
     sigma_every: int = 0
     seed: int = 0
     wire: WireKind = "zmq"
+    timeline: int = 0
 
     def __post_init__(self) -> None:
         if self.method not in PIPELINE_METHODS:
@@ -71,6 +73,7 @@ class PipelineSettings:
         _at_least("accumulate (M)", self.accumulate, 1)
         _at_least("micro_batches", self.micro_batches, 1)
         _at_least("seed", self.seed, 0)
+        _at_least("timeline", self.timeline, 0)
         if not 1 <= self.count <= MOST_STAGES:
             raise ConfigError(
                 f"1 <= stages <= {MOST_STAGES} must hold, but got {self.count} stages"
@@ -89,9 +92,25 @@ class PipelineSettings:
             number = isinstance(limit, (int, float)) and limit > 0 and math.isfinite(limit)
             if limit is not None and not number:
                 raise ConfigError(f"{name} > 0 must hold, but got {limit!r}")
+        self._check_recompute()
         self._check_shrink()
         self._check_sigma()
         self._check_delay()
+
+    def _check_recompute(self) -> None:
+        if not self.recompute:
+            return
+        if not self.rule.stale or self.rule.replay:
+            raise ConfigError(
+                "recompute=true keeps inputs instead of graphs of late gradients, so it belongs to "
+                f"ddg and adl, but got method={self.method}"
+            )
+        if self.weight_version != "forward":
+            raise ConfigError(
+                "recompute=true runs a forward again with the weights that it had, so it needs "
+                f"weight_version=forward, but got {self.weight_version}: with current weights "
+                "that is method=fr or dsp"
+            )
 
     def _check_shrink(self) -> None:
         beta = self.gradient_shrink
@@ -195,14 +214,15 @@ def programs(
             stage=k,
             stages=settings.count,
             delay=delays[k],
+            link_delay=(link_delays[k] or 0) if k < settings.count - 1 else 0,
             accumulate=settings.accumulate,
             flush=settings.rule.flush,
             barrier=settings.barrier,
             offset=offsets[k] if settings.barrier else 0,
             span=span if settings.barrier else 0,
             report_every=report_every,
+            timeline=settings.timeline,
             feedback=settings.rule.feedback,
-            correct_after=(link_delays[k] or 0) if k < len(link_delays) else 0,
             labelled=settings.rule.feedback != "error",
         )
         for k in range(settings.count)
@@ -215,6 +235,7 @@ def stage_settings(
     *,
     protect_inputs: bool,
     device: str,
+    resumable: bool = False,
     cut: CutFeatures | None = None,
 ) -> StageSettings:
     """Return what the computation of one stage needs to know."""
@@ -225,6 +246,8 @@ def stage_settings(
         accumulate=program.accumulate,
         flush=program.flush,
         replay=settings.rule.replay,
+        recompute=settings.recompute,
+        resumable=resumable,
         weight_version=settings.weight_version,
         clip_norm=settings.clip_norm,
         clip_value=settings.clip_value,

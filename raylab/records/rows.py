@@ -62,6 +62,7 @@ class RowMerger:
             "stage_trained_s": [s["trained_s"] for s in stages],
             "stage_blocked_s": [s["blocked_s"] for s in stages],
             "stage_staleness_mean": [s["staleness_sum"] / max(1, s["gradients"]) for s in stages],
+            "stage_staleness_max": [s["staleness_max"] for s in stages],
             "stage_staleness_counts": [s["staleness_counts"] for s in stages],
             "stage_gradients": [s["gradients"] for s in stages],
             "stage_updates": [s["updates"] for s in stages],

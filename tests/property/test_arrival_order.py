@@ -158,7 +158,7 @@ class Case:
                 offset=offsets[k],
                 span=max(o + (d or 0) for o, d in zip(offsets, delays, strict=True)),
                 feedback=self.feedback,
-                correct_after=[*self.link_delays, 0][k],
+                link_delay=[*self.link_delays, 0][k],
                 labelled=self.feedback != "error",
             )
             for k in range(self.stages)

@@ -135,7 +135,7 @@ def programs(feedback: Feedback, stages: int = 4, late: int = 1) -> list[StagePr
             delay=0,
             feedback=feedback,
             labelled=True,
-            correct_after=late if k < stages - 1 else 0,
+            link_delay=late if k < stages - 1 else 0,
         )
         for k in range(stages)
     ]

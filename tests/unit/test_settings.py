@@ -113,9 +113,9 @@ def test_lock_step_is_refused_where_no_stage_waits_for_a_gradient(method):
 
 
 def test_the_delay_of_dni_is_that_of_its_corrections_link_by_link():
-    assert [p.correct_after for p in plan(make("dni"))] == [1, 1, 1, 0]
+    assert [p.link_delay for p in plan(make("dni"))] == [1, 1, 1, 0]
     made = plan(make("dni", delay=(0, 3, 2)))
-    assert [p.correct_after for p in made] == [0, 3, 2, 0]
+    assert [p.link_delay for p in made] == [0, 3, 2, 0]
     assert {p.delay for p in made} == {0}
     with pytest.raises(ConfigError, match=r"delay=.auto. .* got method=dni"):
         make("dni", delay="auto")

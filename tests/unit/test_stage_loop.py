@@ -283,7 +283,7 @@ def local(feedback: Feedback, *, late: int = 1, stage: int = 0, accumulate: int 
             delay=0,
             accumulate=accumulate,
             feedback=feedback,
-            correct_after=late,
+            link_delay=late,
             labelled=True,
         )
     )
