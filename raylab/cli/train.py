@@ -23,7 +23,7 @@ from raylab.config import (
 )
 from raylab.errors import ConfigError
 
-__all__ = ["run"]
+__all__ = ["run", "start_keys"]
 
 
 def run(argv: Sequence[str]) -> int:
@@ -52,12 +52,12 @@ def run(argv: Sequence[str]) -> int:
         return 0
     if given.name is None:
         parser.error("NAME or FILE.yaml must be given, for instance: raylab train demo")
-    config = pipeline_config(apply_pairs(_start(given.name), given.settings))
+    config = pipeline_config(apply_pairs(start_keys(given.name), given.settings))
     _train(config, as_json=given.json, progress=not given.quiet)
     return 0
 
 
-def _start(name: str) -> dict[str, Any]:
+def start_keys(name: str) -> dict[str, Any]:
     """Return the keys that a method, an experiment or a file sets."""
     if name in METHODS:
         return {"method": name}

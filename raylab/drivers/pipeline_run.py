@@ -25,6 +25,8 @@ from raylab.drivers.result import Result
 from raylab.drivers.settings import PipelineSettings, programs, recheck_ages, stage_settings
 from raylab.planner import BlockTrace, choose_link_delays
 from raylab.records import RowMerger, RunFolder, SavedCheckpoint, timeline_rows
+from raylab.report import RunRecord
+from raylab.report.page import report_page
 
 __all__ = ["PipelineRun", "keep"]
 
@@ -204,6 +206,10 @@ def keep(
             "path": folder.folder.uri,
         }
     )
+    record = RunRecord(
+        name=folder.path.name, config=config, rows=rows, result=summary, timeline=timeline
+    )
+    folder.write_report(report_page([record]))
     return Result(
         metrics=last,
         table=table,

@@ -210,7 +210,7 @@ def run(case: Case, shuffle: int | None = None) -> Outcome:
         parts=case.parts,
         recheck_every=case.recheck_every,
         recheck_ages=sorted({case.delay(k) or 0 for k in range(case.stages)}),
-        shuffle=None if shuffle is None else random.Random(shuffle),  # noqa: S311
+        shuffle=None if shuffle is None else random.Random(shuffle),
     )
     return Outcome(
         calls=[rule.calls for rule in rules],

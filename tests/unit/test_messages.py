@@ -291,13 +291,13 @@ malformed = pytest.mark.parametrize("frames", MALFORMED.values(), ids=MALFORMED.
 def test_frames_that_are_not_one_message_are_refused_whatever_their_checksum(
     frames: Callable[[], Frames],
 ):
-    with pytest.raises(CorruptMessageError, match="labels 0->1: frames of .* not one message"):
+    with pytest.raises(CorruptMessageError, match=r"labels 0->1: frames of .* not one message"):
         decode(signed(frames()), "labels 0->1")
 
 
 @malformed
 def test_frames_that_are_not_as_they_were_sent_are_refused(frames: Callable[[], Frames]):
-    with pytest.raises(CorruptMessageError, match="not one message|not arrive as it was put"):
+    with pytest.raises(CorruptMessageError, match=r"not one message|not arrive as it was put"):
         decode(frames())
 
 

@@ -73,7 +73,7 @@ def test_measuring_changes_no_bit_of_what_is_trained(method):
     model = Draws().double()
     given = {"method": method, "cuts": [1, 3], "epochs": epochs_of("mlp"), "optimiser": ADAM}
     plain = run_pipeline(model, **given)
-    shuffle = random.Random(1)  # noqa: S311
+    shuffle = random.Random(1)
     measured = run_pipeline(model, sigma_every=2, shuffle=shuffle, **given)
     assert_equal(measured.model.state_dict(), plain.model.state_dict(), rtol=0)
     assert not any("sigma_sums" in row for row in plain.rows)

@@ -558,7 +558,7 @@ def run_together(
 
     Returns (stage, instruction) in the order in which they were carried out.
     """
-    rng = random.Random(seed)  # noqa: S311
+    rng = random.Random(seed)
     loops = [StageLoop(program) for program in programs]
     top = len(loops) - 1
     queues: dict[tuple[Box, int], deque[Message]] = {
