@@ -14,9 +14,12 @@ from raylab.records import RowMerger
 from tests.helpers import run_pipeline
 from tests.reference import pipeline as reference
 from tests.reference.networks import batches, conv_bn64, mlp64
+from tests.reference.pipeline import Optimiser
 from tests.unit.test_conformance import ADAM, SGD, assert_equal, epochs_of
 
 pytestmark = pytest.mark.unit
+
+STILL = Optimiser(kind="sgd", lr=0.0)
 
 
 def sums_of(rows, stage):
@@ -85,10 +88,16 @@ def test_measuring_changes_no_bit_of_what_is_trained(method):
         assert rows[0] == rows[1]
 
 
-def test_without_lateness_sigma_is_one_dropout_and_all():
+@pytest.mark.parametrize(
+    ("method", "optimiser"),
+    [("bp", SGD), ("ddg", STILL), ("fr", STILL), ("adl", STILL), ("dsp", STILL)],
+)
+def test_sigma_is_one_where_nothing_is_late_or_nothing_moves_dropout_and_all(method, optimiser):
     model = Draws().double()
     data = epochs_of("mlp")
-    found = run_pipeline(model, method="bp", cuts=[1, 3], epochs=data, optimiser=SGD, sigma_every=1)
+    found = run_pipeline(
+        model, method=method, cuts=[1, 3], epochs=data, optimiser=optimiser, sigma_every=1
+    )
     for row in RowMerger(3).add(found.rows):
         assert row["sigma"] == pytest.approx(1, rel=1e-12)
         assert row["stage_sigma"] == pytest.approx([1, 1, 1], rel=1e-12)
