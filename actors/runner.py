@@ -19,12 +19,14 @@ from actors.source import Source
 from actors.stage import (
     Backward,
     Box,
+    Compare,
     Correct,
     Evaluate,
     Finish,
     Forward,
     Instruction,
     PassToken,
+    Recheck,
     Report,
     Snapshot,
     StageLoop,
@@ -192,7 +194,7 @@ class StageRunner:
         return message
 
     def _outbox(self, instruction: Instruction) -> Outbox | None:
-        if isinstance(instruction, Backward):
+        if isinstance(instruction, (Backward, Compare)):
             return self._boxes.gradients_out
         if isinstance(instruction, PassToken) and instruction.towards == "below":
             return self._boxes.gradients_out
@@ -238,6 +240,10 @@ class StageRunner:
             gradients = self._payload.pop(("gradients", Kind.BATCH, unit.batch, unit.part), ())
             with self._story("correction", unit, gradients):
                 self._rule.correct(unit, gradients)
+        elif isinstance(instruction, Recheck):
+            message = self._recheck(instruction.unit)
+        elif isinstance(instruction, Compare):
+            message = self._compare(instruction)
         elif isinstance(instruction, Update):
             with self._story(f"update {instruction.window}", None, ()):
                 self._rule.update()
@@ -262,6 +268,19 @@ class StageRunner:
             self._timeline.add(kind, batch, started, time.perf_counter())
         if out is not None and message is not None:
             out.put(message)
+
+    def _recheck(self, unit: Unit) -> Message:
+        inputs = self._payload.pop(("features", Kind.RECHECK, unit.batch, unit.part))
+        labels = self._payload.pop(("labels", Kind.RECHECK, unit.batch, unit.part), ())
+        with self._story("recheck", unit, inputs):
+            return Message.of(unit, self._rule.recheck(unit, inputs, labels), Kind.RECHECK)
+
+    def _compare(self, instruction: Compare) -> Message:
+        unit = instruction.unit
+        gradients = self._payload.pop(("gradients", Kind.RECHECK, unit.batch, unit.part), ())
+        with self._story("recheck", unit, gradients):
+            found = self._rule.compare(unit, gradients, due=instruction.due)
+            return Message.of(unit, found, Kind.RECHECK)
 
     def _evaluate(self, index: int) -> Message:
         if self._clock.evaluating_since is None:

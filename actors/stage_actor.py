@@ -60,6 +60,8 @@ class Feed:
     epochs: int
     parts: int
     evaluate_every: int
+    recheck_every: int = 0
+    recheck_ages: tuple[int, ...] = ()
     seed: int = 0
     checkpoints: CheckpointPlan = field(default_factory=CheckpointPlan)
 
@@ -270,6 +272,8 @@ class StageWorker:
                 labels=labels,
                 local_labels=local_labels,
                 evaluate_every=feed.evaluate_every,
+                recheck_every=feed.recheck_every,
+                recheck_ages=feed.recheck_ages,
                 seed=feed.seed,
                 checkpoints=feed.checkpoints,
                 start=None if part is None else part["source"],

@@ -23,6 +23,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from raylab.algorithms.batch_buffers import BatchBuffers
 from raylab.algorithms.cut_features import CutFeatures
 from raylab.algorithms.memory import GraphBytes, bytes_of
+from raylab.algorithms.sigma import SufficientDirection
 from raylab.algorithms.stage_figures import StageFigures, correct_predictions
 from raylab.algorithms.stage_state import (
     BESIDE,
@@ -43,6 +44,7 @@ __all__ = [
     "ScheduleFactory",
     "StageSettings",
     "Tensors",
+    "Unit",
     "draw_key",
     "packed",
 ]
@@ -56,13 +58,24 @@ class Unit(Protocol):
     """A batch or micro-batch, see `actors.protocols.Unit`."""
 
     @property
-    def batch(self) -> int: ...
+    def batch(self) -> int:
+        """Return the index of the batch."""
+        ...
+
     @property
-    def part(self) -> int: ...
+    def part(self) -> int:
+        """Return the index of the micro-batch."""
+        ...
+
     @property
-    def parts(self) -> int: ...
+    def parts(self) -> int:
+        """Return the number of micro-batches."""
+        ...
+
     @property
-    def share(self) -> float: ...
+    def share(self) -> float:
+        """Return its samples as a share of the batch's."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,6 +207,8 @@ class DelayedStage:
         self._open: dict[tuple[int, int], InFlight] = {}
         self._staleness: list[int] = []
         self._seen = False
+        self._rechecks: dict[tuple[int, int], InFlight] = {}
+        self._sigma = SufficientDirection()
         self._figures = StageFigures()
 
     # ----------------------------------------------------------------- training
@@ -230,7 +245,7 @@ class DelayedStage:
         del self._open[unit.batch, unit.part]
         if unit.part + 1 == unit.parts:
             self._staleness.append(self.updates - entry.version)
-        return self._shrunk(self._back_propagate(entry, *self._ends(unit, entry, gradients)))
+        return self._shrunk(self._back_propagate(unit, entry, gradients))
 
     def correct(self, unit: Unit, gradients: Tensors) -> None:
         """Learn from a gradient that came after its backward; only `SyntheticStage` does.
@@ -266,6 +281,28 @@ class DelayedStage:
         self.updates += 1
         self._figures.applied(self._staleness)
         self._staleness = []
+
+    # ----------------------------------------------------------------- the measurement of sigma
+
+    def recheck(self, unit: Unit, inputs: Tensors, labels: Tensors) -> Tensors:
+        """Compute a batch anew at the weights of now, with its draws and copies of the buffers."""
+        self._mode(training=True)
+        entry = InFlight(self._receive(inputs), labels, self.updates, weights=[*self._trained])
+        self._rechecks[unit.batch, unit.part] = entry
+        self._draw(unit, part=0)
+        with self._autocast():
+            entry.outputs = self._call(self._buffers.copies(), entry.inputs)
+            if self.settings.last:
+                entry.outputs = [self._loss(entry.outputs, labels)[0]]
+        return () if self.settings.last else tuple(t.detach() for t in entry.outputs)
+
+    def compare(self, unit: Unit, gradients: Tensors, *, due: bool) -> Tensors:
+        """Back-propagate a recheck; keep its gradient if that of the same batch is applied next."""
+        entry = self._rechecks.pop((unit.batch, unit.part))
+        at_inputs, fresh = self._differentiate(entry, *self._ends(unit, entry, gradients))
+        if due:
+            self._sigma.expect(unit.batch, fresh)
+        return at_inputs
 
     # ----------------------------------------------------------------- the rest of the protocol
 
@@ -543,20 +580,32 @@ class DelayedStage:
         ]
         return [out for out, _ in pairs], [gradient for _, gradient in pairs]
 
-    def _back_propagate(
+    def _differentiate(
         self, entry: InFlight, ends: Sequence[Tensor], given: Sequence[Tensor]
-    ) -> Tensors:
+    ) -> tuple[Tensors, Tensors]:
+        """Return the gradients at the inputs and at the weights, None where there are none."""
         wanted = [t for t in entry.inputs if t.requires_grad]
-        self._seen = True
         if not any(end.requires_grad for end in ends):
-            return tuple(None for _ in entry.inputs)
+            return tuple(None for _ in entry.inputs), tuple(None for _ in entry.weights)
         found: Tensors = torch.autograd.grad(
             ends, [*wanted, *entry.weights], given, allow_unused=True
         )
+        at_inputs = iter(found[: len(wanted)])
+        return (
+            tuple(next(at_inputs) if t.requires_grad else None for t in entry.inputs),
+            found[len(wanted) :],
+        )
+
+    def _back_propagate(self, unit: Unit, entry: InFlight, gradients: Tensors) -> Tensors:
+        ends, given = self._ends(unit, entry, gradients)
+        at_inputs, at_weights = self._differentiate(entry, ends, given)
+        self._seen = True
+        if measured := self._sigma.compare(unit.batch, at_weights):
+            self._figures.directed(*measured)
         # autograd may hand out one tensor twice, or the one that travels on: p.grad is scaled in
         # place later, so it must be nobody else's.
-        taken = {_memory(t) for t in (*found[: len(wanted)], *given) if t is not None}
-        for p, gradient in zip(self._trained, found[len(wanted) :], strict=True):
+        taken = {_memory(t) for t in (*at_inputs, *given) if t is not None}
+        for p, gradient in zip(self._trained, at_weights, strict=True):
             if gradient is None:
                 continue
             if p.grad is not None:
@@ -567,8 +616,7 @@ class DelayedStage:
                     gradient = gradient.clone(memory_format=torch.contiguous_format)
                 taken.add(_memory(gradient))
             p.grad = gradient
-        at_inputs = iter(found[: len(wanted)])
-        return tuple(next(at_inputs) if t.requires_grad else None for t in entry.inputs)
+        return at_inputs
 
     def _shrunk(self, gradients: Tensors) -> Tensors:
         """Return what passes down: with a factor of beta a link, stage k of K has beta^(K-k).
@@ -580,8 +628,9 @@ class DelayedStage:
             return gradients
         return tuple(None if t is None else t * beta for t in gradients)
 
-    def _draw(self, unit: Unit) -> None:
-        key = draw_key(self.settings.seed, self.settings.stage, unit.batch, unit.part)
+    def _draw(self, unit: Unit, part: int | None = None) -> None:
+        part = unit.part if part is None else part
+        key = draw_key(self.settings.seed, self.settings.stage, unit.batch, part)
         # Not torch.manual_seed: it keeps a formatted stack for every accelerator not yet in use,
         # which costs a millisecond a call and is never freed.
         torch.default_generator.manual_seed(key)

@@ -54,6 +54,7 @@ class StageFigures:
         self.staleness_sum = 0
         self.staleness_max = 0
         self.staleness_counts: list[int] = []
+        self.sigma: tuple[float, float] | None = None
         self.corrections = 0
         self.synthesis_sum = 0.0
         self.graphs_peak = 0
@@ -76,6 +77,11 @@ class StageFigures:
         self.corrections += 1
         self.synthesis_sum += error
 
+    def directed(self, product: float, norm: float) -> None:
+        """Add the two sides of (6.10) for one gradient."""
+        before = self.sigma or (0.0, 0.0)
+        self.sigma = (before[0] + product, before[1] + norm)
+
     def in_flight(
         self, graphs: int, inputs: int, activation_bytes: int = 0, version_bytes: int = 0
     ) -> None:
@@ -93,6 +99,7 @@ class StageFigures:
             **(
                 {"synthesis_mse": self.synthesis_sum / self.corrections} if self.corrections else {}
             ),
+            **({"sigma_sums": self.sigma} if self.sigma else {}),
             "updates": self.updates,
             "gradients": self.gradients,
             "staleness_sum": self.staleness_sum,

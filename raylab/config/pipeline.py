@@ -106,6 +106,11 @@ class PipelineConfig(BaseModel):
         description="factor of an error gradient over each link, for ddg, fr, adl and dsp: what "
         "is later counts less; 1 leaves it as it is",
     )
+    sigma_every: Natural = Field(
+        0,
+        description="updates between two measurements of the sufficient-direction constant sigma "
+        "of bp, ddg, fr, adl, dsp: the part of the true gradient in what is applied; 0: none",
+    )
 
     optimizer: Text = Field("sgd", description="sgd, adam, adamw or another class of torch.optim")
     lr: Positive | None = Field(

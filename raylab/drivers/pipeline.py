@@ -71,6 +71,10 @@ class PipelineTrainer:
         clip_norm: largest norm of each stage's gradient; stages do not wait for each other to
             form a norm over all, so for K = 1 only is it torch's.
         clip_value: largest magnitude of a gradient's element.
+        sigma_every: updates between two measurements of the sufficient-direction constant (6.10)
+            of HUO, for bp, ddg, fr, adl and dsp; 0: none. A measurement computes as many batches
+            once more, forward and backward, as the stages have different delays; see
+            `raylab.algorithms.sigma`.
         precision: "float32" computes in the dtype of the weights, "bfloat16" under autocast.
         seed: of everything that is drawn inside the network.
         wire: what carries features and gradients: "zmq" or "ray".
@@ -113,6 +117,7 @@ class PipelineTrainer:
         barrier: bool = False,
         micro_batches: int = 4,
         gradient_shrink: float = 1.0,
+        sigma_every: int = 0,
         clip_norm: float | None = None,
         clip_value: float | None = None,
         precision: Precision = "float32",
@@ -137,6 +142,7 @@ class PipelineTrainer:
             barrier=barrier,
             micro_batches=micro_batches,
             gradient_shrink=gradient_shrink,
+            sigma_every=sigma_every,
             clip_norm=clip_norm,
             clip_value=clip_value,
             precision=precision,

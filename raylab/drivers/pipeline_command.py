@@ -121,6 +121,7 @@ def run_pipeline(
         barrier=config.barrier,
         micro_batches=config.micro_batches,
         gradient_shrink=config.gradient_shrink,
+        sigma_every=config.sigma_every,
         clip_norm=config.clip_norm,
         clip_value=config.clip_value,
         precision=config.precision,

@@ -22,7 +22,7 @@ from raylab.algorithms.stage_rules import stage_rule
 from raylab.drivers.checkpointing import RunCheckpoints
 from raylab.drivers.network import Network
 from raylab.drivers.result import Result
-from raylab.drivers.settings import PipelineSettings, programs, stage_settings
+from raylab.drivers.settings import PipelineSettings, programs, recheck_ages, stage_settings
 from raylab.planner import BlockTrace, choose_link_delays
 from raylab.records import RowMerger, RunFolder, SavedCheckpoint, timeline_rows
 from raylab.report import RunRecord
@@ -114,6 +114,9 @@ class PipelineRun:
             checkpoints.took(look.written, self.rows)
             show(look.batches, new)
 
+        every = self._settings.sigma_every * self._settings.accumulate
+        if every:
+            feed = replace(feed, recheck_every=every, recheck_ages=recheck_ages(plan))
         keeping = checkpoints.begin(self._cuts, self._link_delays, saved)
         supervisor.run(plan, feed, watch, keeping)
         return self.rows

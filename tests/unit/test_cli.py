@@ -103,7 +103,7 @@ def test_python_m_raylab_is_raylab():
     )
     assert done.returncode == 2
     assert done.stdout == ""
-    assert "did you mean adl?" in done.stderr
+    assert "did you mean adl" in done.stderr
 
 
 # --- bad input: exit code 2 and a message with the way out, before Ray is started
@@ -115,7 +115,7 @@ def test_python_m_raylab_is_raylab():
         ("tran", "but got 'tran': did you mean train?"),
         ("train", "NAME or FILE.yaml must be given"),
         ("train --bogus", "unrecognized arguments: --bogus"),
-        ("train adll", "but got 'adll': did you mean adl?"),
+        ("train adll", "but got 'adll': did you mean adl"),
         ("train ddg_resnet", "did you mean ddg_resnet110"),
         ("train xyzzy", "raylab train --list shows them"),
         ("train stages=3", "for instance raylab train adl stages=3"),
