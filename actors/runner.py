@@ -302,6 +302,11 @@ class StageRunner:
             "trained_s": clock.trained_s(),
             "blocked_s": clock.blocked_s,
             "in_flight": self.loop.in_flight,
+            "mailbox_bytes_peak": sum(
+                box.statistics.peak_bytes
+                for box in (self._boxes.features_out, self._boxes.gradients_out)
+                if box is not None
+            ),
         }
         for name, box in self._boxes.named().items():
             figures = box.statistics

@@ -68,6 +68,9 @@ class RowMerger:
             "stage_updates": [s["updates"] for s in stages],
             "stage_graphs_peak": [s["graphs_peak"] for s in stages],
             "stage_inputs_peak": [s["inputs_peak"] for s in stages],
+            "stage_activation_bytes_peak": [s["activation_bytes_peak"] for s in stages],
+            "stage_version_bytes_peak": [s["version_bytes_peak"] for s in stages],
+            "stage_mailbox_bytes_peak": [s["mailbox_bytes_peak"] for s in stages],
             "stage_mailbox_peak_depth": [
                 max(value for name, value in s.items() if name.endswith("_in_peak_depth"))
                 for s in stages
