@@ -6,12 +6,13 @@ one answers the driver while it does (`control`), one takes messages of the `ray
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import statistics
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,7 +23,8 @@ import torch
 from actors.errors import MechanismError
 from actors.local_wire import local_wire
 from actors.mailbox import Inbox, Outbox, ReceiveEnd, SendEnd
-from actors.messages import Kind, Message
+from actors.messages import Message
+from actors.probes import MessageTimes, echo, probe
 from actors.protocols import StageRule, Tensors
 from actors.ray_wire import RayReceiveEnd, RaySendEnd
 from actors.runner import Boxes, FeatureBox, StageRunner
@@ -155,20 +157,30 @@ class StageWorker:
             statistics.median(backward for _, backward in times),
         )
 
-    def time_messages(self, payload: Tensors, repeats: int) -> float:
-        """Return half the median time that `payload` takes to the stage above and back, in s."""
-        times = []
-        for index in range(repeats):
-            started = time.perf_counter()
-            self._put("features", Message(Kind.PROBE, index, payload))
-            self._take("gradients")
-            times.append(time.perf_counter() - started)
-        return statistics.median(times) / 2
+    def measure_blocks(
+        self, blocks: Sequence[RuleFactory], inputs: Sequence[Tensors], repeats: int
+    ) -> list[tuple[float, float]]:
+        """Return what `measure` says of each block of a chain, on this stage's device."""
+        kept, times = self._rule, []
+        for block, given in zip(blocks, inputs, strict=True):
+            self.load(block)
+            times.append(self.measure(given, repeats))
+        self._rule = kept
+        return times
+
+    def time_messages(self, payload: Tensors, repeats: int) -> MessageTimes:
+        """Return what a message with `payload` to the stage above and back costs."""
+        return probe(
+            functools.partial(self._put, "features"),
+            functools.partial(self._take, "gradients"),
+            payload,
+            repeats,
+        )
 
     def echo_messages(self, repeats: int) -> None:
-        """Send `repeats` messages from the stage below back to it."""
-        for _ in range(repeats):
-            self._put("gradients", self._take("features"))
+        """Send what `time_messages` of the stage below sends back to it."""
+        put, take = functools.partial(self._put, "gradients"), functools.partial(self._take, "features")
+        echo(put, take, repeats)
 
     def run(self, program: StageProgram, feed: Feed | None) -> None:
         """Run the stage to its end, or until `stop`."""

@@ -12,6 +12,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.errors import MechanismError, PlacementError
+from actors.probes import MessageTimes
 from actors.protocols import Tensors
 from actors.stage import StageProgram
 from actors.stage_actor import Feed, Home, RuleFactory, StageActor, WireKind
@@ -104,8 +105,16 @@ class Supervisor:
             for stage, given in zip(self._stages, inputs, strict=True)
         )
 
-    def message_times(self, payloads: Sequence[Tensors], repeats: int) -> list[float]:
-        """Return the time of one message over each link between neighbours, in seconds."""
+    def block_times(
+        self, blocks: Sequence[RuleFactory], inputs: Sequence[Tensors], repeats: int
+    ) -> list[list[tuple[float, float]]]:
+        """Return (forward, backward) of every block on every stage's device, all at once."""
+        return self.ask(
+            stage.measure_blocks.remote(blocks, inputs, repeats) for stage in self._stages
+        )
+
+    def message_times(self, payloads: Sequence[Tensors], repeats: int) -> list[MessageTimes]:
+        """Return what one message over each link between neighbours costs."""
         times = []
         for k, payload in enumerate(payloads):
             timed, _ = self.ask(

@@ -1,0 +1,178 @@
+"""The product's own loops under a modelled clock: how long a run takes, without running it.
+
+K `StageLoop`s exchange messages that carry times instead of tensors. Each stage waits where the
+loop waits, so the order of every method, its flushes, credits and lock step are what they are in a
+run; what an operation or a message takes comes from `PipelineCosts`. A stage does one thing at a
+time: computing, putting and taking. A message that a stage waits for is there one latency after
+its put began.
+
+Delays alone give a bound in closed form, `raylab.planner.predicted_period_s`. It is reached by long
+pipelines with free handling: a stall of a stage lengthens its own period too, so that K stages of
+link delay 1 show 2 (K-1)/K latencies and not 2.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from actors.messages import Kind, Message
+from actors.stage import (
+    Backward,
+    Box,
+    Forward,
+    Instruction,
+    PassToken,
+    StageLoop,
+    StageProgram,
+    Update,
+)
+from actors.wiring import links
+from raylab.drivers.settings import PipelineSettings, programs
+from raylab.planner import PipelineCosts
+
+__all__ = ["rehearsed_period_s"]
+
+
+def rehearsed_period_s(
+    settings: PipelineSettings, link_delays: Sequence[int | None], costs: PipelineCosts
+) -> float:
+    """Return the time between two batches in a full pipeline, in seconds.
+
+    Args:
+        settings: of the run.
+        link_delays: of each link; None: until the window ends.
+        costs: of stages and links.
+    """
+    plan = programs(settings, link_delays, 0)
+    # Windows are whole, so that a flush counts once in each.
+    fill = settings.accumulate * (4 + 2 * settings.count // settings.accumulate)
+    batches = fill + settings.accumulate * max(2, 24 // settings.accumulate)
+    # In lock step the last stage gets batches only while the first one still has some.
+    ends = _Rehearsal(settings, plan, costs, batches + plan[0].span).run()
+    return (ends[batches - 1] - ends[fill - 1]) / (batches - fill)
+
+
+@dataclass(slots=True)
+class _Wire:
+    """Messages of one link: when each began to be put; and when credits come back."""
+
+    messages: deque[tuple[float, Message]] = field(default_factory=deque)
+    credits: deque[float] = field(default_factory=deque)
+
+
+@dataclass(slots=True)
+class _Stage:
+    program: StageProgram
+    loop: StageLoop
+    now_s: float = 0.0
+    todo: deque[Instruction] = field(default_factory=deque)
+
+
+class _Rehearsal:
+    def __init__(
+        self,
+        settings: PipelineSettings,
+        plan: Sequence[StageProgram],
+        costs: PipelineCosts,
+        batches: int,
+    ) -> None:
+        self._costs = costs
+        self._replay = settings.rule.replay
+        self._stages = [_Stage(program, StageLoop(program)) for program in plan]
+        self._wires: dict[tuple[Box, int], _Wire] = {}
+        """By box and the stage whose inbox it is."""
+        for link in links(plan, settings.accumulate * settings.parts):
+            if link.box != "labels":
+                self._wires[link.box, link.target] = _Wire(credits=deque([0.0] * link.capacity))
+        parts = settings.parts
+        self._units = deque(
+            Message(Kind.BATCH, batch, part=part, parts=parts, share=1 / parts)
+            for batch in range(batches)
+            for part in range(parts)
+        )
+        self._labels = deque(self._units)
+        self._ends: list[float] = []
+
+    def run(self) -> list[float]:
+        """Return when the last stage has closed each batch, in seconds."""
+        for stage in self._stages:
+            stage.todo.extend(stage.loop.start())
+        while any([self._advance(stage) for stage in self._stages]):
+            pass
+        return self._ends
+
+    def _advance(self, stage: _Stage) -> bool:
+        """Do all that `stage` can do before it must wait for another."""
+        moved = False
+        while True:
+            while stage.todo:
+                if not self._carry_out(stage, stage.todo[0]):
+                    return moved
+                stage.todo.popleft()
+                moved = True
+            message = self._take(stage, stage.loop.awaits)
+            if stage.loop.awaits is None or message is None:
+                return moved
+            stage.todo.extend(stage.loop.arrived(stage.loop.awaits, message))
+            moved = True
+
+    def _carry_out(self, stage: _Stage, instruction: Instruction) -> bool:
+        forward_s, backward_s = self._costs.stages[stage.program.stage]
+        if isinstance(instruction, Forward):
+            unit = instruction.unit
+            return self._send(stage, "features", Message.of(unit, ()), forward_s * unit.share)
+        if isinstance(instruction, Backward):
+            unit = instruction.unit
+            if stage.program.last and unit.part + 1 == unit.parts:
+                self._ends.append(stage.now_s + backward_s * unit.share)
+            again = forward_s if self._replay and stage.program.delay else 0.0
+            work_s = (backward_s + again) * unit.share
+            return self._send(stage, "gradients", Message.of(unit, ()), work_s)
+        if isinstance(instruction, PassToken):
+            box: Box = "gradients" if instruction.towards == "below" else "features"
+            return self._send(stage, box, Message(Kind.TOKEN, instruction.tick), 0.0)
+        # The time of an update is in the backward's.
+        return isinstance(instruction, Update)
+
+    def _send(self, stage: _Stage, box: Box, message: Message, work_s: float) -> bool:
+        """Compute, then send; False if there is no credit yet."""
+        here = stage.program.stage
+        there = here + 1 if box == "features" else here - 1
+        wire = self._wires.get((box, there))
+        if wire is None:
+            stage.now_s += work_s
+            return True
+        if not wire.credits:
+            return False
+        stage.now_s = max(stage.now_s, wire.credits.popleft()) + work_s
+        wire.messages.append((stage.now_s, message))
+        cost = self._costs.links[min(here, there)].of(_share(message))
+        stage.now_s += cost.put_s
+        return True
+
+    def _take(self, stage: _Stage, box: Box | None) -> Message | None:
+        here = stage.program.stage
+        if box == "labels" or (box == "features" and here == 0):
+            # A batch of the source; its labels overtake the features, so they are never awaited.
+            waiting = self._labels if box == "labels" else self._units
+            if waiting and self._costs.links:
+                label = self._costs.links[min(here, len(self._costs.links) - 1)].empty
+                stage.now_s += label.take_s if box == "labels" else label.put_s
+            return waiting.popleft() if waiting else None
+        if box is None:
+            return None
+        wire = self._wires.get((box, here))
+        if wire is None or not wire.messages:
+            return None
+        sent_s, message = wire.messages.popleft()
+        link = self._costs.links[here - 1 if box == "features" else here]
+        cost = link.of(_share(message))
+        stage.now_s = max(stage.now_s + cost.take_s, sent_s + cost.latency_s)
+        wire.credits.append(stage.now_s + link.empty.latency_s)
+        return message
+
+
+def _share(message: Message) -> float:
+    return message.share if message.kind is Kind.BATCH else 0.0
