@@ -1,7 +1,9 @@
-"""What a message between two neighbours costs, timed by sending some there and back.
+"""What a stage and its messages cost, timed before a run.
+
+A message is sent to the neighbour and back:
 
     sender    put ─▶ ............ ◀─ take           there and back: 2 latencies
-    receiver         take ▪ put
+    receiver         take, put
 
 A latency is the time from before `put` until the other side has the message. A stage that has work
 to do meanwhile does not wait for it, but putting and taking are the stage's own work and delay it
@@ -17,9 +19,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from actors.messages import Kind, Message
-from actors.protocols import Tensors
+from actors.protocols import StageRule, Tensors
 
-__all__ = ["MessageTimes", "echo", "probe"]
+__all__ = ["MessageTimes", "StageTimes", "echo", "probe", "time_stage"]
 
 _PAUSE_S = 0.005
 
@@ -32,11 +34,45 @@ class MessageTimes:
         latency_s: from before its `put` until the receiver, which waits for it, has it.
         put_s: the sender's part of it.
         take_s: the receiver's own time for a message that is there already.
+        cpu_s: processor time of a process for one `put` and one `take`, all its threads.
     """
 
     latency_s: float
     put_s: float
     take_s: float
+    cpu_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageTimes:
+    """What one batch costs a stage, in seconds.
+
+    Args:
+        forward_s: of the forward.
+        backward_s: of the backward and its share of an update.
+        cpu_s: processor time of both, all threads.
+    """
+
+    forward_s: float
+    backward_s: float
+    cpu_s: float
+
+    @property
+    def total_s(self) -> float:
+        """Forward and backward, in seconds."""
+        return self.forward_s + self.backward_s
+
+
+def time_stage(rule: StageRule, inputs: Tensors, repeats: int) -> StageTimes:
+    """Return the median times of a stage on `inputs`."""
+    began_s = time.process_time()
+    times = rule.measure(inputs, repeats)
+    spent_s = time.process_time() - began_s
+    return StageTimes(
+        forward_s=statistics.median(forward for forward, _ in times),
+        backward_s=statistics.median(backward for _, backward in times),
+        cpu_s=spent_s / repeats,
+    )
 
 
 def probe(
@@ -51,6 +87,7 @@ def probe(
         repeats: of each timing; medians are returned.
     """
     latencies, puts, takes = [], [], []
+    began_cpu_s = time.process_time()
     for index in range(repeats):
         time.sleep(_PAUSE_S)
         began = time.perf_counter()
@@ -70,6 +107,7 @@ def probe(
         latency_s=statistics.median(latencies),
         put_s=statistics.median(puts),
         take_s=statistics.median(takes),
+        cpu_s=(time.process_time() - began_cpu_s) / (2 * repeats),
     )
 
 

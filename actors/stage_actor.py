@@ -9,9 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import random
-import statistics
 import threading
-import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -24,7 +22,7 @@ from actors.errors import MechanismError
 from actors.local_wire import local_wire
 from actors.mailbox import Inbox, Outbox, ReceiveEnd, SendEnd
 from actors.messages import Message
-from actors.probes import MessageTimes, echo, probe
+from actors.probes import MessageTimes, StageTimes, echo, probe, time_stage
 from actors.protocols import StageRule, Tensors
 from actors.ray_wire import RayReceiveEnd, RaySendEnd
 from actors.runner import Boxes, FeatureBox, StageRunner
@@ -43,12 +41,13 @@ _CREDITS_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """Where an actor lives, and its public key for encrypted links."""
+    """Where an actor lives, its public key for encrypted links, the cores that it may run on."""
 
     node_id: str
     host: str
     pid: int
     public_key: bytes
+    cores: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +95,8 @@ class StageWorker:
         host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         self._hub = ZmqHub(host)
         node_id = ray.get_runtime_context().get_node_id()
-        return Home(node_id, host, os.getpid(), self._hub.public_key)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        return Home(node_id, host, os.getpid(), self._hub.public_key, cores or 1)
 
     def listen(
         self, link: Link, wire: WireKind, transport: Literal["ipc", "tcp"], sender: Any, key: bytes
@@ -149,24 +149,17 @@ class StageWorker:
         torch.set_num_threads(self._threads)
         self._rule = rule()
 
-    def measure(self, inputs: Tensors, repeats: int) -> tuple[float, float]:
-        """Return the median forward and backward time of the stage, in seconds."""
-        times = self._its_rule().measure(inputs, repeats)
-        return (
-            statistics.median(forward for forward, _ in times),
-            statistics.median(backward for _, backward in times),
-        )
+    def measure(self, inputs: Tensors, repeats: int) -> StageTimes:
+        """Time the stage, see `actors.probes`."""
+        return time_stage(self._its_rule(), inputs, repeats)
 
     def measure_blocks(
         self, blocks: Sequence[RuleFactory], inputs: Sequence[Tensors], repeats: int
-    ) -> list[tuple[float, float]]:
-        """Return what `measure` says of each block of a chain, on this stage's device."""
-        kept, times = self._rule, []
-        for block, given in zip(blocks, inputs, strict=True):
-            self.load(block)
-            times.append(self.measure(given, repeats))
-        self._rule = kept
-        return times
+    ) -> list[StageTimes]:
+        """Time each block of a chain as a stage, on this stage's device."""
+        return [
+            time_stage(block(), given, repeats) for block, given in zip(blocks, inputs, strict=True)
+        ]
 
     def time_messages(self, payload: Tensors, repeats: int) -> MessageTimes:
         """Return what a message with `payload` to the stage above and back costs."""
@@ -179,8 +172,8 @@ class StageWorker:
 
     def echo_messages(self, repeats: int) -> None:
         """Send what `time_messages` of the stage below sends back to it."""
-        put, take = functools.partial(self._put, "gradients"), functools.partial(self._take, "features")
-        echo(put, take, repeats)
+        put = functools.partial(self._put, "gradients")
+        echo(put, functools.partial(self._take, "features"), repeats)
 
     def run(self, program: StageProgram, feed: Feed | None) -> None:
         """Run the stage to its end, or until `stop`."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,13 @@ from actors.supervisor import Supervisor
 from raylab.algorithms.delayed_stage import ScheduleFactory
 from raylab.drivers.cluster import connect, stage_resources, threads_of
 from raylab.drivers.network import Network
+from raylab.drivers.pipeline_plan import first_cuts, in_a_line, plan_of
 from raylab.drivers.pipeline_run import PipelineRun, keep
 from raylab.drivers.result import Result
-from raylab.drivers.settings import Delay, PipelineSettings, Precision
+from raylab.drivers.settings import Balance, Delay, PipelineSettings, Precision
 from raylab.errors import ConfigError, DataError, RaylabError, ResourceError
 from raylab.optimizers import Schedule
-from raylab.planner import BlockTrace, balanced_cuts, trace_blocks
+from raylab.planner import BlockTrace, trace_blocks
 from raylab.records import RunFolder, new_run_name
 from raylab.report import Progress
 
@@ -69,6 +71,9 @@ class PipelineTrainer:
         precision: "float32" computes in the dtype of the weights, "bfloat16" under autocast.
         seed: of everything that is drawn inside the network.
         wire: what carries features and gradients: "zmq" or "ray".
+        balance: what a cut into K stages makes even: "counted" work, the same on every machine;
+            "measured" times of the stages' own devices; or "memory": weights, their versions and
+            all that is in flight. The cut is written into config.yaml, from which the run repeats.
         resources_per_stage: by Ray's names, e.g. {"CPU": 2, "GPU": 0.5}; with a GPU the stage
             computes on it. Default: one CPU, or a share of them where Ray is started for the run
             on a machine with fewer cores than stages.
@@ -101,6 +106,7 @@ class PipelineTrainer:
         precision: Precision = "float32",
         seed: int = 0,
         wire: str = "zmq",
+        balance: Balance = "counted",
         resources_per_stage: Mapping[str, float] | None = None,
         wait_s: float = 60.0,
         run_config: RunConfig | None = None,
@@ -119,6 +125,7 @@ class PipelineTrainer:
             precision=precision,
             seed=seed,
             wire=wire,  # type: ignore[arg-type]
+            balance=balance,
         )
         if not callable(loss_fn):
             raise ConfigError(f"loss_fn must be callable, but got {type(loss_fn).__name__}")
@@ -170,17 +177,12 @@ class PipelineTrainer:
         ):
             if not isinstance(value, int) or value < least:
                 raise ConfigError(f"{name} >= {least} must hold for an integer, but got {value!r}")
-        network = Network(self._model)
-        x, y = _first_batch(batches)
         if test is not None:
             _first_batch(test)
-        traces = trace_blocks(network.blocks, network.names, x, y, self._loss_fn)
-        cuts = self._cuts(traces)
-        network.check_cuts(cuts)
+        network, x, traces, cuts = self._chain(batches)
         schedule = self._bound_schedule(batches)
         folder = RunFolder(self._storage, self._name)
         own = connect()
-        resources = stage_resources(self._resources, len(cuts) + 1, own=own)
         feed = Feed(
             train=batches,
             test=test,
@@ -191,37 +193,66 @@ class PipelineTrainer:
         run = PipelineRun(
             self.settings, network, cuts, traces, self._loss_fn, self._optimizer, schedule
         )
-        supervisor = Supervisor(
-            resources,
-            threads=threads_of(resources[0]),
-            seed=self.settings.seed,
-            wait_s=self._wait_s,
-        )
+        supervisor = self._supervisor(own)
         total = _length(batches)
         bar = Progress(
             f"{self.settings.rule.title} K={len(cuts) + 1} M={self.settings.accumulate}",
             None if total is None else total * epochs,
             enabled=progress,
         )
-        try:
-            with bar, supervisor:
-                plan = run.prepare(supervisor, x, report_every)
-                config = {**self._described(epochs), **run.resolved()}
-                folder.write_config(config)
-                rows = run.carry_out(supervisor, plan, feed, bar.show)
-                model = network.trained(supervisor.states())
-        except PlacementError as error:
-            raise ResourceError(str(error)) from error
-        except BatchError as error:
-            raise DataError(str(error)) from error
-        except MechanismError as error:
-            raise RaylabError(str(error)) from error
+        with _told(), bar, supervisor:
+            plan = run.prepare(supervisor, x, report_every)
+            config = {**self._described(epochs), **run.resolved()}
+            folder.write_config(config)
+            bar.say(in_a_line(self.settings, run.cuts, traces, run.expected_samples_per_s))
+            rows = run.carry_out(supervisor, plan, feed, bar.show)
+            model = network.trained(supervisor.states())
         return keep(folder, rows, model, config)
 
-    def _cuts(self, traces: Sequence[BlockTrace]) -> list[int]:
-        if isinstance(self.settings.stages, tuple):
-            return list(self.settings.stages)
-        return balanced_cuts([trace.cost for trace in traces], self.settings.stages)
+    def plan(self, batches: Iterable[Any], *, measure: bool = True) -> dict[str, Any]:
+        """Return the cut and what every method would give on it, without training.
+
+        Args:
+            batches: as for `fit`; the first one is looked at.
+            measure: start the stages and time them and their messages; False counts only, and
+                predicts no times.
+
+        Raises:
+            DataError: a batch is not one, or does not fit the model.
+            ModelError: the model cannot be cut so, or the loss does not fit it.
+            ResourceError: the cluster does not have the resources within `wait_s`.
+        """
+        network, x, traces, cuts = self._chain(batches)
+        if not measure:
+            return plan_of(self.settings, network, traces, x, cuts, self._optimizer)
+        run = PipelineRun(
+            self.settings, network, cuts, traces, self._loss_fn, self._optimizer, None
+        )
+        with _told(), self._supervisor(connect()) as supervisor:
+            if self.settings.balance == "measured":
+                run.balance(supervisor, x)
+            costs = run.costs(supervisor, x)
+        return plan_of(self.settings, network, traces, x, run.cuts, self._optimizer, costs)
+
+    def _chain(
+        self, batches: Iterable[Any]
+    ) -> tuple[Network, tuple[Tensor, ...], list[BlockTrace], list[int]]:
+        """Return the network, x of the first batch, what its blocks do to it, and the cuts."""
+        network = Network(self._model)
+        x, y = _first_batch(batches)
+        traces = trace_blocks(network.blocks, network.names, x, y, self._loss_fn)
+        cuts = first_cuts(self.settings, network, traces, x, self._optimizer)
+        network.check_cuts(cuts)
+        return network, x, traces, cuts
+
+    def _supervisor(self, own: bool) -> Supervisor:
+        resources = stage_resources(self._resources, self.settings.count, own=own)
+        return Supervisor(
+            resources,
+            threads=threads_of(resources[0]),
+            seed=self.settings.seed,
+            wait_s=self._wait_s,
+        )
 
     def _bound_schedule(self, batches: Iterable[Any]) -> ScheduleFactory | None:
         if not isinstance(self._schedule, Schedule):
@@ -246,6 +277,19 @@ class PipelineTrainer:
             "schedule": None if self._schedule is None else _name_of(self._schedule),
             "epochs": epochs,
         }
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Raise the mechanism's errors as the ones that users know."""
+    try:
+        yield
+    except PlacementError as error:
+        raise ResourceError(str(error)) from error
+    except BatchError as error:
+        raise DataError(str(error)) from error
+    except MechanismError as error:
+        raise RaylabError(str(error)) from error
 
 
 def _first_batch(batches: Iterable[Any]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:

@@ -1,4 +1,4 @@
-"""A configuration becomes objects, and `PipelineTrainer` runs them: what `raylab train` does."""
+"""A configuration becomes objects, and `PipelineTrainer` runs or plans them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from raylab.models import build
 from raylab.optimizers import RECIPES, Schedule, make_optimizer
 from raylab.records import new_run_name
 
-__all__ = ["resolve", "run_pipeline"]
+__all__ = ["plan_pipeline", "resolve", "run_pipeline"]
 
 _ANY_SIZE = ("mlp", "fcn5", "cnn5")
 """Models that are as good on 8x8 images as they are; the others halve an image several times."""
@@ -42,6 +42,34 @@ def run_pipeline(config: PipelineConfig, *, progress: bool) -> Result:
         RaylabError: the run failed.
     """
     config = resolve(config)
+    trainer, data = _trainer(config)
+    return trainer.fit(
+        data.train,
+        epochs=config.epochs,
+        test=data.test,
+        evaluate_every=config.evaluate_every,
+        report_every=config.report_every,
+        progress=progress,
+    )
+
+
+def plan_pipeline(config: PipelineConfig, *, measure: bool) -> dict[str, Any]:
+    """Plan the run that `config` says, see `PipelineTrainer.plan`.
+
+    Args:
+        config: of the run.
+        measure: start the stages and time them; False: count only.
+
+    Raises:
+        InputError: the configuration does not fit together, or the data, or the cluster.
+        RaylabError: a stage failed.
+    """
+    config = resolve(config)
+    trainer, data = _trainer(config)
+    return {"model": config.model, "data": data.name, **trainer.plan(data.train, measure=measure)}
+
+
+def _trainer(config: PipelineConfig) -> tuple[PipelineTrainer, DataSet]:
     data = load(
         config.data,
         batch_size=config.batch_size,
@@ -71,19 +99,13 @@ def run_pipeline(config: PipelineConfig, *, progress: bool) -> Result:
         precision=config.precision,
         seed=config.seed,
         wire=config.wire,
+        balance=config.balance,
         resources_per_stage=_resources(config),
         wait_s=config.wait_s,
         run_config=RunConfig(name=config.name, storage_path=config.storage),
         config=config.model_dump(exclude={"measured"}),
     )
-    return trainer.fit(
-        data.train,
-        epochs=config.epochs,
-        test=data.test,
-        evaluate_every=config.evaluate_every,
-        report_every=config.report_every,
-        progress=progress,
-    )
+    return trainer, data
 
 
 def resolve(config: PipelineConfig) -> PipelineConfig:

@@ -26,19 +26,25 @@ from actors.stage import (
     PassToken,
     StageLoop,
     StageProgram,
-    Update,
 )
 from actors.wiring import links
 from raylab.drivers.settings import PipelineSettings, programs
-from raylab.planner import PipelineCosts
+from raylab.planner import LinkCost, PipelineCosts
 
 __all__ = ["rehearsed_period_s"]
+
+_ROUNDS = 6
+_SETTLED = 0.05
+"""How often, and how exactly, the number of stages that compute at a time is looked for."""
 
 
 def rehearsed_period_s(
     settings: PipelineSettings, link_delays: Sequence[int | None], costs: PipelineCosts
 ) -> float:
     """Return the time between two batches in a full pipeline, in seconds.
+
+    Stages that share cores slow each other down, the more the more of them compute at a time, which
+    in turn follows from the period. And no node can do more work than it has cores.
 
     Args:
         settings: of the run.
@@ -49,9 +55,26 @@ def rehearsed_period_s(
     # Windows are whole, so that a flush counts once in each.
     fill = settings.accumulate * (4 + 2 * settings.count // settings.accumulate)
     batches = fill + settings.accumulate * max(2, 24 // settings.accumulate)
-    # In lock step the last stage gets batches only while the first one still has some.
-    ends = _Rehearsal(settings, plan, costs, batches + plan[0].span).run()
-    return (ends[batches - 1] - ends[fill - 1]) / (batches - fill)
+    busy = float(settings.count) if settings.rule.delayed else 1.0
+    for _ in range(_ROUNDS):
+        times = costs.at(busy)
+        rehearsal = _Rehearsal(settings, plan, times, costs.links, batches + plan[0].span)
+        # In lock step the last stage gets batches only while the first one still has some.
+        ends = rehearsal.run()
+        period = (ends[batches - 1] - ends[fill - 1]) / (batches - fill)
+        now = sum(f + b for f, b in times) / period if period > 0 else 1.0
+        if abs(now - busy) < _SETTLED or costs.alone == costs.together:
+            break
+        busy = (busy + now) / 2
+    handling = rehearsal.handling_cpu_s()
+    for node, cores in costs.cores.items():
+        work = sum(
+            handling[k] / len(ends) + stage.cpu_s * rehearsal.work_s(k) / (sum(times[k]) or 1.0)
+            for k, stage in enumerate(costs.alone)
+            if stage.node == node
+        )
+        period = max(period, work / cores)
+    return period
 
 
 @dataclass(slots=True)
@@ -68,6 +91,7 @@ class _Stage:
     loop: StageLoop
     now_s: float = 0.0
     todo: deque[Instruction] = field(default_factory=deque)
+    labels: deque[Message] = field(default_factory=deque)
 
 
 class _Rehearsal:
@@ -75,9 +99,11 @@ class _Rehearsal:
         self,
         settings: PipelineSettings,
         plan: Sequence[StageProgram],
-        costs: PipelineCosts,
+        times: Sequence[tuple[float, float]],
+        costs: Sequence[LinkCost],
         batches: int,
     ) -> None:
+        self._times = times
         self._costs = costs
         self._replay = settings.rule.replay
         self._stages = [_Stage(program, StageLoop(program)) for program in plan]
@@ -92,16 +118,29 @@ class _Rehearsal:
             for batch in range(batches)
             for part in range(parts)
         )
-        self._labels = deque(self._units)
+        for stage in self._stages:
+            stage.labels.extend(self._units)
         self._ends: list[float] = []
+        self._handling_s = [0.0] * len(plan)
+
+    def handling_cpu_s(self) -> list[float]:
+        """Return the processor time that each stage has spent on messages, in seconds."""
+        return self._handling_s
 
     def run(self) -> list[float]:
         """Return when the last stage has closed each batch, in seconds."""
         for stage in self._stages:
             stage.todo.extend(stage.loop.start())
-        while any([self._advance(stage) for stage in self._stages]):
-            pass
+        moved = True
+        while moved:
+            moved = sum(self._advance(stage) for stage in self._stages) > 0
         return self._ends
+
+    def work_s(self, k: int) -> float:
+        """Return how long stage k computes for one batch, in seconds."""
+        forward_s, backward_s = self._times[k]
+        again = forward_s if self._replay and self._stages[k].program.delay else 0.0
+        return forward_s + backward_s + again
 
     def _advance(self, stage: _Stage) -> bool:
         """Do all that `stage` can do before it must wait for another."""
@@ -119,7 +158,7 @@ class _Rehearsal:
             moved = True
 
     def _carry_out(self, stage: _Stage, instruction: Instruction) -> bool:
-        forward_s, backward_s = self._costs.stages[stage.program.stage]
+        forward_s, backward_s = self._times[stage.program.stage]
         if isinstance(instruction, Forward):
             unit = instruction.unit
             return self._send(stage, "features", Message.of(unit, ()), forward_s * unit.share)
@@ -127,14 +166,13 @@ class _Rehearsal:
             unit = instruction.unit
             if stage.program.last and unit.part + 1 == unit.parts:
                 self._ends.append(stage.now_s + backward_s * unit.share)
-            again = forward_s if self._replay and stage.program.delay else 0.0
-            work_s = (backward_s + again) * unit.share
+            work_s = (self.work_s(stage.program.stage) - forward_s) * unit.share
             return self._send(stage, "gradients", Message.of(unit, ()), work_s)
         if isinstance(instruction, PassToken):
             box: Box = "gradients" if instruction.towards == "below" else "features"
             return self._send(stage, box, Message(Kind.TOKEN, instruction.tick), 0.0)
         # The time of an update is in the backward's.
-        return isinstance(instruction, Update)
+        return True
 
     def _send(self, stage: _Stage, box: Box, message: Message, work_s: float) -> bool:
         """Compute, then send; False if there is no credit yet."""
@@ -148,18 +186,20 @@ class _Rehearsal:
             return False
         stage.now_s = max(stage.now_s, wire.credits.popleft()) + work_s
         wire.messages.append((stage.now_s, message))
-        cost = self._costs.links[min(here, there)].of(_share(message))
+        cost = self._costs[min(here, there)].of(_share(message))
         stage.now_s += cost.put_s
+        self._handling_s[here] += cost.cpu_s / 2
         return True
 
     def _take(self, stage: _Stage, box: Box | None) -> Message | None:
         here = stage.program.stage
         if box == "labels" or (box == "features" and here == 0):
             # A batch of the source; its labels overtake the features, so they are never awaited.
-            waiting = self._labels if box == "labels" else self._units
-            if waiting and self._costs.links:
-                label = self._costs.links[min(here, len(self._costs.links) - 1)].empty
+            waiting = stage.labels if box == "labels" else self._units
+            if waiting and self._costs:
+                label = self._costs[min(here, len(self._costs) - 1)].empty
                 stage.now_s += label.take_s if box == "labels" else label.put_s
+                self._handling_s[here] += label.cpu_s / 2
             return waiting.popleft() if waiting else None
         if box is None:
             return None
@@ -167,9 +207,10 @@ class _Rehearsal:
         if wire is None or not wire.messages:
             return None
         sent_s, message = wire.messages.popleft()
-        link = self._costs.links[here - 1 if box == "features" else here]
+        link = self._costs[here - 1 if box == "features" else here]
         cost = link.of(_share(message))
         stage.now_s = max(stage.now_s + cost.take_s, sent_s + cost.latency_s)
+        self._handling_s[here] += cost.cpu_s / 2
         wire.credits.append(stage.now_s + link.empty.latency_s)
         return message
 

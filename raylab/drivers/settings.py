@@ -15,11 +15,20 @@ from raylab.algorithms.delayed_stage import StageSettings
 from raylab.algorithms.weight_versions import WeightVersion
 from raylab.errors import ConfigError
 
-__all__ = ["MOST_STAGES", "Delay", "PipelineSettings", "Precision", "programs", "stage_settings"]
+__all__ = [
+    "MOST_STAGES",
+    "Balance",
+    "Delay",
+    "PipelineSettings",
+    "Precision",
+    "programs",
+    "stage_settings",
+]
 
 MOST_STAGES = 16
 Delay = int | Sequence[int] | Literal["auto"] | None
 Precision = Literal["float32", "bfloat16"]
+Balance = Literal["counted", "measured", "memory"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +51,7 @@ class PipelineSettings:
     precision: Precision = "float32"
     seed: int = 0
     wire: WireKind = "zmq"
+    balance: Balance = "counted"
 
     def __post_init__(self) -> None:
         if self.method not in PIPELINE_METHODS:
@@ -66,6 +76,7 @@ class PipelineSettings:
             ("weight_version", get_args(WeightVersion)),
             ("precision", get_args(Precision)),
             ("wire", get_args(WireKind)),
+            ("balance", get_args(Balance)),
         ):
             if getattr(self, name) not in choices:
                 raise ConfigError(
@@ -76,6 +87,11 @@ class PipelineSettings:
             number = isinstance(limit, (int, float)) and limit > 0 and math.isfinite(limit)
             if limit is not None and not number:
                 raise ConfigError(f"{name} > 0 must hold, but got {limit!r}")
+        if self.balance != "counted" and isinstance(self.stages, tuple):
+            raise ConfigError(
+                f"balance says how a number of stages is cut, but got balance={self.balance} with "
+                f"the cut points {list(self.stages)}: leave one of them out"
+            )
         self._check_delay()
 
     def _check_delay(self) -> None:

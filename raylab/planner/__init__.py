@@ -1,6 +1,6 @@
 """Costs into decisions: where to cut a chain, which link delays hide the messages."""
 
-from raylab.planner.costs import LinkCost, MessageCost, PipelineCosts
+from raylab.planner.costs import LinkCost, MessageCost, PipelineCosts, StageCost
 from raylab.planner.delays import choose_link_delays, predicted_period_s
 from raylab.planner.memory import BlockMemory, Held, block_memory, held, memory_matrix, stage_bytes
 from raylab.planner.partition import balanced_cuts, best_cuts, one_move, stage_costs
@@ -13,6 +13,7 @@ __all__ = [
     "LinkCost",
     "MessageCost",
     "PipelineCosts",
+    "StageCost",
     "balanced_cuts",
     "best_cuts",
     "block_memory",
