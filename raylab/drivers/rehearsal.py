@@ -13,6 +13,7 @@ link delay 1 show 2 (K-1)/K latencies and not 2.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -33,6 +34,8 @@ from raylab.planner import LinkCost, PipelineCosts
 
 __all__ = ["rehearsed_period_s"]
 
+_BATCHES = 24
+"""Over how many a period is taken, at least."""
 _ROUNDS = 6
 _SETTLED = 0.05
 """How often, and how exactly, the number of stages that compute at a time is looked for."""
@@ -52,27 +55,28 @@ def rehearsed_period_s(
         costs: of stages and links.
     """
     plan = programs(settings, link_delays, 0)
-    # Windows are whole, so that a flush counts once in each.
+    # Whole windows, so that a flush counts once in each, and a multiple of K batches, after which
+    # the stalls of a pipeline with link delay 1 repeat.
     fill = settings.accumulate * (4 + 2 * settings.count // settings.accumulate)
-    batches = fill + settings.accumulate * max(2, 24 // settings.accumulate)
+    cycle = settings.accumulate * settings.count
+    batches = fill + cycle * math.ceil(_BATCHES / cycle)
+    # Batches that are late at the lower stages when the upper ones have theirs.
+    late = 0 if settings.rule.flush else max(p.span or p.delay or 0 for p in plan)
     busy = float(settings.count) if settings.rule.delayed else 1.0
     for _ in range(_ROUNDS):
         times = costs.at(busy)
-        rehearsal = _Rehearsal(settings, plan, times, costs.links, batches + plan[0].span)
-        # In lock step the last stage gets batches only while the first one still has some.
-        ends = rehearsal.run()
-        period = (ends[batches - 1] - ends[fill - 1]) / (batches - fill)
+        rehearsal = _Rehearsal(settings, plan, times, costs.links, batches + late)
+        rehearsal.run()
+        period = rehearsal.period_s(fill, batches)
         now = sum(f + b for f, b in times) / period if period > 0 else 1.0
         if abs(now - busy) < _SETTLED or costs.alone == costs.together:
             break
         busy = (busy + now) / 2
     handling = rehearsal.handling_cpu_s()
     for node, cores in costs.cores.items():
-        work = sum(
-            handling[k] / len(ends) + stage.cpu_s * rehearsal.work_s(k) / (sum(times[k]) or 1.0)
-            for k, stage in enumerate(costs.alone)
-            if stage.node == node
-        )
+        here = [k for k, stage in enumerate(costs.alone) if stage.node == node]
+        computing = sum(costs.alone[k].cpu_s * rehearsal.repeats(k) for k in here)
+        work = computing + sum(handling[k] for k in here) / rehearsal.batches
         period = max(period, work / cores)
     return period
 
@@ -92,6 +96,8 @@ class _Stage:
     now_s: float = 0.0
     todo: deque[Instruction] = field(default_factory=deque)
     labels: deque[Message] = field(default_factory=deque)
+    ends: list[float] = field(default_factory=list)
+    """When each batch's backward was computed."""
 
 
 class _Rehearsal:
@@ -120,27 +126,39 @@ class _Rehearsal:
         )
         for stage in self._stages:
             stage.labels.extend(self._units)
-        self._ends: list[float] = []
+        self.batches = batches
         self._handling_s = [0.0] * len(plan)
 
     def handling_cpu_s(self) -> list[float]:
         """Return the processor time that each stage has spent on messages, in seconds."""
         return self._handling_s
 
-    def run(self) -> list[float]:
-        """Return when the last stage has closed each batch, in seconds."""
+    def run(self) -> None:
+        """Run until the batches are used up."""
         for stage in self._stages:
             stage.todo.extend(stage.loop.start())
         moved = True
         while moved:
             moved = sum(self._advance(stage) for stage in self._stages) > 0
-        return self._ends
 
-    def work_s(self, k: int) -> float:
-        """Return how long stage k computes for one batch, in seconds."""
+    def period_s(self, first: int, last: int) -> float:
+        """Return the mean time between two of the batches `first` to `last` where it is longest.
+
+        That is at the slowest stage: those above still live on what came fast at the start.
+        """
+        return max(
+            (stage.ends[last - 1] - stage.ends[first - 1]) / (last - first)
+            for stage in self._stages
+        )
+
+    def repeats(self, k: int) -> float:
+        """Return stage k's work on a batch over that without a replay."""
         forward_s, backward_s = self._times[k]
-        again = forward_s if self._replay and self._stages[k].program.delay else 0.0
-        return forward_s + backward_s + again
+        whole = forward_s + backward_s
+        return 1.0 + self._again_s(k) / whole if whole > 0 else 1.0
+
+    def _again_s(self, k: int) -> float:
+        return self._times[k][0] if self._replay and self._stages[k].program.delay else 0.0
 
     def _advance(self, stage: _Stage) -> bool:
         """Do all that `stage` can do before it must wait for another."""
@@ -164,9 +182,9 @@ class _Rehearsal:
             return self._send(stage, "features", Message.of(unit, ()), forward_s * unit.share)
         if isinstance(instruction, Backward):
             unit = instruction.unit
-            if stage.program.last and unit.part + 1 == unit.parts:
-                self._ends.append(stage.now_s + backward_s * unit.share)
-            work_s = (self.work_s(stage.program.stage) - forward_s) * unit.share
+            work_s = (backward_s + self._again_s(stage.program.stage)) * unit.share
+            if unit.part + 1 == unit.parts:
+                stage.ends.append(stage.now_s + work_s)
             return self._send(stage, "gradients", Message.of(unit, ()), work_s)
         if isinstance(instruction, PassToken):
             box: Box = "gradients" if instruction.towards == "below" else "features"
