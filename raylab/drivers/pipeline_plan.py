@@ -150,15 +150,18 @@ def in_a_line(
     """Return what a run says of its cut before it starts."""
     shares = counted_shares(traces, cuts)
     blocks = [b - a for a, b in itertools.pairwise([0, *cuts, len(traces)])]
-    cut = f"{' + '.join(str(n) for n in blocks)} blocks, " + " ".join(f"{s:.0%}" for s in shares)
+    cut = (
+        f"stages of {' + '.join(str(n) for n in blocks)} blocks, "
+        f"{' + '.join(f'{share:.0%}' for share in shares)} of the work"
+    )
     if expected_samples_per_s is not None:
-        return f"stages: {cut} of the counted work; {expected_samples_per_s:.0f} samples/s expected"
+        return f"{cut}\n{expected_samples_per_s:.0f} samples/s expected"
     if not cuts:
-        return f"stages: {cut} of the work"
+        return cut
     costs = _counted_costs(shares)
     locked = PipelineSettings(method="bp", stages=settings.stages)
     gain = predicted(locked, costs).period_s / predicted(settings, costs).period_s
-    return f"stages: {cut} of the counted work; at best {gain:.2f}× the speed of locked stages"
+    return f"{cut}\nat best {gain:.2f}× bp, by counted work and with free messages"
 
 
 def counted_shares(traces: Sequence[BlockTrace], cuts: Sequence[int]) -> list[float]:
