@@ -3,13 +3,25 @@
 MechanismError
 ├── BatchError        the user's iterable gave something that is not a batch
 ├── StageError        a stage's computation failed; the message tells where
-├── MailboxError      a message out of order, without credit, or malformed
+├── MailboxError      a message out of order or without credit
+│   ├── CorruptMessageError   a message did not arrive as it was sent
+│   └── LinkError             a link between two stages was cut
+├── StageLostError    a stage's process or node died
 └── PlacementError    the cluster did not give the resources in the stated time
 """
 
 from __future__ import annotations
 
-__all__ = ["BatchError", "MailboxError", "MechanismError", "PlacementError", "StageError"]
+__all__ = [
+    "BatchError",
+    "CorruptMessageError",
+    "LinkError",
+    "MailboxError",
+    "MechanismError",
+    "PlacementError",
+    "StageError",
+    "StageLostError",
+]
 
 
 class MechanismError(Exception):
@@ -26,6 +38,18 @@ class StageError(MechanismError):
 
 class MailboxError(MechanismError):
     """A message came out of order, without credit, or could not be read."""
+
+
+class CorruptMessageError(MailboxError):
+    """A message did not arrive as it was sent: no fault of the link, so no reason to try again."""
+
+
+class LinkError(MailboxError):
+    """A link between two stages was cut: the run may start again from a checkpoint."""
+
+
+class StageLostError(MechanismError):
+    """A stage's process or node died: the run may start again from a checkpoint."""
 
 
 class PlacementError(MechanismError):

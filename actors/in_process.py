@@ -7,7 +7,7 @@ what the actors compute. A generator may deliver messages late and out of order.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from actors.errors import MechanismError
@@ -15,7 +15,7 @@ from actors.local_wire import LocalReceiveEnd, LocalSendEnd, local_wire
 from actors.mailbox import Inbox, Outbox
 from actors.protocols import StageRule
 from actors.runner import Boxes, StageRunner
-from actors.source import Source
+from actors.source import CheckpointPlan, Source
 from actors.stage import StageProgram
 from actors.wiring import Link, links
 
@@ -31,6 +31,10 @@ def run_in_process(
     epochs: int = 1,
     parts: int = 1,
     shuffle: random.Random | None = None,
+    checkpoints: CheckpointPlan | None = None,
+    save: Callable[[int, dict[str, Any]], None] | None = None,
+    parts_saved: Sequence[Mapping[str, Any]] | None = None,
+    emit: Callable[[dict[str, Any]], None] | None = None,
 ) -> tuple[list[StageRunner], list[dict[str, Any]]]:
     """Run a whole pipeline in this thread.
 
@@ -42,6 +46,10 @@ def run_in_process(
         epochs: how often to go through `train`.
         parts: micro-batches per batch.
         shuffle: makes deliveries late and out of order and the stages' turns random.
+        checkpoints: when to save.
+        save: takes the parts of checkpoints.
+        parts_saved: of one checkpoint, by stage: where to go on from.
+        emit: takes the rows as they come.
 
     Returns:
         The runners, finished, and the rows that they reported.
@@ -65,19 +73,27 @@ def run_in_process(
     rows: list[dict[str, Any]] = []
     runners = []
     last = len(programs) - 1
-    labels = outbox("labels", 0, last)
-    if labels is None:
-        raise MechanismError("a pipeline needs a link for labels")
-    source = Source(train, test, epochs=epochs, parts=parts, labels=labels)
+    *local_labels, labels = [box for k in range(last + 1) if (box := outbox("labels", 0, k))]
+    source = Source(
+        train,
+        test,
+        epochs=epochs,
+        parts=parts,
+        labels=labels,
+        local_labels=local_labels,
+        checkpoints=checkpoints,
+        start=None if parts_saved is None else parts_saved[0]["source"],
+    )
     for k, (program, rule) in enumerate(zip(programs, rules, strict=True)):
         boxes = Boxes(
             features_in=source if k == 0 else inbox("features", k - 1, k) or source,
-            labels_in=inbox("labels", 0, k) if k == last else None,
+            labels_in=inbox("labels", 0, k),
             gradients_in=inbox("gradients", k + 1, k),
             features_out=outbox("features", k, k + 1),
             gradients_out=outbox("gradients", k, k - 1),
         )
-        runners.append(StageRunner(program, rule, boxes, rows.append))
+        part = None if parts_saved is None else parts_saved[k]
+        runners.append(StageRunner(program, rule, boxes, emit or rows.append, save, part))
     _take_turns(runners, shuffle)
     return runners, rows
 

@@ -157,6 +157,8 @@ class Inbox:
         """Return the next message in order, None if it has not come within `timeout_s`.
 
         Raises:
+            CorruptMessageError: a message did not arrive as it was put.
+            LinkError: the link was cut, and what had come before is taken.
             MailboxError: a message came twice, or more came than there are credits.
         """
         self._collect(0.0)
@@ -186,7 +188,7 @@ class Inbox:
         """Take everything that has come off the wire, waiting only for the first."""
         frames = self._end.receive(timeout_s)
         while frames is not None:
-            sequence, message = decode(frames)
+            sequence, message = decode(frames, self.name)
             if sequence < self._next or sequence in self._waiting:
                 raise MailboxError(f"{self.name} got message {sequence} twice")
             self._waiting[sequence] = message

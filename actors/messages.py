@@ -1,8 +1,13 @@
 """One message between two stages: a small header and the raw bytes of its tensors, no pickle.
 
-frame 0   fixed part     sequence, kind, tensors, index, part, parts, share
+frame 0   checksum       xxh3_64 of all that follows, frame by frame
+          fixed part     sequence, kind, tensors, index, part, parts, share
           per tensor     dtype, dimensions, sizes
 frame 1…  one frame per tensor, its elements in C order; none for an absent gradient
+
+The checksum is made of the tensors' memory as it is when the message is put, and made again of
+what has arrived. So it tells of damage on the way, and just as well of a sender that wrote into a
+tensor after it had sent it.
 """
 
 from __future__ import annotations
@@ -13,14 +18,16 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 import torch
+import xxhash
 from torch import Tensor
 from typing_extensions import Buffer
 
-from actors.errors import MailboxError
+from actors.errors import CorruptMessageError, MailboxError
 from actors.protocols import Tensors, Unit
 
 __all__ = ["Kind", "Message", "decode", "encode", "size_bytes"]
 
+_CHECKSUM = struct.Struct("<Q")
 _FIXED = struct.Struct("<QBBQIId")
 _TENSOR = struct.Struct("<BB")
 _ABSENT = 255
@@ -60,6 +67,8 @@ class Kind(IntEnum):
     """Lock step only: the sender's side of the pipeline has ended tick `index`."""
     PROBE = 6
     """Before a run: a payload that is sent back, to time the wire."""
+    CHECKPOINT = 7
+    """Marker: every stage saves what it is, with `index` batches behind it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,17 +133,25 @@ def encode(sequence: int, message: Message) -> list[Buffer]:
         header += struct.pack(f"<{tensor.ndim}Q", *tensor.shape)
         if tensor.numel():
             frames.append(_plain(tensor).numpy().data.cast("B"))
-    return [bytes(header), *frames]
+    return [_CHECKSUM.pack(_checksum(header, frames)) + header, *frames]
 
 
-def decode(frames: Sequence[Buffer]) -> tuple[int, Message]:
+def decode(frames: Sequence[Buffer], link: str = "a link") -> tuple[int, Message]:
     """Return sequence number and message; the tensors share the frames' memory.
 
+    Args:
+        frames: as they came.
+        link: what the link is called in errors.
+
     Raises:
-        MailboxError: the frames are not those of one message.
+        CorruptMessageError: the frames are not those of one message as it was put.
     """
     try:
-        header = memoryview(frames[0])
+        (expected,) = _CHECKSUM.unpack_from(frames[0])
+        header = memoryview(frames[0])[_CHECKSUM.size :]
+        found = _checksum(header, frames[1:])
+        if found != expected:
+            raise CorruptMessageError(_corrupt(link, header, frames, expected, found))
         sequence, kind, count, index, part, parts, share = _FIXED.unpack_from(header)
         offset = _FIXED.size
         tensors: list[Tensor | None] = []
@@ -152,8 +169,33 @@ def decode(frames: Sequence[Buffer]) -> tuple[int, Message]:
             raise ValueError("there is more than the header says")
         return sequence, Message(Kind(kind), index, tuple(tensors), part, parts, share)
     except _MALFORMED as error:
-        sizes = [memoryview(frame).nbytes for frame in frames]
-        raise MailboxError(f"frames of {sizes} bytes are not one message: {error}") from error
+        raise CorruptMessageError(
+            f"{link}: frames of {_sizes(frames)} bytes are not one message: {error}"
+        ) from error
+
+
+def _checksum(header: Buffer, bodies: Sequence[Buffer]) -> int:
+    """Hash the frames in a chain, each seeded by those before it: order and bounds count, too."""
+    checksum = xxhash.xxh3_64_intdigest(header)
+    for body in bodies:
+        checksum = xxhash.xxh3_64_intdigest(body, checksum)
+    return checksum
+
+
+def _corrupt(
+    link: str, header: memoryview, frames: Sequence[Buffer], expected: int, found: int
+) -> str:
+    number = str(_CHECKSUM.unpack_from(header)[0]) if header.nbytes >= _CHECKSUM.size else "unknown"
+    return (
+        f"{link}: the message with sequence number {number}, frames of {_sizes(frames)} bytes, "
+        f"did not arrive as it was put: its checksum was {expected:#018x}, but now it is "
+        f"{found:#018x}. Either a block before the cut writes into a tensor that it has passed on, "
+        "or the memory or the network of a machine is faulty; nothing is sent again"
+    )
+
+
+def _sizes(frames: Sequence[Buffer]) -> list[int]:
+    return [memoryview(frame).nbytes for frame in frames]
 
 
 _MALFORMED = (

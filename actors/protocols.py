@@ -46,6 +46,13 @@ class StageRule(Protocol):
         """Back-propagate; return the error gradients at the stage's inputs."""
         ...
 
+    def correct(self, unit: Unit, gradients: Tensors) -> None:
+        """Learn from the error gradient of a unit whose backward did without it.
+
+        Called only where the program's `feedback` is "target".
+        """
+        ...
+
     def update(self) -> None:
         """Close a window: apply the mean gradient of its batches, zero where there were none."""
         ...
@@ -60,6 +67,16 @@ class StageRule(Protocol):
 
     def state(self) -> Mapping[str, Tensor]:
         """Return the weights and buffers of the stage, on the CPU."""
+        ...
+
+    def save(self) -> Mapping[str, Any]:
+        """Return all that the stage is between two units: tensors nobody will write to, numbers
+        and text, in dictionaries and lists.
+        """
+        ...
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Become what `save` returned: what is computed from now on is bit for bit the same."""
         ...
 
     def measure(self, inputs: Tensors, repeats: int) -> Sequence[tuple[float, float]]:

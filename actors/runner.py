@@ -6,30 +6,44 @@ No Ray in here: the same runner runs in an actor, and K of them in one process f
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from actors.errors import MechanismError, StageError
 from actors.mailbox import BoxStatistics, Inbox, Outbox
-from actors.messages import Kind, Message
+from actors.messages import Kind, Message, size_bytes
 from actors.protocols import StageRule, Tensors, Unit
+from actors.snapshot import StageSnapshot, gradients_of, loop_of
+from actors.source import Source
 from actors.stage import (
     Backward,
     Box,
+    Correct,
     Evaluate,
     Finish,
     Forward,
     Instruction,
     PassToken,
     Report,
+    Snapshot,
     StageLoop,
     StageProgram,
     StartDrain,
     Update,
 )
+from actors.timeline import SpanKind, Timeline
 
 __all__ = ["Boxes", "FeatureBox", "StageRunner"]
+
+
+_SPANS: dict[type[Instruction], SpanKind] = {
+    Forward: "forward",
+    Backward: "backward",
+    Update: "update",
+    Evaluate: "evaluate",
+}
+"""Instructions that the timeline shows."""
 
 
 class FeatureBox(Protocol):
@@ -89,7 +103,10 @@ class StageRunner:
         program: the numbers of this stage.
         rule: what is computed.
         boxes: where messages come from and go to.
-        emit: takes each report, a dictionary with `stage`, `step`, `epoch` and figures.
+        emit: takes each report, a dictionary with `stage`, `step`, `epoch` and figures, and the
+            new spans of the stage's `timeline` while there are any.
+        save: takes each part of a checkpoint, complete, with the number of batches behind it.
+        part: from `save`, where to go on from; the source, at stage 0, must be of it too.
     """
 
     def __init__(
@@ -98,17 +115,26 @@ class StageRunner:
         rule: StageRule,
         boxes: Boxes,
         emit: Callable[[dict[str, Any]], None],
+        save: Callable[[int, dict[str, Any]], None] | None = None,
+        part: Mapping[str, Any] | None = None,
     ) -> None:
-        self.loop = StageLoop(program)
+        self.loop = StageLoop(program, None if part is None else loop_of(part))
         self.finished = False
+        self.blocked_s = 0.0
+        """Time waited for messages and credits since the start."""
         self._rule = rule
         self._boxes = boxes
         self._emit = emit
+        self._save = save
+        self._saving: list[StageSnapshot] = []
         self._payload: dict[tuple[Box, Kind, int, int], Tensors] = {}
         self._todo: list[Instruction] = self.loop.start()
         self._started = time.perf_counter()
         self._clock = _Clock()
+        self._timeline = Timeline(program.timeline)
         self._reported: dict[str, tuple[float, float]] = {}
+        if part is not None:
+            self._restore(part)
 
     def advance(self, timeout_s: float = 0.0) -> bool:
         """Do what can be done, waiting up to `timeout_s` for a message or a credit.
@@ -137,6 +163,11 @@ class StageRunner:
         while not self.finished and not stopped():
             self.advance(patience_s)
 
+    def waiting_messages(self) -> int:
+        """Return how many messages lie in the stage's inboxes."""
+        named = self._boxes.named()
+        return sum(box.statistics.depth for name, box in named.items() if name.endswith("_in"))
+
     def close(self) -> None:
         """Close every box."""
         for box in self._boxes.named().values():
@@ -153,9 +184,11 @@ class StageRunner:
         started = time.perf_counter()
         message = box.take(timeout_s)
         if box is not self._boxes.features_in or not self.loop.program.first:
-            self._clock.blocked_s += time.perf_counter() - started
+            self._waited(started)
         if message is not None and message.tensors:
             self._payload[name, message.kind, message.index, message.part] = message.tensors
+            if self._saving and name == "gradients":
+                self._took(message.index, message.part, message.tensors)
         return message
 
     def _outbox(self, instruction: Instruction) -> Outbox | None:
@@ -165,7 +198,7 @@ class StageRunner:
             return self._boxes.gradients_out
         if isinstance(instruction, Report) and instruction.epoch is None:
             return None
-        if isinstance(instruction, Update):
+        if isinstance(instruction, (Correct, Update)):
             return None
         return self._boxes.features_out
 
@@ -175,12 +208,20 @@ class StageRunner:
             return True
         started = time.perf_counter()
         ready = box.ready(timeout_s)
-        self._clock.blocked_s += time.perf_counter() - started
+        self._waited(started)
         return ready
+
+    def _waited(self, started: float) -> None:
+        ended = time.perf_counter()
+        self._clock.blocked_s += ended - started
+        self.blocked_s += ended - started
+        if self._timeline.open:
+            self._timeline.add("waiting", None, started, ended)
 
     def _carry_out(self, instruction: Instruction) -> None:
         out = self._outbox(instruction)
         message: Message | None = None
+        started = time.perf_counter() if self._timeline.open else 0.0
         if isinstance(instruction, Forward):
             unit = instruction.unit
             inputs = self._payload.pop(("features", Kind.BATCH, unit.batch, unit.part))
@@ -192,6 +233,11 @@ class StageRunner:
             gradients = self._payload.pop(("gradients", Kind.BATCH, unit.batch, unit.part), ())
             with self._story("backward", unit, gradients):
                 message = Message.of(unit, self._rule.backward(unit, gradients))
+        elif isinstance(instruction, Correct):
+            unit = instruction.unit
+            gradients = self._payload.pop(("gradients", Kind.BATCH, unit.batch, unit.part), ())
+            with self._story("correction", unit, gradients):
+                self._rule.correct(unit, gradients)
         elif isinstance(instruction, Update):
             with self._story(f"update {instruction.window}", None, ()):
                 self._rule.update()
@@ -199,6 +245,9 @@ class StageRunner:
             message = self._evaluate(instruction.index)
         elif isinstance(instruction, StartDrain):
             message = Message(Kind.DRAIN, self.loop.batches)
+        elif isinstance(instruction, Snapshot):
+            self._snapshot(instruction)
+            message = Message(Kind.CHECKPOINT, instruction.state.batches)
         elif isinstance(instruction, Report):
             self._report(instruction)
             if instruction.epoch is not None:
@@ -208,6 +257,9 @@ class StageRunner:
         elif isinstance(instruction, Finish):
             self.finished = True
             message = Message(Kind.FINISH, self.loop.batches)
+        if self._timeline.open and (kind := _SPANS.get(type(instruction))):
+            batch = instruction.unit.batch if isinstance(instruction, (Forward, Backward)) else None
+            self._timeline.add(kind, batch, started, time.perf_counter())
         if out is not None and message is not None:
             out.put(message)
 
@@ -234,13 +286,72 @@ class StageRunner:
         }
         for name, box in self._boxes.named().items():
             figures = box.statistics
-            before = self._reported.get(name, (0, 0))
-            row[f"{name}_messages"] = figures.messages - before[0]
-            row[f"{name}_bytes"] = figures.bytes - before[1]
+            row[f"{name}_messages"], row[f"{name}_bytes"] = self._since_report(name)
             row[f"{name}_peak_depth"] = figures.peak_depth
             self._reported[name] = (figures.messages, figures.bytes)
         self._clock = _Clock()
+        if spans := self._timeline.take():
+            row["timeline"] = spans
         self._emit({**row, **self._rule.report()})
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def _snapshot(self, instruction: Snapshot) -> None:
+        if self._save is None:
+            return
+        content: dict[str, Any] = {
+            "stage": self.loop.program.stage,
+            "rule": self._rule.save(),
+            "figures": {
+                "ran_s": time.perf_counter() - self._started,
+                "trained_s": self._clock.trained_s(),
+                "blocked_s": self._clock.blocked_s,
+                "boxes": {name: self._since_report(name) for name in self._boxes.named()},
+            },
+        }
+        if isinstance(self._boxes.features_in, Source):
+            content["source"] = self._boxes.features_in.state()
+        snapshot = StageSnapshot(self.loop.program, instruction.state, content)
+        self._saving.append(snapshot)
+        # What has been taken already waits for its turn.
+        for (box, kind, batch, part), tensors in self._payload.items():
+            if box == "gradients" and kind is Kind.BATCH:
+                snapshot.took(batch, part, tensors)
+        self._saved()
+
+    def _took(self, batch: int, part: int, gradients: Tensors) -> None:
+        for snapshot in self._saving:
+            snapshot.took(batch, part, gradients)
+        self._saved()
+
+    def _saved(self) -> None:
+        while self._saving and self._saving[0].complete and self._save is not None:
+            snapshot = self._saving.pop(0)
+            self._save(snapshot.step, snapshot.content())
+
+    def _restore(self, part: Mapping[str, Any]) -> None:
+        under_way = [
+            Message(Kind.BATCH, batch, tensors, part=piece)
+            for (batch, piece), tensors in gradients_of(part).items()
+        ]
+        for message in under_way:
+            self._payload["gradients", message.kind, message.index, message.part] = message.tensors
+        self._rule.restore(part["rule"])
+        now, figures = time.perf_counter(), part["figures"]
+        self._started = now - figures["ran_s"]
+        self._clock = _Clock(started=now - figures["trained_s"], blocked_s=figures["blocked_s"])
+        self._reported = {
+            name: (-messages, -size) for name, (messages, size) in figures["boxes"].items()
+        }
+        if under_way:
+            messages, size = self._reported["gradients_in"]
+            sizes = sum(size_bytes(message) for message in under_way)
+            self._reported["gradients_in"] = (messages - len(under_way), size - sizes)
+
+    def _since_report(self, name: str) -> tuple[float, float]:
+        figures = self._boxes.named()[name].statistics
+        messages, size = self._reported.get(name, (0, 0))
+        return figures.messages - messages, figures.bytes - size
 
     def _story(self, doing: str, unit: Unit | None, tensors: Tensors) -> _Story:
         return _Story(self.loop.program.stage, doing, unit, tensors)

@@ -10,8 +10,8 @@ import functools
 import os
 import random
 import threading
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -22,16 +22,18 @@ from actors.errors import MechanismError
 from actors.local_wire import local_wire
 from actors.mailbox import Inbox, Outbox, ReceiveEnd, SendEnd
 from actors.messages import Message
+from actors.part_writer import PartWriter, WritePart
 from actors.probes import MessageTimes, StageTimes, echo, probe, time_stage
 from actors.protocols import StageRule, Tensors
+from actors.ray_metrics import StageMetrics
 from actors.ray_wire import RayReceiveEnd, RaySendEnd
 from actors.runner import Boxes, FeatureBox, StageRunner
-from actors.source import Source
+from actors.source import CheckpointPlan, Source
 from actors.stage import StageProgram
 from actors.wiring import Link
 from actors.zmq_wire import Address, ZmqHub, ZmqReceiveEnd
 
-__all__ = ["Feed", "Home", "RuleFactory", "StageActor", "StageWorker", "WireKind"]
+__all__ = ["Feed", "Home", "Keeping", "RuleFactory", "StageActor", "StageWorker", "WireKind"]
 
 RuleFactory = Callable[[], StageRule]
 WireKind = Literal["zmq", "ray"]
@@ -59,6 +61,23 @@ class Feed:
     epochs: int
     parts: int
     evaluate_every: int
+    seed: int = 0
+    checkpoints: CheckpointPlan = field(default_factory=CheckpointPlan)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keeping:
+    """How one stage keeps its parts of checkpoints, and where it goes on.
+
+    Args:
+        name: of its parts.
+        write: (step, name, content) -> what the driver wants to know of a part.
+        resume: returns the part to go on from; None: from the beginning.
+    """
+
+    name: str
+    write: WritePart
+    resume: Callable[[], Mapping[str, Any]] | None = None
 
 
 class StageWorker:
@@ -68,20 +87,26 @@ class StageWorker:
         stage: 0 at the input.
         threads: of torch's operators in this process.
         seed: of the process's global generators, which a user's batches may draw from.
+        tags: `method` and `run`, of the stage's metrics.
     """
 
-    def __init__(self, stage: int, threads: int, seed: int) -> None:
+    def __init__(
+        self, stage: int, threads: int, seed: int, tags: Mapping[str, str] | None = None
+    ) -> None:
         self._stage = stage
         self._threads = threads
         self._hub: ZmqHub | None = None
         self._inboxes: dict[str, Inbox] = {}
         self._outboxes: dict[str, Outbox] = {}
+        self._labels: dict[int, Outbox] = {}
         self._receivers: dict[str, RayReceiveEnd] = {}
         self._senders: dict[str, RaySendEnd] = {}
         self._accepting: dict[str, ZmqReceiveEnd] = {}
         self._rule: StageRule | None = None
         self._runner: StageRunner | None = None
         self._rows: list[dict[str, Any]] = []
+        self._written: list[tuple[int, Any]] = []
+        self._metrics = StageMetrics(stage, tags or {})
         self._stop = threading.Event()
         torch.set_num_threads(threads)
         torch.manual_seed(seed)
@@ -106,7 +131,7 @@ class StageWorker:
         address = None
         if link.source == link.target:
             sending, end = local_wire()
-            self._outboxes[link.box] = Outbox(link.name, sending, link.capacity)
+            self._keep(link, sending)
         elif wire == "ray":
             end = self._receivers[link.name] = RayReceiveEnd(link.name, sender)
         else:
@@ -123,7 +148,7 @@ class StageWorker:
             end = self._senders[link.name] = RaySendEnd(link.name, receiver)
         else:
             end = self._its_hub().connect(link.name, link.capacity, address)
-        self._outboxes[link.box] = Outbox(link.name, end, link.capacity)
+        self._keep(link, end)
 
     def accept(self) -> None:
         """Wait until every sender is there."""
@@ -175,10 +200,20 @@ class StageWorker:
         put = functools.partial(self._put, "gradients")
         echo(put, functools.partial(self._take, "features"), repeats)
 
-    def run(self, program: StageProgram, feed: Feed | None) -> None:
+    def run(self, program: StageProgram, feed: Feed | None, keeping: Keeping | None) -> None:
         """Run the stage to its end, or until `stop`."""
-        self._runner = StageRunner(program, self._its_rule(), self._boxes(feed), self._rows.append)
-        self._runner.run(self._stop.is_set)
+        part = None if keeping is None or keeping.resume is None else keeping.resume()
+        writer = None if keeping is None else PartWriter(keeping.name, keeping.write, self._wrote)
+        try:
+            self._runner = StageRunner(
+                program, self._its_rule(), self._boxes(feed, part), self._rows.append, writer, part
+            )
+            self._runner.run(self._stop.is_set)
+            if writer is not None:
+                writer.settle()
+        finally:
+            if writer is not None:
+                writer.close()
 
     def state(self) -> dict[str, torch.Tensor]:
         """Return weights and buffers of the stage."""
@@ -194,12 +229,17 @@ class StageWorker:
             self._hub.close()
 
     @ray.method(concurrency_group="control")
-    def progress(self) -> tuple[int, list[dict[str, Any]]]:
-        """Return how many batches have entered the stage, and the rows since the last call."""
-        rows = []
-        while self._rows:
-            rows.append(self._rows.pop(0))
-        return 0 if self._runner is None else self._runner.loop.batches, rows
+    def progress(self) -> tuple[int, list[dict[str, Any]], list[tuple[int, Any]]]:
+        """Return how many batches have entered the stage, and what is new since the last call:
+        rows, and parts of checkpoints, each with its step.
+        """
+        # The parts first: a row that a checkpoint has behind it is then never later than it.
+        written = _emptied(self._written)
+        rows = _emptied(self._rows)
+        if self._runner is None:
+            return 0, rows, written
+        self._metrics.publish(self._runner, rows)
+        return self._runner.loop.batches, rows, written
 
     @ray.method(concurrency_group="control")
     def stop(self) -> None:
@@ -208,18 +248,26 @@ class StageWorker:
 
     # ------------------------------------------------------------------ inside
 
-    def _boxes(self, feed: Feed | None) -> Boxes:
+    def _wrote(self, step: int, about: Any) -> None:
+        self._written.append((step, about))
+
+    def _boxes(self, feed: Feed | None, part: Mapping[str, Any] | None) -> Boxes:
         features: FeatureBox
         if feed is None:
             features = self._inboxes["features"]
         else:
+            *local_labels, labels = [box for _, box in sorted(self._labels.items())]
             features = Source(
                 feed.train,
                 feed.test,
                 epochs=feed.epochs,
                 parts=feed.parts,
-                labels=self._outboxes["labels"],
+                labels=labels,
+                local_labels=local_labels,
                 evaluate_every=feed.evaluate_every,
+                seed=feed.seed,
+                checkpoints=feed.checkpoints,
+                start=None if part is None else part["source"],
             )
         return Boxes(
             features_in=features,
@@ -228,6 +276,14 @@ class StageWorker:
             features_out=self._outboxes.get("features"),
             gradients_out=self._outboxes.get("gradients"),
         )
+
+    def _keep(self, link: Link, end: SendEnd) -> None:
+        box = Outbox(link.name, end, link.capacity)
+        if link.box == "labels":
+            # Only the first stage has these, one for every stage that needs labels.
+            self._labels[link.target] = box
+        else:
+            self._outboxes[link.box] = box
 
     def _put(self, box: str, message: Message) -> None:
         while not self._outboxes[box].ready(1.0):
@@ -254,5 +310,13 @@ class StageWorker:
         return self._hub
 
 
+def _emptied(items: list[Any]) -> list[Any]:
+    """Take all that is in a list to which another thread appends."""
+    taken = []
+    while items:
+        taken.append(items.pop(0))
+    return taken
+
+
 StageActor: Any = ray.remote(concurrency_groups={"control": 1, "mail": 1})(StageWorker)  # type: ignore[call-overload]
-"""`StageWorker` as a Ray actor: options, then `remote(stage, threads, seed)`."""
+"""`StageWorker` as a Ray actor: options, then `remote(stage, threads, seed, tags)`."""

@@ -4,22 +4,45 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import (
+    GetTimeoutError,
+    NodeDiedError,
+    ObjectLostError,
+    RayActorError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.errors import MechanismError, PlacementError
+from actors.errors import MechanismError, PlacementError, StageLostError
 from actors.probes import MessageTimes, StageTimes
 from actors.protocols import Tensors
 from actors.stage import StageProgram
-from actors.stage_actor import Feed, Home, RuleFactory, StageActor, WireKind
+from actors.stage_actor import Feed, Home, Keeping, RuleFactory, StageActor, WireKind
 from actors.wiring import Link
 
-__all__ = ["Supervisor"]
+__all__ = ["Look", "Supervisor"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """What the stages have done since the last look.
+
+    Args:
+        batches: that the last stage has begun, in all.
+        rows: that they reported.
+        written: parts of checkpoints: the step, and what the stage's writer said of the part.
+    """
+
+    batches: int
+    rows: list[dict[str, Any]]
+    written: list[tuple[int, Any]]
 
 
 class Supervisor:
@@ -31,6 +54,7 @@ class Supervisor:
         seed: of the stages' global generators.
         wait_s: how long to wait for the cluster to have the resources.
         strategy: of the placement group.
+        tags: `method` and `run`, of the stages' metrics.
 
     Raises:
         PlacementError: the resources are not there in time; the message says what is missing.
@@ -44,12 +68,14 @@ class Supervisor:
         seed: int,
         wait_s: float,
         strategy: str = "PACK",
+        tags: Mapping[str, str] | None = None,
     ) -> None:
         self._resources = resources
         self._threads = threads
         self._seed = seed
         self._wait_s = wait_s
         self._strategy = strategy
+        self._tags = dict(tags or {})
         self._group: PlacementGroup | None = None
         self._stages: list[Any] = []
         self.homes: list[Home] = []
@@ -138,7 +164,8 @@ class Supervisor:
         self,
         programs: Sequence[StageProgram],
         feed: Feed,
-        watch: Callable[[int, list[dict[str, Any]]], None],
+        watch: Callable[[Look], None],
+        keeping: Sequence[Keeping] | None = None,
         period_s: float = 0.25,
     ) -> None:
         """Run all stages to the end; the driver only watches.
@@ -146,23 +173,25 @@ class Supervisor:
         Args:
             programs: of all stages, in order.
             feed: what stage 0 reads.
-            watch: called about every `period_s` with the batches that the last stage has begun
-                and the rows that stages have reported since.
+            watch: called about every `period_s` with what the stages have done since.
+            keeping: of every stage, how it keeps checkpoints; default: none.
             period_s: seconds between two looks.
 
         Raises:
-            MechanismError: a stage died. What a stage's computation raised is raised as it is.
+            StageLostError: a stage's process or node died.
+            LinkError: a link was cut. What a stage's computation raised is raised as it is.
         """
+        kept: Sequence[Keeping | None] = keeping or [None] * len(programs)
         running = [
-            stage.run.remote(program, feed if program.first else None)
-            for stage, program in zip(self._stages, programs, strict=True)
+            stage.run.remote(program, feed if program.first else None, keep)
+            for stage, program, keep in zip(self._stages, programs, kept, strict=True)
         ]
         left = list(running)
         while left:
             done, left = ray.wait(left, num_returns=len(left), timeout=period_s)
             self.ask(done)
-            watch(*self._look())
-        watch(*self._look())
+            watch(self._look())
+        watch(self._look())
         held = {k: each for k, each in enumerate(self._remains()) if each}
         if held:
             raise MechanismError(f"the run ended, but the stages still hold {held}")
@@ -176,7 +205,7 @@ class Supervisor:
         """Wait for calls of the stages; raise what the first failed one raised.
 
         Raises:
-            MechanismError: an actor died.
+            StageLostError: an actor died.
         """
         waiting = list(calls)
         index = {call: position for position, call in enumerate(waiting)}
@@ -223,7 +252,7 @@ class Supervisor:
                     scheduling_strategy=PlacementGroupSchedulingStrategy(
                         self._group, placement_group_bundle_index=k
                     ),
-                ).remote(k, self._threads, self._seed)
+                ).remote(k, self._threads, self._seed, self._tags)
             )
         self.homes = self.ask(stage.home.remote() for stage in self._stages)
 
@@ -254,8 +283,8 @@ class Supervisor:
         except RayTaskError as error:
             cause = error.cause
             raise cause if isinstance(cause, Exception) else error from None
-        except RayActorError as error:
-            raise MechanismError(f"a stage's process died: {error}") from error
+        except (RayActorError, NodeDiedError, WorkerCrashedError, ObjectLostError) as error:
+            raise StageLostError(f"a stage's process died: {_first_line(error)}") from error
 
     def _remains(self) -> list[dict[str, int]]:
         return self.ask(stage.remains.remote() for stage in self._stages)
@@ -264,6 +293,14 @@ class Supervisor:
         same = self.homes[link.source].node_id == self.homes[link.target].node_id
         return "ipc" if same else "tcp"
 
-    def _look(self) -> tuple[int, list[dict[str, Any]]]:
+    def _look(self) -> Look:
         looks = self.ask(stage.progress.remote() for stage in self._stages)
-        return looks[-1][0], [row for _, rows in looks for row in rows]
+        return Look(
+            batches=looks[-1][0],
+            rows=[row for _, rows, _ in looks for row in rows],
+            written=[part for _, _, parts in looks for part in parts],
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

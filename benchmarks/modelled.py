@@ -82,6 +82,9 @@ class NapRule:
         row["gradients"] += len(self._window)
         row["staleness_sum"] += sum(self._window)
         row["staleness_max"] = max([row["staleness_max"], *self._window])
+        for each in self._window:
+            row["staleness_counts"] += [0] * (each + 1 - len(row["staleness_counts"]))
+            row["staleness_counts"][each] += 1
         self._window = []
 
     def evaluate(self, inputs: Tensors, labels: Tensors) -> Tensors:  # noqa: ARG002
@@ -116,6 +119,7 @@ class NapRule:
     def _reset(self) -> None:
         counts = ("samples", "updates", "gradients", "staleness_sum", "staleness_max")
         self._row = {**dict.fromkeys(counts, 0), "graphs_peak": 0, "inputs_peak": 0, "loss": 0.0}
+        self._row["staleness_counts"] = []
 
 
 def _first(tensors: Tensors) -> Tensor:

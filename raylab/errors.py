@@ -6,6 +6,7 @@
         ├── ConfigError         a setting: unknown, of the wrong type, out of its range
         ├── ModelError          a model that cannot be cut, or does not fit its input
         ├── DataError           a file, a data set or a batch
+        ├── CheckpointError     a checkpoint that is not whole, or a state that cannot be one
         └── ResourceError       the cluster has not what the run asks for
 
 Every error takes one message and nothing else, so that it survives the pickling between an actor
@@ -15,6 +16,7 @@ and the driver.
 from __future__ import annotations
 
 __all__ = [
+    "CheckpointError",
     "ConfigError",
     "DataError",
     "InputError",
@@ -53,6 +55,10 @@ class ModelError(InputError):
 
 class DataError(InputError):
     """A file is missing or malformed, or a batch has the wrong shape or type."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint is missing, damaged or of another make, or a state cannot be kept in one."""
 
 
 class ResourceError(InputError):

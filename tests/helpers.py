@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,23 +17,37 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from actors.in_process import run_in_process
 from actors.runner import StageRunner
+from actors.source import CheckpointPlan
 from raylab.algorithms.delayed_stage import DelayedStage
+from raylab.algorithms.stage_rules import stage_rule
 from raylab.drivers.network import Network
 from raylab.drivers.settings import PipelineSettings, programs, stage_settings
+from raylab.planner import cut_features, trace_blocks
 from tests.reference.pipeline import Optimiser
 
-__all__ = ["InProcess", "even_cuts", "run_pipeline", "schedule_of", "torch_optimiser"]
+__all__ = [
+    "InProcess",
+    "companion_state",
+    "even_cuts",
+    "run_pipeline",
+    "schedule_of",
+    "torch_optimiser",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
 class InProcess:
-    """What a pipeline in one process leaves: the model, its rules, its runners, its rows."""
+    """What a pipeline in one process leaves: the model, its rules, its runners, its rows.
+
+    `companions` are the weights that the networks beside the stages had at the start.
+    """
 
     model: nn.Module
     rules: list[DelayedStage]
     runners: list[StageRunner]
     rows: list[dict[str, Any]]
     staleness: list[list[list[int]]]
+    companions: list[dict[str, Tensor]]
 
 
 def even_cuts(model: nn.Sequential, stages: int) -> list[int]:
@@ -62,8 +76,8 @@ def schedule_of(factor: Callable[[int], float] | None) -> Callable[[Optimizer], 
     return None if factor is None else lambda optimizer: LambdaLR(optimizer, factor)
 
 
-class _Recording(DelayedStage):
-    """A stage that notes the staleness of every gradient, update by update."""
+class _Recording:
+    """Makes a stage note the staleness of every gradient, update by update."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -86,6 +100,9 @@ def run_pipeline(
     link_delays: Sequence[int] | None = None,
     shuffle: random.Random | None = None,
     test: Sequence[tuple[Tensor, Tensor]] | None = None,
+    checkpoints: CheckpointPlan | None = None,
+    save: Callable[[int, dict[str, Any]], None] | None = None,
+    parts_saved: Sequence[Mapping[str, Any]] | None = None,
     **settings: Any,
 ) -> InProcess:
     """Train with the project's loops, rules and mailboxes, in this thread."""
@@ -96,17 +113,27 @@ def run_pipeline(
         **settings,
     )
     network = Network(model)
+    crossing = _crossing(chosen, network, cuts, epochs[0][0], loss_fn)
+    recording = type("Recording", (_Recording, stage_rule(chosen.rule)), {})
     plan = programs(chosen, chosen.link_delays(), report_every=0)
     rules = [
-        _Recording(
+        recording(
             module,
-            stage_settings(chosen, program, protect_inputs=False, device="cpu"),
+            stage_settings(
+                chosen,
+                program,
+                protect_inputs=False,
+                device="cpu",
+                resumable=checkpoints is not None,
+                cut=cut,
+            ),
             optimizer=torch_optimiser(optimiser),
             schedule=schedule_of(lr_factor),
-            loss_fn=loss_fn if program.last else None,
+            loss_fn=loss_fn if program.last or program.labelled else None,
         )
-        for module, program in zip(network.stages(cuts), plan, strict=True)
+        for module, program, cut in zip(network.stages(cuts), plan, crossing, strict=True)
     ]
+    companions = [copy.deepcopy(companion_state(rule)) for rule in rules]
     runners, rows = run_in_process(
         plan,
         rules,
@@ -115,6 +142,9 @@ def run_pipeline(
         epochs=len(epochs),
         parts=chosen.parts,
         shuffle=shuffle,
+        checkpoints=checkpoints,
+        save=save,
+        parts_saved=parts_saved,
     )
     trained = network.trained(rule.state() for rule in rules)
     return InProcess(
@@ -123,7 +153,22 @@ def run_pipeline(
         runners=runners,
         rows=rows,
         staleness=[rule.windows for rule in rules],
+        companions=companions,
     )
+
+
+def companion_state(rule: DelayedStage) -> dict[str, Tensor]:
+    """Return the weights of the network beside a stage, none if there is none."""
+    beside = getattr(rule, "synthesizer", None) or getattr(rule, "classifier", None)
+    return {} if beside is None else beside.state_dict()
+
+
+def _crossing(chosen, network, cuts, batch, loss_fn) -> list[Any]:
+    if chosen.rule.feedback == "error":
+        return [None] * chosen.count
+    x, y = batch
+    traces = trace_blocks(network.blocks, network.names, (x,), (y,), loss_fn)
+    return cut_features(chosen.rule, traces, cuts, network.names, (y,))
 
 
 class _Epochs:

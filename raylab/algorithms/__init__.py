@@ -3,6 +3,9 @@
 from raylab.algorithms.adl import ADL, adl_staleness
 from raylab.algorithms.bp import BP
 from raylab.algorithms.ddg import DDG, ddg_staleness
+from raylab.algorithms.dgl import DGL
+from raylab.algorithms.dni import DNI
+from raylab.algorithms.dsp import DSP
 from raylab.algorithms.features_replay import FR
 from raylab.algorithms.micro_batching import GPIPE, ONE_F_ONE_B
 from raylab.algorithms.pipeline_method import PipelineMethod
@@ -11,6 +14,9 @@ __all__ = [
     "ADL",
     "BP",
     "DDG",
+    "DGL",
+    "DNI",
+    "DSP",
     "FR",
     "GPIPE",
     "ONE_F_ONE_B",
@@ -21,6 +27,6 @@ __all__ = [
 ]
 
 PIPELINE_METHODS: dict[str, PipelineMethod] = {
-    method.name: method for method in (BP, GPIPE, ONE_F_ONE_B, DDG, FR, ADL)
+    method.name: method for method in (BP, GPIPE, ONE_F_ONE_B, DDG, FR, ADL, DSP, DNI, DGL)
 }
 """Every pipeline method by name."""

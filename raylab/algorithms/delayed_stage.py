@@ -10,7 +10,7 @@ import copy
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -21,15 +21,28 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from raylab.algorithms.batch_buffers import BatchBuffers
+from raylab.algorithms.cut_features import CutFeatures
+from raylab.algorithms.memory import GraphBytes, bytes_of
 from raylab.algorithms.stage_figures import StageFigures, correct_predictions
+from raylab.algorithms.stage_state import (
+    BESIDE,
+    copied,
+    load_module,
+    load_optimizer,
+    load_weights,
+    module_state,
+    optimizer_state,
+)
 from raylab.algorithms.weight_versions import WeightVersion, WeightVersions
 from raylab.errors import ModelError, NonFiniteLossError
 
 __all__ = [
     "DelayedStage",
+    "InFlight",
     "OptimizerFactory",
     "ScheduleFactory",
     "StageSettings",
+    "Tensors",
     "draw_key",
     "packed",
 ]
@@ -63,13 +76,18 @@ class StageSettings:
         accumulate: M, batches per update.
         flush: whether the pipeline empties before every update (then no version is kept).
         replay: re-run the forward with the current weights before back-propagating.
+        recompute: keep inputs instead of graphs, and re-run the forward with the weights that it
+            had: the same numbers for less memory and one more forward.
+        resumable: whether `save` will be called.
         weight_version: weights that a delayed backward reads.
         clip_norm: largest Euclidean norm of the stage's mean gradient, None: no limit.
         clip_value: largest magnitude of an element of it, None: no limit.
+        gradient_shrink: factor of the error gradients that the stage passes down.
         precision: "float32" computes in the dtype of the weights, "bfloat16" under autocast.
         seed: of the draws inside the network, such as dropout.
         protect_inputs: the first block writes into its input, so give it a copy.
         device: where the stage computes.
+        cut: the features that the stage puts out, where it has a network of its own on them.
     """
 
     stage: int
@@ -78,13 +96,17 @@ class StageSettings:
     accumulate: int = 1
     flush: bool = False
     replay: bool = False
+    recompute: bool = False
+    resumable: bool = False
     weight_version: WeightVersion = "forward"
     clip_norm: float | None = None
     clip_value: float | None = None
+    gradient_shrink: float = 1.0
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
     protect_inputs: bool = False
     device: str = "cpu"
+    cut: CutFeatures | None = None
 
     @property
     def last(self) -> bool:
@@ -93,7 +115,7 @@ class StageSettings:
 
 
 @dataclass(slots=True)
-class _InFlight:
+class InFlight:
     """One unit between its forward and its backward: a graph, or an input to replay."""
 
     inputs: list[Tensor]
@@ -101,6 +123,22 @@ class _InFlight:
     version: int
     outputs: list[Tensor] = field(default_factory=list)
     weights: list[Tensor] = field(default_factory=list)
+    copies: dict[str, Tensor] = field(default_factory=dict)
+    """The weights as they were, where `weights` will change with the parameters."""
+    graph_bytes: int = 0
+
+    def bytes(self) -> int:
+        return self.graph_bytes + bytes_of(self.inputs)
+
+
+@dataclass(frozen=True, slots=True)
+class _OpenUnit:
+    """A unit whose forward has been, as its draws know it."""
+
+    batch: int
+    part: int
+    parts: int = 1
+    share: float = 1.0
 
 
 def draw_key(seed: int, stage: int, batch: int, part: int) -> int:
@@ -118,6 +156,8 @@ class DelayedStage:
         optimizer: makes a torch optimiser from the stage's parameters.
         schedule: makes a learning-rate scheduler from it, stepped once an update; None: constant.
         loss_fn: (outputs, labels) -> mean loss over the samples; used at the last stage.
+        companion: a network beside the stage that is trained with it, but is no part of its state;
+            only where D = 0.
     """
 
     def __init__(
@@ -128,6 +168,7 @@ class DelayedStage:
         optimizer: OptimizerFactory,
         schedule: ScheduleFactory | None = None,
         loss_fn: Callable[..., Tensor] | None = None,
+        companion: nn.Module | None = None,
     ) -> None:
         self.settings = settings
         self.device = torch.device(settings.device)
@@ -135,16 +176,20 @@ class DelayedStage:
         self.updates = 0
         self._loss_fn = loss_fn
         self._sums = getattr(loss_fn, "reduction", "mean") == "sum"
-        self._trained = [p for p in self.module.parameters() if p.requires_grad]
+        self._companion = companion
+        beside = [] if companion is None else [*companion.to(self.device).parameters()]
+        self._trained = [p for p in (*self.module.parameters(), *beside) if p.requires_grad]
         self._names = [n for n, p in self.module.named_parameters() if p.requires_grad]
         self._optimizer = optimizer(self._trained) if self._trained else None
         self._schedule = schedule(self._optimizer) if schedule and self._optimizer else None
         # With D = 0 or a flush every backward comes before the next update: no version is needed.
         self._stale = settings.delay != 0 and not settings.flush
         self._replays = settings.replay and self._stale
+        self._recomputes = settings.recompute and self._stale
         self._versions = WeightVersions(self.module, settings.weight_version)
         self._buffers = BatchBuffers(self.module)
-        self._open: dict[tuple[int, int], _InFlight] = {}
+        self._graphs = GraphBytes()
+        self._open: dict[tuple[int, int], InFlight] = {}
         self._staleness: list[int] = []
         self._seen = False
         self._figures = StageFigures()
@@ -158,27 +203,40 @@ class DelayedStage:
             NonFiniteLossError: the loss is NaN or infinite.
         """
         self._mode(training=True)
-        entry = _InFlight(self._receive(inputs), labels, self.updates)
+        entry = InFlight(self._receive(inputs), labels, self.updates)
         self._open[unit.batch, unit.part] = entry
         if self._replays:
             outputs = self._play(unit, entry)
+        elif self._recomputes:
+            outputs = self._keep_input(unit, entry)
         else:
             self._grow_graph(unit, entry)
             outputs = entry.outputs
-        inputs_open = len(self._open)
-        self._figures.in_flight(0 if self._replays else inputs_open, inputs_open)
+        self._note_memory(0 if self._replays or self._recomputes else len(self._open))
         return () if self.settings.last else tuple(t.detach() for t in outputs)
 
     def backward(self, unit: Unit, gradients: Tensors) -> Tensors:
         """Add the gradient of `unit` to the window's; return the error gradients at its inputs."""
-        entry = self._open.pop((unit.batch, unit.part))
-        if self._replays:
+        entry = self._open[unit.batch, unit.part]
+        if self._replays or self._recomputes:
             self._mode(training=True)
-            self._grow_graph(unit, entry)
-            self._figures.in_flight(1, len(self._open) + 1)
+            if self._replays:
+                self._grow_graph(unit, entry)
+            else:
+                self._grow_again(unit, entry)
+            self._note_memory(1)
+        del self._open[unit.batch, unit.part]
         if unit.part + 1 == unit.parts:
             self._staleness.append(self.updates - entry.version)
-        return self._back_propagate(entry, gradients)
+        return self._shrunk(self._back_propagate(entry, *self._ends(unit, entry, gradients)))
+
+    def correct(self, unit: Unit, gradients: Tensors) -> None:
+        """Learn from a gradient that came after its backward; only `SyntheticStage` does.
+
+        Raises:
+            ModelError: always, as this stage waits for its gradients.
+        """
+        raise ModelError(f"a stage that waits for gradients cannot correct {unit}, {gradients}")
 
     def update(self) -> None:
         """Apply the mean gradient of the window's M batches: (16) of ADL; (5.9) of HUO for M = 1.
@@ -268,7 +326,109 @@ class DelayedStage:
             times.append((forwarded - started, returned - forwarded + update_s))
         return times
 
+    # ----------------------------------------------------------------- checkpoints
+
+    def save(self) -> dict[str, Any]:
+        """Return all that the stage is between two batches, see `actors.protocols.StageRule`.
+
+        What may be written to later is copied; old weights and inputs in flight never are.
+        """
+        names = self._parameter_names()
+        versions = {
+            entry.version: self._weights_of(entry)
+            for entry in self._open.values()
+            if entry.weights and entry.version != self.updates and not self._replays
+        }
+        return {
+            "weights": module_state(self.module),
+            "companion": module_state(self._companion) if self._companion else None,
+            "optimizer": optimizer_state(self._optimizer, names) if self._optimizer else None,
+            "schedule": copy.deepcopy(self._schedule.state_dict()) if self._schedule else None,
+            "gradients": {
+                names[id(p)]: copied(p.grad) for p in self._trained if p.grad is not None
+            },
+            "seen": self._seen,
+            "updates": self.updates,
+            "staleness": list(self._staleness),
+            "versions": {
+                version: {name: t.detach().cpu() for name, t in weights.items()}
+                for version, weights in versions.items()
+            },
+            "open": [
+                {
+                    "batch": batch,
+                    "part": part,
+                    "version": entry.version,
+                    "inputs": [t.detach().cpu() for t in entry.inputs],
+                }
+                for (batch, part), entry in self._open.items()
+            ],
+            "figures": self._figures.state(),
+        }
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Become what `save` returned; graphs of open batches are grown again from their inputs,
+        with the weights of their forward and the same draws, and no running statistic moves.
+        """
+        names = self._parameter_names()
+        load_module(self.module, saved["weights"])
+        if self._companion is not None and saved["companion"] is not None:
+            load_module(self._companion, saved["companion"])
+        if self._optimizer is not None:
+            load_optimizer(self._optimizer, names, saved["optimizer"])
+        if self._schedule is not None:
+            self._schedule.load_state_dict(copy.deepcopy(saved["schedule"]))
+        for p in self._trained:
+            kept = saved["gradients"].get(names[id(p)])
+            p.grad = None if kept is None else kept.to(self.device, copy=True)
+        self._seen = saved["seen"]
+        self.updates = saved["updates"]
+        self._staleness = list(saved["staleness"])
+        figures = saved["figures"]
+        self._figures = StageFigures() if figures is None else StageFigures.restored(figures)
+        self._versions.updated()
+        self._open = {}
+        self._mode(training=True)
+        old: dict[int, dict[str, Tensor]] = {}
+        for each in saved["open"]:
+            version = each["version"]
+            if version != self.updates and version not in old:
+                old[version] = {
+                    name: t.to(self.device).requires_grad_()
+                    for name, t in saved["versions"].get(version, {}).items()
+                }
+            entry = InFlight(self._receive(each["inputs"]), (), version)
+            self._open[each["batch"], each["part"]] = entry
+            self._reopen(_OpenUnit(each["batch"], each["part"]), entry, old.get(version))
+
     # ----------------------------------------------------------------- inside
+
+    def _reopen(self, unit: _OpenUnit, entry: InFlight, old: dict[str, Tensor] | None) -> None:
+        """Give a restored batch what its forward had given it; `old` None: weights of now."""
+        if self._replays:
+            return
+        current = self.settings.weight_version == "current"
+        weights = self._versions.now()
+        if current and old is not None:
+            entry.copies = old
+            now = {name: p.detach().clone() for name, p in self.module.named_parameters()}
+            entry.weights = [weights[name] for name in self._names]
+            # The graph refers to the parameters' memory, and shall have seen the old weights there.
+            load_weights(self.module, old)
+            self._grow_again(unit, entry)
+            load_weights(self.module, now)
+            return
+        entry.copies = self._versions.copies() if current else {}
+        entry.weights = [(old or weights)[name] for name in self._names]
+        if not self._recomputes:
+            self._grow_again(unit, entry)
+
+    def _weights_of(self, entry: InFlight) -> dict[str, Tensor]:
+        return entry.copies or dict(zip(self._names, entry.weights, strict=True))
+
+    def _parameter_names(self) -> dict[int, str]:
+        beside = self._companion.named_parameters(BESIDE) if self._companion else ()
+        return {id(p): name for name, p in (*self.module.named_parameters(), *beside)}
 
     def _receive(self, inputs: Tensors) -> list[Tensor]:
         """Return the inputs as leaves of this stage's graph, on its device."""
@@ -289,30 +449,68 @@ class DelayedStage:
     def _protected(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
         return [t.clone() for t in inputs] if self.settings.protect_inputs else inputs
 
-    def _play(self, unit: Unit, entry: _InFlight) -> list[Tensor]:
+    def _play(self, unit: Unit, entry: InFlight) -> list[Tensor]:
         """Forward without a graph, into copies of the buffers: the replay moves the real ones."""
         self._draw(unit)
         with torch.no_grad(), self._autocast():
             return self._call(self._buffers.copies(), entry.inputs)
 
-    def _grow_graph(self, unit: Unit, entry: _InFlight) -> None:
+    def _keep_input(self, unit: Unit, entry: InFlight) -> list[Tensor]:
+        """Forward without a graph; unlike a play it is the one that moves the buffers."""
+        self._draw(unit)
+        weights = self._versions.now()
+        entry.weights = [weights[name] for name in self._names]
+        with torch.no_grad(), self._autocast():
+            return self._call(weights, entry.inputs)
+
+    def _grow_again(self, unit: Unit | _OpenUnit, entry: InFlight) -> None:
+        """Grow the graph of a forward that has been, at its weights, moving no buffer."""
+        self._draw(unit)
+        state = dict(zip(self._names, entry.weights, strict=True))
+        held = [*self.module.parameters(), *self.module.buffers(), *entry.weights]
+        with self._autocast(), self._graphs.grown(entry.inputs, held):
+            entry.outputs = self._call({**state, **self._buffers.copies()}, entry.inputs)
+        entry.graph_bytes = self._graphs.last
+
+    def _note_memory(self, graphs: int) -> None:
+        """Count what is in flight, with the batch that is being worked on."""
+        entries = self._open.values()
+        # A replay reads the parameters themselves, however old the batch is.
+        versions = {
+            e.version: self._weights_of(e)
+            for e in entries
+            if e.weights and e.version != self.updates and not self._replays
+        }
+        self._figures.in_flight(
+            graphs,
+            len(entries),
+            sum(entry.bytes() for entry in entries),
+            # The version of now is a copy beside the parameters, too.
+            sum(bytes_of(each.values()) for each in versions.values()) + self._versions.bytes(),
+        )
+
+    def _grow_graph(self, unit: Unit, entry: InFlight) -> None:
         """Forward with a graph, at the version of the weights that the backward is to read."""
         self._draw(unit)
         weights = self._versions.now() if self._stale and not self._replays else None
         buffers = self._buffers.copies() if unit.parts > 1 else {}
         state = {**(weights or {}), **buffers}
-        with self._autocast():
+        held = [*self.module.parameters(), *self.module.buffers(), *(weights or {}).values()]
+        with self._autocast(), self._graphs.grown(entry.inputs, held):
             entry.outputs = self._call(state, entry.inputs)
             entry.weights = [weights[n] for n in self._names] if weights else [*self._trained]
             if self.settings.last:
-                entry.outputs = [self._count_loss(unit, entry)]
+                entry.outputs = [self._count_loss(unit, entry.outputs, entry.labels)]
+        entry.graph_bytes = self._graphs.last
+        if weights and self.settings.resumable and self.settings.weight_version == "current":
+            entry.copies = self._versions.copies()
         if buffers:
             # From `state`: a module that replaces a buffer has put the new one there.
             buffers = {name: state[name] for name in buffers}
             self._buffers.moved(buffers, share=unit.share, last=unit.part + 1 == unit.parts)
 
-    def _count_loss(self, unit: Unit, entry: _InFlight) -> Tensor:
-        loss, score, targets = self._loss(entry.outputs, entry.labels)
+    def _count_loss(self, unit: Unit, outputs: Sequence[Tensor], labels: Tensors) -> Tensor:
+        loss, score, targets = self._loss(outputs, labels)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise NonFiniteLossError(
@@ -334,17 +532,26 @@ class DelayedStage:
         loss = self._loss_fn(packed(outputs), packed(targets))
         return loss.reshape(()), outputs[0], targets
 
-    def _back_propagate(self, entry: _InFlight, gradients: Tensors) -> Tensors:
-        wanted = [t for t in entry.inputs if t.requires_grad]
+    def _ends(
+        self,
+        unit: Unit,  # noqa: ARG002 - what others count a loss of their own by
+        entry: InFlight,
+        gradients: Tensors,
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return what a backward starts from, and the error gradients there."""
         if self.settings.last:
-            ends, given = entry.outputs, [torch.ones_like(entry.outputs[0])]
-        else:
-            pairs = [
-                (out, gradient.to(self.device))
-                for out, gradient in zip(entry.outputs, gradients, strict=True)
-                if gradient is not None and out.requires_grad
-            ]
-            ends, given = [out for out, _ in pairs], [gradient for _, gradient in pairs]
+            return entry.outputs, [torch.ones_like(entry.outputs[0])]
+        pairs = [
+            (out, gradient.to(self.device))
+            for out, gradient in zip(entry.outputs, gradients, strict=True)
+            if gradient is not None and out.requires_grad
+        ]
+        return [out for out, _ in pairs], [gradient for _, gradient in pairs]
+
+    def _back_propagate(
+        self, entry: InFlight, ends: Sequence[Tensor], given: Sequence[Tensor]
+    ) -> Tensors:
+        wanted = [t for t in entry.inputs if t.requires_grad]
         self._seen = True
         if not any(end.requires_grad for end in ends):
             return tuple(None for _ in entry.inputs)
@@ -367,6 +574,16 @@ class DelayedStage:
             p.grad = gradient
         at_inputs = iter(found[: len(wanted)])
         return tuple(next(at_inputs) if t.requires_grad else None for t in entry.inputs)
+
+    def _shrunk(self, gradients: Tensors) -> Tensors:
+        """Return what passes down: with a factor of beta a link, stage k of K has beta^(K-k).
+
+        Gradient shrinking of FDG (Zhuang et al. 2021): the later a gradient comes, the less of it.
+        """
+        beta = self.settings.gradient_shrink
+        if beta == 1:
+            return gradients
+        return tuple(None if t is None else t * beta for t in gradients)
 
     def _draw(self, unit: Unit) -> None:
         key = draw_key(self.settings.seed, self.settings.stage, unit.batch, unit.part)

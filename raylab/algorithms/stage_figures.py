@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -52,8 +53,13 @@ class StageFigures:
         self.gradients = 0
         self.staleness_sum = 0
         self.staleness_max = 0
+        self.staleness_counts: list[int] = []
+        self.corrections = 0
+        self.synthesis_sum = 0.0
         self.graphs_peak = 0
         self.inputs_peak = 0
+        self.activation_bytes_peak = 0
+        self.version_bytes_peak = 0
 
     def applied(self, staleness: Sequence[int]) -> None:
         """Count one update, made of gradients with these stalenesses."""
@@ -61,21 +67,57 @@ class StageFigures:
         self.gradients += len(staleness)
         self.staleness_sum += sum(staleness)
         self.staleness_max = max([self.staleness_max, *staleness])
+        for each in staleness:
+            self.staleness_counts += [0] * (each + 1 - len(self.staleness_counts))
+            self.staleness_counts[each] += 1
 
-    def in_flight(self, graphs: int, inputs: int) -> None:
-        """Note how many autograd graphs and stored inputs are alive."""
+    def synthesised(self, error: float) -> None:
+        """Count the mean squared error of one synthetic gradient."""
+        self.corrections += 1
+        self.synthesis_sum += error
+
+    def in_flight(
+        self, graphs: int, inputs: int, activation_bytes: int = 0, version_bytes: int = 0
+    ) -> None:
+        """Note how many autograd graphs and stored inputs are alive, and the bytes of it all."""
         self.graphs_peak = max(self.graphs_peak, graphs)
         self.inputs_peak = max(self.inputs_peak, inputs)
+        self.activation_bytes_peak = max(self.activation_bytes_peak, activation_bytes)
+        self.version_bytes_peak = max(self.version_bytes_peak, version_bytes)
 
     def row(self) -> dict[str, Any]:
         """Return the figures by column name."""
         return {
             **self.train.rows(""),
             **self.test.rows("test_"),
+            **(
+                {"synthesis_mse": self.synthesis_sum / self.corrections} if self.corrections else {}
+            ),
             "updates": self.updates,
             "gradients": self.gradients,
             "staleness_sum": self.staleness_sum,
             "staleness_max": self.staleness_max,
+            "staleness_counts": self.staleness_counts,
             "graphs_peak": self.graphs_peak,
             "inputs_peak": self.inputs_peak,
+            "activation_bytes_peak": self.activation_bytes_peak,
+            "version_bytes_peak": self.version_bytes_peak,
         }
+
+    def state(self) -> dict[str, Any]:
+        """Return all sums, to go on from with `restored`."""
+        return {
+            name: dict(vars(value)) if isinstance(value, _Mean) else copy.copy(value)
+            for name, value in vars(self).items()
+        }
+
+    @classmethod
+    def restored(cls, state: Mapping[str, Any]) -> StageFigures:
+        """Return the figures whose `state` this is."""
+        figures = cls()
+        for name, value in state.items():
+            if isinstance(getattr(figures, name), _Mean):
+                vars(getattr(figures, name)).update(value)
+            else:
+                setattr(figures, name, copy.copy(value))
+        return figures

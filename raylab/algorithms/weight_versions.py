@@ -17,6 +17,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from raylab.algorithms.memory import bytes_of
+
 __all__ = ["WeightVersion", "WeightVersions"]
 
 WeightVersion = Literal["forward", "current"]
@@ -34,6 +36,24 @@ class WeightVersions:
         self._named = dict(module.named_parameters())
         self._keep = keep
         self._current: dict[str, Tensor] | None = None
+        self._copies: dict[str, Tensor] | None = None
+
+    def copies(self) -> dict[str, Tensor]:
+        """Return the weights of now as copies, shared by all who ask before the next update.
+
+        A graph of "current" weights reads whatever they are by then; only with these can it be
+        grown again as it was.
+        """
+        if self._keep == "forward":
+            return self.now()
+        if self._copies is None:
+            self._copies = {name: p.detach().clone() for name, p in self._named.items()}
+        return self._copies
+
+    def bytes(self) -> int:
+        """Return the bytes of the copies of now, beside the parameters."""
+        kept = [self._copies, self._current if self._keep == "forward" else None]
+        return sum(bytes_of(each.values()) for each in kept if each)
 
     def now(self) -> dict[str, Tensor]:
         """Return leaf tensors with the weights of now, by parameter name."""
@@ -48,5 +68,6 @@ class WeightVersions:
 
     def updated(self) -> None:
         """The parameters have changed: the next forward needs another version."""
+        self._copies = None
         if self._keep == "forward":
             self._current = None

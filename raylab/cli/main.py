@@ -27,6 +27,7 @@ _COMPLAINT = "raylab: error: "
 _COMMANDS = {
     "plan": ("raylab.cli.plan", "cut a network into stages, predict every method"),
     "train": ("raylab.cli.train", "train a network with one of the methods"),
+    "resume": ("raylab.cli.resume", "go on with a run that was interrupted"),
 }
 
 _DESCRIPTION = """\

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-from raylab.cli.start import ray_session, start_from
+from raylab.cli.session import ray_session, write
+from raylab.cli.start import start_from
 from raylab.config import PipelineConfig, apply_pairs, pipeline_config
 
 __all__ = ["run"]
@@ -84,8 +84,7 @@ def _plan(config: PipelineConfig, *, measure: bool) -> dict[str, Any]:
 
 def _show(plan: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
-        sys.stdout.write(f"{json.dumps(plan, allow_nan=False)}\n")
-        sys.stdout.flush()
+        write(json.dumps(plan, allow_nan=False))
         return
     from rich.console import Console
 

@@ -1,17 +1,15 @@
-"""What the commands share: where a configuration starts, and the Ray session around their work."""
+"""Where the configuration of a command starts: a method, an experiment or a file."""
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from raylab.config import METHODS, experiment_names, read_experiment, read_yaml
 from raylab.errors import ConfigError
 
-__all__ = ["ray_session", "start_from"]
+__all__ = ["start_from"]
 
 
 def start_from(name: str) -> dict[str, Any]:
@@ -36,17 +34,3 @@ def start_from(name: str) -> dict[str, Any]:
         f"NAME must be a method ({', '.join(METHODS)}), an experiment ({', '.join(experiments)}) "
         f"or a FILE.yaml, but got {name!r}: {hint}"
     )
-
-
-@contextlib.contextmanager
-def ray_session() -> Iterator[None]:
-    """End Ray with the block, unless it was there before."""
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    try:
-        yield
-    finally:
-        ray.shutdown()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 
 from raylab.cli.help import starts, train_help
-from raylab.cli.start import ray_session, start_from
+from raylab.cli.session import ray_session, say_result, write
+from raylab.cli.start import start_from
 from raylab.config import (
     METHODS,
     PipelineConfig,
@@ -43,7 +43,7 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--list", action="store_true", help="list methods and experiments")
     given = parser.parse_intermixed_args(argv)
     if given.list:
-        _write(_listed() if given.json else starts())
+        write(_listed() if given.json else starts())
         return 0
     if given.name is None:
         parser.error("NAME or FILE.yaml must be given, for instance: raylab train demo")
@@ -57,25 +57,9 @@ def _train(config: PipelineConfig, *, as_json: bool, progress: bool) -> None:
         from raylab.drivers.pipeline_command import run_pipeline
 
         result = run_pipeline(config, progress=progress)
-    # After Ray's end, so that no late line of a worker comes behind ours.
-    if as_json:
-        written = json.loads((result.path / "result.json").read_text(encoding="utf-8"))
-        _write(json.dumps(written, allow_nan=False))
-        return
-    from rich.console import Console
-
-    from raylab.report import final_table
-
-    title = f"{config.method}: {config.model} on {config.data}"
-    Console().print(final_table(title, result.summary))
-    _write(f"results: {result.path}")
+    say_result(result, as_json=as_json)
 
 
 def _listed() -> str:
     experiments = {name: experiment_summary(name) for name in experiment_names()}
     return json.dumps({"methods": METHODS, "experiments": experiments})
-
-
-def _write(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()

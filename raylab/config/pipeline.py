@@ -15,6 +15,9 @@ METHODS = {
     "ddg": "decoupled backpropagation: over each link gradients are one batch late",
     "fr": "Features Replay: late as ddg, but inputs are kept and replayed instead of graphs",
     "adl": "Accumulated Decoupled Learning: two batches late, one update from `accumulate` batches",
+    "dsp": "Diversely Stale Parameters: late as adl, inputs are replayed instead of graphs",
+    "dni": "synthetic gradients: every stage makes its own from features and labels, none is late",
+    "dgl": "Decoupled Greedy Learning: every stage has a classifier and a loss of its own",
 }
 """The pipeline methods, a line each."""
 
@@ -23,7 +26,7 @@ Natural = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Text = Annotated[str, Field(min_length=1)]
-MethodName = Literal["bp", "gpipe", "1f1b", "ddg", "fr", "adl"]
+MethodName = Literal["bp", "gpipe", "1f1b", "ddg", "fr", "adl", "dsp", "dni", "dgl"]
 
 
 class PipelineConfig(BaseModel):
@@ -85,19 +88,29 @@ class PipelineConfig(BaseModel):
     accumulate: Count = Field(1, description="M, batches whose mean gradient makes one update")
     delay: Natural | list[Natural] | Literal["auto"] | None = Field(
         None,
-        description="batches by which gradients are late over each link, for ddg, fr and adl; a "
-        "list has one number per link; auto: measured before the run, the smallest that hides "
-        "the messages; null: the method's own",
+        description="batches by which gradients are late over each link, for ddg, fr, adl and dsp, "
+        "or by which dni is corrected late; a list has one number per link; auto: measured before "
+        "the run, the smallest that hides the messages; null: the method's own",
     )
     weight_version: Literal["forward", "current"] = Field(
         "forward",
         description="weights that a late gradient is evaluated at: those of its own forward, as "
         "in the papers, or the current ones",
     )
+    recompute: bool = Field(
+        False,
+        description="keep inputs instead of graphs and run the forward again at the weights that "
+        "it had, for ddg and adl: the same numbers, less memory, one more forward",
+    )
     barrier: bool = Field(
-        False, description="run bp, ddg, fr, adl in lock step, as the papers' timings do"
+        False, description="run bp, ddg, fr, adl or dsp in lock step, as the papers' timings do"
     )
     micro_batches: Count = Field(4, description="pieces of a batch, for gpipe and 1f1b")
+    gradient_shrink: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0,
+        description="factor of an error gradient over each link, for ddg, fr, adl and dsp: what "
+        "is later counts less; 1 leaves it as it is",
+    )
 
     optimizer: Text = Field("sgd", description="sgd, adam, adamw or another class of torch.optim")
     lr: Positive | None = Field(
@@ -159,7 +172,29 @@ class PipelineConfig(BaseModel):
     report_every: Natural = Field(
         0, description="batches between two rows of metrics; 0: a row an epoch"
     )
-    storage: Text = Field("~/raylab_results", description="folder of all runs")
+    checkpoint_every: Natural = Field(
+        0, description="batches between two checkpoints; 0: the time decides alone"
+    )
+    checkpoint_minutes: NotNegative = Field(
+        1.0, description="minutes between two checkpoints; 0: the count decides alone"
+    )
+    keep_checkpoints: Count = Field(2, description="checkpoints to keep, the newest ones")
+    max_failures: Annotated[int, Field(ge=-1)] = Field(
+        3,
+        description="losses of a stage, node or link after which the run goes on by itself from "
+        "the last checkpoint; -1: any number",
+    )
+    timeline: Natural = Field(
+        100,
+        description="batches at the start whose timeline is kept, what each stage did when; "
+        "0: none",
+    )
+    tensorboard: bool = Field(
+        False, description="write the rows' numbers for TensorBoard, too, as they come"
+    )
+    storage: Text = Field(
+        "~/raylab_results", description="folder of all runs, or an address: s3://bucket/path"
+    )
     name: Text | None = Field(
         None, description="folder of this run in storage; null: <method>-<time>"
     )

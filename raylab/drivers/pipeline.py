@@ -4,33 +4,38 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from ray.train import RunConfig
+from ray.train import CheckpointConfig, FailureConfig, RunConfig
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from actors.errors import BatchError, MechanismError, PlacementError
-from actors.source import as_tensors
+from actors.source import CheckpointPlan, as_tensors
 from actors.stage_actor import Feed
 from actors.supervisor import Supervisor
+from raylab.algorithms.cut_features import CutFeatures
 from raylab.algorithms.delayed_stage import ScheduleFactory
+from raylab.drivers.checkpointing import RunCheckpoints, check_same_run
 from raylab.drivers.cluster import connect, stage_resources, threads_of
 from raylab.drivers.network import Network
 from raylab.drivers.pipeline_plan import first_cuts, in_a_line, plan_of
 from raylab.drivers.pipeline_run import PipelineRun, keep
+from raylab.drivers.recovery import with_recovery
 from raylab.drivers.result import Result
 from raylab.drivers.settings import Balance, Delay, PipelineSettings, Precision
 from raylab.errors import ConfigError, DataError, RaylabError, ResourceError
 from raylab.optimizers import Schedule
-from raylab.planner import BlockTrace, trace_blocks
-from raylab.records import RunFolder, new_run_name
+from raylab.planner import BlockTrace, cut_features, trace_blocks
+from raylab.records import CheckpointStore, EventWriter, RunFolder, Storage, new_run_name
 from raylab.report import Progress
 
 __all__ = ["PipelineTrainer"]
+
+_Tensors = tuple[Tensor, ...]
 
 
 class PipelineTrainer:
@@ -50,7 +55,7 @@ class PipelineTrainer:
             knows. A block is never cut; what passes between blocks is a tensor or a tuple of
             tensors. The model itself is left as it is.
         loss_fn: (outputs, labels) -> mean loss over the samples of a batch, one number.
-        method: bp, gpipe, 1f1b, ddg, fr or adl; see `raylab.algorithms`.
+        method: bp, gpipe, 1f1b, ddg, fr, adl, dsp, dni or dgl; see `raylab.algorithms`.
         stages: K, at most 16: the chain is cut so that the counted work of the slowest stage is
             smallest; or the cut points, e.g. [3, 6]: block 3 starts stage 2, block 6 stage 3.
         accumulate: M, batches whose mean gradient makes one update.
@@ -60,11 +65,13 @@ class PipelineTrainer:
             torch scheduler, stepped once an update; default: a constant rate.
         delay: batches by which a gradient comes back late over each link, instead of the method's
             own: a number, a list with one per link, or "auto": measured before the run, the
-            smallest that hides the messages.
+            smallest that hides the messages. For dni: by which its synthesizers are corrected late.
         weight_version: weights at which a late gradient is evaluated: "forward", those of its own
             forward (the papers' equations), or "current".
         barrier: run in lock step, as the papers' timings do.
         micro_batches: pieces of a batch, for gpipe and 1f1b.
+        gradient_shrink: beta in (0, 1], by which an error gradient is multiplied over each link,
+            so that stage k of K trains with beta^(K-k) of it; for ddg, fr, adl and dsp.
         clip_norm: largest norm of each stage's gradient; stages do not wait for each other to
             form a norm over all, so for K = 1 only is it torch's.
         clip_value: largest magnitude of a gradient's element.
@@ -74,12 +81,23 @@ class PipelineTrainer:
         balance: what a cut into K stages makes even: "counted" work, the same on every machine;
             "measured" times of the stages' own devices; or "memory": weights, their versions and
             all that is in flight. The cut is written into config.yaml, from which the run repeats.
+        recompute: keep inputs instead of graphs, and run the forward again at the weights that it
+            had: the same numbers in less memory, for one more forward (ddg, adl).
+        checkpoint_every: batches between two checkpoints; 0: the time decides alone.
+        checkpoint_minutes: minutes between two checkpoints; 0: the count decides alone, and with
+            both 0 there are none. They change no number.
+        timeline: batches at the start of the run for which timeline.parquet tells what each stage
+            did when; 0: none.
+        tensorboard: write the rows' numbers as TensorBoard's scalars, too, as they come.
         resources_per_stage: by Ray's names, e.g. {"CPU": 2, "GPU": 0.5}; with a GPU the stage
             computes on it. Default: one CPU, or a share of them where Ray is started for the run
             on a machine with fewer cores than stages.
         wait_s: how long to wait for these resources, in seconds.
-        run_config: Ray Train's; `name` and `storage_path` (a local folder) are used. Default:
-            ~/raylab_results and a name with the time in it.
+        run_config: Ray Train's. `name`, `storage_path` (a local folder or an address such as
+            s3://bucket/path) and `storage_filesystem` say where, by default ~/raylab_results and a
+            name with the time in it; `checkpoint_config.num_to_keep` how many checkpoints to keep,
+            2 without a run_config; `failure_config.max_failures` how often a run whose stage, node
+            or link is lost goes on from the last one by itself, 3 without.
         config: written to config.yaml with what was resolved; default: these arguments.
 
     Raises:
@@ -101,12 +119,18 @@ class PipelineTrainer:
         weight_version: str = "forward",
         barrier: bool = False,
         micro_batches: int = 4,
+        gradient_shrink: float = 1.0,
         clip_norm: float | None = None,
         clip_value: float | None = None,
         precision: Precision = "float32",
         seed: int = 0,
         wire: str = "zmq",
         balance: Balance = "counted",
+        recompute: bool = False,
+        checkpoint_every: int = 0,
+        checkpoint_minutes: float = 1.0,
+        timeline: int = 100,
+        tensorboard: bool = False,
         resources_per_stage: Mapping[str, float] | None = None,
         wait_s: float = 60.0,
         run_config: RunConfig | None = None,
@@ -120,11 +144,14 @@ class PipelineTrainer:
             weight_version=weight_version,  # type: ignore[arg-type]
             barrier=barrier,
             micro_batches=micro_batches,
+            gradient_shrink=gradient_shrink,
             clip_norm=clip_norm,
             clip_value=clip_value,
             precision=precision,
             seed=seed,
             wire=wire,  # type: ignore[arg-type]
+            timeline=timeline,
+            recompute=recompute,
             balance=balance,
         )
         if not callable(loss_fn):
@@ -137,8 +164,30 @@ class PipelineTrainer:
         self._schedule = schedule
         self._resources = resources_per_stage
         self._wait_s = wait_s
+        for each, amount in (
+            ("checkpoint_every", checkpoint_every),
+            ("checkpoint_minutes", checkpoint_minutes),
+        ):
+            if not amount >= 0:
+                raise ConfigError(f"{each} >= 0 must hold, but got {amount}")
+        self._checkpoints = CheckpointPlan(
+            every_batches=checkpoint_every,
+            every_s=60 * checkpoint_minutes,
+            window=accumulate if self.settings.rule.flush else 1,
+        )
+        run_config = run_config or RunConfig(
+            storage_path="~/raylab_results",
+            name=new_run_name(method),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            failure_config=FailureConfig(max_failures=3),
+        )
+        # Ray Train fills both in with its own where they are not given.
+        self._keep = (run_config.checkpoint_config or CheckpointConfig()).num_to_keep
+        self._most_failures = (run_config.failure_config or FailureConfig()).max_failures
+        self._filesystem = run_config.storage_filesystem
         self._storage, self._name = _where(run_config, method)
         self._config = config
+        self._tensorboard = tensorboard
         Network(model)
 
     def fit(
@@ -150,6 +199,8 @@ class PipelineTrainer:
         evaluate_every: int = 1,
         report_every: int = 0,
         progress: bool = True,
+        resume: str | os.PathLike[str] | None = None,
+        resume_step: int | None = None,
     ) -> Result:
         """Train.
 
@@ -162,8 +213,14 @@ class PipelineTrainer:
             evaluate_every: epochs between two tests.
             report_every: batches between two rows of metrics; 0: a row an epoch.
             progress: show a progress bar on standard error.
+            resume: folder of a run that was interrupted: go on in it from its newest checkpoint,
+                from the beginning if it has none. With the same settings and batches it ends as if
+                it had not been interrupted, bit for bit. With other stages or delays it goes on
+                from the whole model, and what was in flight is left out.
+            resume_step: of an older checkpoint to go on from; those after it are deleted.
 
         Raises:
+            CheckpointError: a checkpoint is damaged or foreign; the message names the file.
             DataError: a batch is not one, or does not fit the model.
             ModelError: the model cannot be cut so, or the loss does not fit it.
             ResourceError: the cluster does not have the resources within `wait_s`.
@@ -179,9 +236,13 @@ class PipelineTrainer:
                 raise ConfigError(f"{name} >= {least} must hold for an integer, but got {value!r}")
         if test is not None:
             _first_batch(test)
-        network, x, traces, cuts = self._chain(batches)
+        network, x, y, traces, cuts = self._chain(batches)
         schedule = self._bound_schedule(batches)
-        folder = RunFolder(self._storage, self._name)
+        folder = self._folder(resume)
+        store = CheckpointStore(folder.folder.child("checkpoints"), self._keep)
+        if resume is not None:
+            self._check_resumed(store, resume_step)
+        checkpoints = RunCheckpoints(store, folder, self.settings)
         own = connect()
         feed = Feed(
             train=batches,
@@ -189,25 +250,63 @@ class PipelineTrainer:
             epochs=epochs,
             parts=self.settings.parts,
             evaluate_every=evaluate_every,
+            seed=self.settings.seed,
+            checkpoints=self._checkpoints,
         )
         run = PipelineRun(
-            self.settings, network, cuts, traces, self._loss_fn, self._optimizer, schedule
+            self.settings,
+            network,
+            cuts,
+            traces,
+            self._loss_fn,
+            self._optimizer,
+            schedule,
+            self._crossing(network, traces, y),
+            resumable=self._checkpoints.on,
+            rows=folder.read_metrics() if resume is not None else (),
         )
-        supervisor = self._supervisor(own)
         total = _length(batches)
         bar = Progress(
             f"{self.settings.rule.title} K={len(cuts) + 1} M={self.settings.accumulate}",
             None if total is None else total * epochs,
             enabled=progress,
         )
-        with _told(), bar, supervisor:
-            plan = run.prepare(supervisor, x, report_every)
-            config = {**self._described(epochs), **run.resolved()}
-            folder.write_config(config)
-            bar.say(in_a_line(self.settings, run.cuts, traces, run.expected_samples_per_s))
-            rows = run.carry_out(supervisor, plan, feed, bar.show)
-            model = network.trained(supervisor.states())
-        return keep(folder, rows, model, config)
+        events = EventWriter(folder.path / "tensorboard" if self._tensorboard else None)
+
+        def show(done: int, rows: Sequence[Mapping[str, Any]]) -> None:
+            bar.show(done, rows)
+            events.add(rows)
+
+        def attempt() -> tuple[list[dict[str, Any]], nn.Module, dict[str, Any]]:
+            saved = checkpoints.newest()
+            with self._supervisor(own) as supervisor:
+                plan = run.prepare(supervisor, x, report_every)
+                config = {**self._described(epochs), **run.resolved()}
+                folder.write_config(config)
+                bar.say(in_a_line(self.settings, run.cuts, traces, run.expected_samples_per_s))
+                rows = run.carry_out(supervisor, plan, feed, show, checkpoints, saved)
+                return rows, network.trained(supervisor.states()), config
+
+        def where() -> str:
+            saved = checkpoints.newest()
+            return "the beginning" if saved is None else f"the checkpoint of step {saved.step}"
+
+        with _told(), bar, events:
+            rows, model, config = with_recovery(attempt, self._most_failures, bar.say, where)
+        return keep(folder, rows, model, config, run.timeline)
+
+    def _folder(self, resume: str | os.PathLike[str] | None) -> RunFolder:
+        if resume is None:
+            return RunFolder(self._storage, self._name)
+        return RunFolder.existing(Storage.at(resume, self._filesystem))
+
+    def _check_resumed(self, store: CheckpointStore, step: int | None) -> None:
+        saved = store.newest() if step is None else store.open(step)
+        if saved is None:
+            return
+        saved.verify()
+        check_same_run(saved, self.settings)
+        store.drop_after(saved.step)
 
     def plan(self, batches: Iterable[Any], *, measure: bool = True) -> dict[str, Any]:
         """Return the cut and what every method would give on it, without training.
@@ -222,11 +321,18 @@ class PipelineTrainer:
             ModelError: the model cannot be cut so, or the loss does not fit it.
             ResourceError: the cluster does not have the resources within `wait_s`.
         """
-        network, x, traces, cuts = self._chain(batches)
+        network, x, y, traces, cuts = self._chain(batches)
         if not measure:
             return plan_of(self.settings, network, traces, x, cuts, self._optimizer)
         run = PipelineRun(
-            self.settings, network, cuts, traces, self._loss_fn, self._optimizer, None
+            self.settings,
+            network,
+            cuts,
+            traces,
+            self._loss_fn,
+            self._optimizer,
+            None,
+            self._crossing(network, traces, y),
         )
         with _told(), self._supervisor(connect()) as supervisor:
             if self.settings.balance == "measured":
@@ -236,14 +342,22 @@ class PipelineTrainer:
 
     def _chain(
         self, batches: Iterable[Any]
-    ) -> tuple[Network, tuple[Tensor, ...], list[BlockTrace], list[int]]:
-        """Return the network, x of the first batch, what its blocks do to it, and the cuts."""
+    ) -> tuple[Network, _Tensors, _Tensors, list[BlockTrace], list[int]]:
+        """Return the network, x and y of the first batch, what blocks do to it, and the cuts."""
         network = Network(self._model)
         x, y = _first_batch(batches)
         traces = trace_blocks(network.blocks, network.names, x, y, self._loss_fn)
         cuts = first_cuts(self.settings, network, traces, x, self._optimizer)
         network.check_cuts(cuts)
-        return network, x, traces, cuts
+        return network, x, y, traces, cuts
+
+    def _crossing(
+        self, network: Network, traces: Sequence[BlockTrace], y: Sequence[Tensor]
+    ) -> Callable[[Sequence[int]], Sequence[CutFeatures | None]]:
+        def at(cuts: Sequence[int]) -> Sequence[CutFeatures | None]:
+            return cut_features(self.settings.rule, traces, cuts, network.names, y)
+
+        return at
 
     def _supervisor(self, own: bool) -> Supervisor:
         resources = stage_resources(self._resources, self.settings.count, own=own)
@@ -252,6 +366,7 @@ class PipelineTrainer:
             threads=threads_of(resources[0]),
             seed=self.settings.seed,
             wait_s=self._wait_s,
+            tags={"method": self.settings.method, "run": self._name},
         )
 
     def _bound_schedule(self, batches: Iterable[Any]) -> ScheduleFactory | None:
@@ -276,6 +391,7 @@ class PipelineTrainer:
             "optimizer": _name_of(self._optimizer),
             "schedule": None if self._schedule is None else _name_of(self._schedule),
             "epochs": epochs,
+            "tensorboard": self._tensorboard,
         }
 
 
@@ -316,13 +432,11 @@ def _length(batches: Iterable[Any]) -> int | None:
         return None
 
 
-def _where(run_config: RunConfig | None, method: str) -> tuple[Path, str]:
-    storage = getattr(run_config, "storage_path", None) or "~/raylab_results"
-    if "://" in str(storage):
-        raise ConfigError(f"storage_path must be a local folder, but got {storage}")
+def _where(run_config: RunConfig, method: str) -> tuple[Storage, str]:
     # Ray Train fills in a name of its own, and its own default folder, where none is given.
-    name = getattr(run_config, "name", None) or new_run_name(method)
-    return Path(storage), name
+    storage = run_config.storage_path or "~/raylab_results"
+    name = run_config.name or new_run_name(method)
+    return Storage.at(storage, run_config.storage_filesystem), name
 
 
 def _name_of(thing: Any) -> str:

@@ -3,32 +3,84 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from ray.train import RunConfig
+from ray.train import CheckpointConfig, FailureConfig, RunConfig
 from torch import nn
 from torch.optim import Optimizer
 
-from raylab.config import PipelineConfig
+from raylab.config import PipelineConfig, apply_pairs, pipeline_config
 from raylab.data import DataSet, load
 from raylab.drivers.pipeline import PipelineTrainer
 from raylab.drivers.result import Result
 from raylab.errors import ConfigError
 from raylab.models import build
 from raylab.optimizers import RECIPES, Schedule, make_optimizer
-from raylab.records import new_run_name
+from raylab.records import RunFolder, Storage, new_run_name
 
-__all__ = ["plan_pipeline", "resolve", "run_pipeline"]
+__all__ = ["plan_pipeline", "resolve", "resume_pipeline", "run_pipeline"]
 
 _ANY_SIZE = ("mlp", "fcn5", "cnn5")
 """Models that are as good on 8x8 images as they are; the others halve an image several times."""
 _DIGITS_SIZE_PX = 32
 
 
-def run_pipeline(config: PipelineConfig, *, progress: bool) -> Result:
+_MAY_CHANGE = {
+    *("stages", "delay", "epochs", "wire", "cpus_per_stage", "gpus_per_stage", "wait_s"),
+    *("checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "max_failures"),
+    *("evaluate_every", "eval_batch_size", "report_every", "timeline", "tensorboard"),
+    *("recompute", "barrier", "data_root", "download"),
+}
+"""Keys that a run that goes on may be given anew: the others would make it another run."""
+
+
+def resume_pipeline(
+    path: str, pairs: Sequence[str], *, step: int | None = None, progress: bool = True
+) -> Result:
+    """Go on with the run in a folder, from its newest checkpoint.
+
+    Args:
+        path: of the run's folder, or its address.
+        pairs: key=value, of keys that may change.
+        step: of an older checkpoint.
+        progress: show progress on standard error.
+
+    Raises:
+        InputError: the folder holds no run or a finished one, a key may not change, or the
+            checkpoint is damaged.
+        RaylabError: the run failed.
+    """
+    folder = RunFolder.existing(Storage.at(path))
+    before = folder.read_config()
+    config = pipeline_config(apply_pairs(before, pairs))
+    changed = {pair.partition("=")[0].partition(".")[0] for pair in pairs}
+    if not changed <= _MAY_CHANGE:
+        raise ConfigError(
+            f"a run that goes on may be given {', '.join(sorted(_MAY_CHANGE))}, but got "
+            f"{', '.join(sorted(changed - _MAY_CHANGE))}, which would make it another run: "
+            "raylab train FILE.yaml key=value begins one"
+        )
+    if folder.folder.exists("result.json") and config.epochs <= before["epochs"]:
+        raise ConfigError(
+            f"a run that goes on must not be finished, but {folder.folder} has its result.json: "
+            f"give it more epochs, for instance epochs={2 * int(before['epochs'])}"
+        )
+    if "stages" in changed and "delay" not in changed:
+        # The delays that were written down belong to the links that were.
+        config = config.model_copy(update={"delay": None})
+    return run_pipeline(config, progress=progress, resume=path, resume_step=step)
+
+
+def run_pipeline(
+    config: PipelineConfig,
+    *,
+    progress: bool,
+    resume: str | None = None,
+    resume_step: int | None = None,
+) -> Result:
     """Train as `config` says and return the result.
 
     The run's config.yaml has every default resolved, and repeats the run bit for bit.
@@ -36,6 +88,8 @@ def run_pipeline(config: PipelineConfig, *, progress: bool) -> Result:
     Args:
         config: of the run.
         progress: show progress on standard error.
+        resume: folder of a run to go on with, see `PipelineTrainer.fit`.
+        resume_step: of an older checkpoint of it.
 
     Raises:
         InputError: the configuration does not fit together, or the data, or the cluster.
@@ -50,6 +104,8 @@ def run_pipeline(config: PipelineConfig, *, progress: bool) -> Result:
         evaluate_every=config.evaluate_every,
         report_every=config.report_every,
         progress=progress,
+        resume=resume,
+        resume_step=resume_step,
     )
 
 
@@ -94,15 +150,26 @@ def _trainer(config: PipelineConfig) -> tuple[PipelineTrainer, DataSet]:
         weight_version=config.weight_version,
         barrier=config.barrier,
         micro_batches=config.micro_batches,
+        gradient_shrink=config.gradient_shrink,
         clip_norm=config.clip_norm,
         clip_value=config.clip_value,
         precision=config.precision,
         seed=config.seed,
         wire=config.wire,
         balance=config.balance,
+        timeline=config.timeline,
+        tensorboard=config.tensorboard,
         resources_per_stage=_resources(config),
         wait_s=config.wait_s,
-        run_config=RunConfig(name=config.name, storage_path=config.storage),
+        recompute=config.recompute,
+        checkpoint_every=config.checkpoint_every,
+        checkpoint_minutes=config.checkpoint_minutes,
+        run_config=RunConfig(
+            name=config.name,
+            storage_path=config.storage,
+            checkpoint_config=CheckpointConfig(num_to_keep=config.keep_checkpoints),
+            failure_config=FailureConfig(max_failures=config.max_failures),
+        ),
         config=config.model_dump(exclude={"measured"}),
     )
     return trainer, data

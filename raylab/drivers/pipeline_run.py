@@ -14,9 +14,12 @@ from torch.optim import Optimizer
 
 from actors.stage import StageProgram
 from actors.stage_actor import Feed
-from actors.supervisor import Supervisor
+from actors.supervisor import Look, Supervisor
 from actors.wiring import links
-from raylab.algorithms.delayed_stage import DelayedStage, ScheduleFactory
+from raylab.algorithms.cut_features import CutFeatures
+from raylab.algorithms.delayed_stage import ScheduleFactory
+from raylab.algorithms.stage_rules import stage_rule
+from raylab.drivers.checkpointing import RunCheckpoints
 from raylab.drivers.measure import (
     as_written,
     block_costs,
@@ -30,7 +33,7 @@ from raylab.drivers.result import Result
 from raylab.drivers.settings import PipelineSettings, programs, stage_settings
 from raylab.errors import ModelError
 from raylab.planner import BlockTrace, PipelineCosts, best_cuts
-from raylab.records import RowMerger, RunFolder
+from raylab.records import RowMerger, RunFolder, SavedCheckpoint, timeline_rows
 
 __all__ = ["PipelineRun", "keep"]
 
@@ -49,6 +52,9 @@ class PipelineRun:
         loss_fn: (outputs, labels) -> loss.
         optimizer: from a stage's parameters to its optimiser.
         schedule: from an optimiser to its scheduler.
+        crossing: from cuts to the features above each stage, where the method needs to know them.
+        resumable: whether checkpoints will be saved.
+        rows: of the run so far, where it goes on.
     """
 
     def __init__(
@@ -60,10 +66,17 @@ class PipelineRun:
         loss_fn: Callable[..., Tensor],
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         schedule: ScheduleFactory | None,
+        crossing: Callable[[Sequence[int]], Sequence[CutFeatures | None]],
+        *,
+        resumable: bool = False,
+        rows: Sequence[dict[str, Any]] = (),
     ) -> None:
+        self.rows = list(rows)
+        self._resumable = resumable
         self._settings = settings
         self._network = network
         self._traces = traces
+        self._crossing_at = crossing
         self._cut(cuts)
         self._loss_fn = loss_fn
         self._optimizer = optimizer
@@ -72,15 +85,19 @@ class PipelineRun:
         self._measured: dict[str, Any] = {}
         self.expected_samples_per_s: float | None = None
         """What the measurements before the run predict, if there were any."""
+        self.timeline: list[dict[str, Any]] = []
+        """What the stages did when, in the first batches: rows of timeline.parquet."""
 
     def prepare(
         self, supervisor: Supervisor, x: Sequence[Tensor], report_every: int
     ) -> list[StageProgram]:
         """Load and wire the stages, measuring first where cuts or delays depend on it."""
-        if self._settings.balance == "measured":
-            self.balance(supervisor, x)
-        if self._settings.delay == "auto" or self._settings.balance == "measured":
-            self._resolve(self.costs(supervisor, x), x)
+        # Once: a run that goes on after a loss keeps what it has begun with.
+        if self.expected_samples_per_s is None:
+            if self._settings.balance == "measured":
+                self.balance(supervisor, x)
+            if self._settings.delay == "auto" or self._settings.balance == "measured":
+                self._resolve(self.costs(supervisor, x), x)
         return self._ready(supervisor, report_every)
 
     def costs(self, supervisor: Supervisor, x: Sequence[Tensor]) -> PipelineCosts:
@@ -93,7 +110,6 @@ class PipelineRun:
         blocks = block_costs(
             supervisor, self._network.blocks, x, self._traces, self._settings, self._optimizer
         )
-
         first = best_cuts(blocks)
 
         def time_stages(cuts: Sequence[int]) -> list[float]:
@@ -115,18 +131,25 @@ class PipelineRun:
         plan: Sequence[StageProgram],
         feed: Feed,
         show: Callable[[int, Sequence[Mapping[str, Any]]], None],
+        checkpoints: RunCheckpoints,
+        saved: SavedCheckpoint | None,
     ) -> list[dict[str, Any]]:
-        """Run the stages to their end; return the rows."""
+        """Run the stages from `saved` to their end; return the rows, with those before it."""
         merger = RowMerger(self._settings.count)
-        rows: list[dict[str, Any]] = []
+        done = 0 if saved is None else saved.step
+        self.rows = [row for row in self.rows if row["step"] <= done]
+        self.timeline = [span for span in self.timeline if span["batch"] < done]
 
-        def watch(done: int, reports: list[dict[str, Any]]) -> None:
-            new = merger.add(reports)
-            rows.extend(new)
-            show(done, new)
+        def watch(look: Look) -> None:
+            new = merger.add(look.rows)
+            self.rows.extend(new)
+            self.timeline.extend(timeline_rows(look.rows))
+            checkpoints.took(look.written, self.rows)
+            show(look.batches, new)
 
-        supervisor.run(plan, feed, watch)
-        return rows
+        keeping = checkpoints.begin(self.cuts, self._link_delays, saved)
+        supervisor.run(plan, feed, watch, keeping)
+        return self.rows
 
     def resolved(self) -> dict[str, Any]:
         """Return what was decided: with it in place of "auto" and K the run repeats."""
@@ -144,7 +167,7 @@ class PipelineRun:
         supervisor.load(
             [
                 functools.partial(
-                    DelayedStage,
+                    stage_rule(self._settings.rule),
                     module,
                     stage_settings(
                         self._settings,
@@ -153,10 +176,12 @@ class PipelineRun:
                             trace.writes_input for trace in self._traces[bounds[k] : bounds[k + 1]]
                         ),
                         device=device,
+                        cut=self._crossing[k],
+                        resumable=self._resumable,
                     ),
                     optimizer=self._optimizer,
                     schedule=self._schedule,
-                    loss_fn=self._loss_fn if program.last else None,
+                    loss_fn=self._loss_fn if program.last or program.labelled else None,
                 )
                 for k, (module, program) in enumerate(zip(self._modules, plan, strict=True))
             ]
@@ -167,6 +192,7 @@ class PipelineRun:
         self._network.check_cuts(cuts)
         self.cuts = list(cuts)
         self._modules = self._network.stages(cuts)
+        self._crossing = self._crossing_at(cuts)
 
     def _ready(self, supervisor: Supervisor, report_every: int) -> list[StageProgram]:
         plan = self._load(supervisor, report_every)
@@ -193,9 +219,11 @@ def keep(
     rows: Sequence[Mapping[str, Any]],
     model: nn.Module,
     config: Mapping[str, Any],
+    timeline: Sequence[Mapping[str, Any]] = (),
 ) -> Result:
-    """Write rows, weights and summary into the run's folder; return the result."""
+    """Write rows, weights, summary and report into the run's folder; return the result."""
     table = folder.write_metrics(rows)
+    folder.write_timeline(timeline)
     weights = folder.write_weights(model.state_dict())
     gradients = sum(sum(row["stage_gradients"]) for row in rows)
     late = sum(row["staleness_mean"] * sum(row["stage_gradients"]) for row in rows)
@@ -212,7 +240,7 @@ def keep(
             "time_s": last["time_s"],
             "samples_per_s": sum(row["samples"] or 0 for row in rows) / max(trained_s, 1e-12),
             "staleness_mean": late / max(1, gradients),
-            "path": str(folder.path),
+            "path": folder.folder.uri,
         }
     )
     return Result(
@@ -220,6 +248,7 @@ def keep(
         table=table,
         model=model,
         path=folder.path,
-        checkpoint=Checkpoint.from_directory(str(weights)),
+        filesystem=folder.folder.filesystem,
+        checkpoint=Checkpoint(weights.path, filesystem=weights.filesystem),
         summary=summary,
     )

@@ -52,7 +52,11 @@ def predicted(settings: PipelineSettings, costs: PipelineCosts, label: str = "")
     delays = settings.link_delays()
     if settings.delay == "auto":
         times = [(stage.forward_s, stage.backward_s) for stage in costs.together]
-        delays = list(choose_link_delays(times, costs.message_s, replay=settings.rule.replay))
+        delays = list(
+            choose_link_delays(
+                times, costs.message_s, replay=settings.rule.replay or settings.recompute
+            )
+        )
         settings = replace(settings, delay=tuple(d or 0 for d in delays))
     return MethodPlan(
         label=label or settings.method,
@@ -99,9 +103,13 @@ def _other(
 
 
 def best(plans: Sequence[MethodPlan]) -> tuple[MethodPlan, str]:
-    """Return the method to choose, and why: the least stale of those that are as fast."""
-    fastest = min(plans, key=lambda plan: plan.period_s)
-    equal = [p for p in plans if p.period_s <= fastest.period_s * (1 + _AS_FAST)]
+    """Return the method to choose, and why: the least stale of those that are as fast.
+
+    Methods whose stages train on a gradient of their own making are no choice of speed alone.
+    """
+    exact = [plan for plan in plans if plan.settings.rule.feedback == "error"]
+    fastest = min(exact, key=lambda plan: plan.period_s)
+    equal = [p for p in exact if p.period_s <= fastest.period_s * (1 + _AS_FAST)]
     chosen = min(equal, key=lambda plan: (plan.staleness, plan.period_s))
     why = f"{chosen.speed_up:.2f}× over bp"
     if chosen.label == fastest.label and len(equal) == 1:
@@ -131,6 +139,7 @@ def held_by_stages(
             parts=settings.parts,
             flush=settings.rule.flush,
             replay=settings.rule.replay,
+            recompute=settings.recompute,
             versions=settings.weight_version == "forward",
             optimizer=optimizer,
         )

@@ -111,7 +111,7 @@ class _Rehearsal:
     ) -> None:
         self._times = times
         self._costs = costs
-        self._replay = settings.rule.replay
+        self._replay = settings.rule.replay or settings.recompute
         self._stages = [_Stage(program, StageLoop(program)) for program in plan]
         self._wires: dict[tuple[Box, int], _Wire] = {}
         """By box and the stage whose inbox it is."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.fs
 from ray.train import Checkpoint
 from torch import nn
 
@@ -21,7 +22,8 @@ class Result:
         metrics: the last row of the table.
         table: all rows, one per report.
         model: the trained model: the caller's, with the same state_dict keys.
-        path: the run's folder.
+        path: the run's folder; on a file system elsewhere, the path inside it.
+        filesystem: that the path is on.
         checkpoint: Ray Train's handle of the final weights (`model.pt`, a state_dict).
         summary: the content of result.json.
     """
@@ -30,5 +32,6 @@ class Result:
     table: pa.Table
     model: nn.Module
     path: Path
+    filesystem: pyarrow.fs.FileSystem
     checkpoint: Checkpoint
     summary: dict[str, Any]

@@ -11,6 +11,7 @@ from typing import Literal, get_args
 from actors.stage import StageProgram
 from actors.stage_actor import WireKind
 from raylab.algorithms import PIPELINE_METHODS, PipelineMethod
+from raylab.algorithms.cut_features import CutFeatures
 from raylab.algorithms.delayed_stage import StageSettings
 from raylab.algorithms.weight_versions import WeightVersion
 from raylab.errors import ConfigError
@@ -29,6 +30,8 @@ MOST_STAGES = 16
 Delay = int | Sequence[int] | Literal["auto"] | None
 Precision = Literal["float32", "bfloat16"]
 Balance = Literal["counted", "measured", "memory"]
+_DELAYED = ", ".join(name for name, method in PIPELINE_METHODS.items() if method.delayed)
+_STALE = ", ".join(name for name, method in PIPELINE_METHODS.items() if method.stale)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,14 +47,17 @@ class PipelineSettings:
     accumulate: int = 1
     delay: int | tuple[int, ...] | Literal["auto"] | None = None
     weight_version: WeightVersion = "forward"
+    recompute: bool = False
     barrier: bool = False
     micro_batches: int = 4
     clip_norm: float | None = None
     clip_value: float | None = None
     precision: Precision = "float32"
+    gradient_shrink: float = 1.0
     seed: int = 0
     wire: WireKind = "zmq"
     balance: Balance = "counted"
+    timeline: int = 0
 
     def __post_init__(self) -> None:
         if self.method not in PIPELINE_METHODS:
@@ -68,6 +74,7 @@ class PipelineSettings:
         _at_least("accumulate (M)", self.accumulate, 1)
         _at_least("micro_batches", self.micro_batches, 1)
         _at_least("seed", self.seed, 0)
+        _at_least("timeline", self.timeline, 0)
         if not 1 <= self.count <= MOST_STAGES:
             raise ConfigError(
                 f"1 <= stages <= {MOST_STAGES} must hold, but got {self.count} stages"
@@ -92,14 +99,46 @@ class PipelineSettings:
                 f"balance says how a number of stages is cut, but got balance={self.balance} with "
                 f"the cut points {list(self.stages)}: leave one of them out"
             )
+        self._check_recompute()
+        self._check_shrink()
         self._check_delay()
+
+    def _check_recompute(self) -> None:
+        if not self.recompute:
+            return
+        if not self.rule.stale or self.rule.replay:
+            raise ConfigError(
+                "recompute=true keeps inputs instead of graphs of late gradients, so it belongs to "
+                f"ddg and adl, but got method={self.method}"
+            )
+        if self.weight_version != "forward":
+            raise ConfigError(
+                "recompute=true runs a forward again with the weights that it had, so it needs "
+                f"weight_version=forward, but got {self.weight_version}: with current weights "
+                "that is method=fr or dsp"
+            )
+
+    def _check_shrink(self) -> None:
+        beta = self.gradient_shrink
+        if isinstance(beta, bool) or not isinstance(beta, (int, float)) or not 0 < beta <= 1:
+            raise ConfigError(f"0 < gradient_shrink <= 1 must hold, but got {beta!r}")
+        if beta != 1 and not self.rule.stale:
+            raise ConfigError(
+                f"gradient_shrink is for the late gradients of {_STALE}, but got "
+                f"gradient_shrink={beta} with method={self.method}"
+            )
 
     def _check_delay(self) -> None:
         method, delay = self.rule, self.delay
         if delay is not None and not method.delayed:
             raise ConfigError(
-                f"delay belongs to the delayed-gradient methods (ddg, fr, adl), but got "
+                f"delay belongs to the delayed-gradient methods ({_DELAYED}), but got "
                 f"delay={delay} with method={method.name}, whose gradients are never late"
+            )
+        if delay == "auto" and not method.stale:
+            raise ConfigError(
+                f"delay='auto' measures when late gradients come, but got method={method.name}, "
+                "which does not wait for them: give a number, or leave it out"
             )
         if isinstance(delay, tuple):
             if len(delay) != self.count - 1:
@@ -115,8 +154,13 @@ class PipelineSettings:
             raise ConfigError(f"delay must be a number, a list or 'auto', but got {delay!r}")
         if self.barrier and method.flush:
             raise ConfigError(
-                f"barrier=True is the lock step of bp, ddg, fr and adl, but got method="
+                f"barrier=True is the lock step of bp, {_STALE}, but got method="
                 f"{method.name}, which is synchronous anyway"
+            )
+        if self.barrier and method.feedback != "error":
+            raise ConfigError(
+                f"barrier=True is the lock step of bp, {_STALE}, but got method={method.name}, "
+                "whose stages wait for no gradient"
             )
 
     @property
@@ -158,19 +202,29 @@ def programs(
             stage=k,
             stages=settings.count,
             delay=delays[k],
+            link_delay=(link_delays[k] or 0) if k < settings.count - 1 else 0,
             accumulate=settings.accumulate,
             flush=settings.rule.flush,
             barrier=settings.barrier,
             offset=offsets[k] if settings.barrier else 0,
             span=span if settings.barrier else 0,
             report_every=report_every,
+            timeline=settings.timeline,
+            feedback=settings.rule.feedback,
+            labelled=settings.rule.feedback != "error",
         )
         for k in range(settings.count)
     ]
 
 
 def stage_settings(
-    settings: PipelineSettings, program: StageProgram, *, protect_inputs: bool, device: str
+    settings: PipelineSettings,
+    program: StageProgram,
+    *,
+    protect_inputs: bool,
+    device: str,
+    resumable: bool = False,
+    cut: CutFeatures | None = None,
 ) -> StageSettings:
     """Return what the computation of one stage needs to know."""
     return StageSettings(
@@ -180,13 +234,17 @@ def stage_settings(
         accumulate=program.accumulate,
         flush=program.flush,
         replay=settings.rule.replay,
+        recompute=settings.recompute,
+        resumable=resumable,
         weight_version=settings.weight_version,
         clip_norm=settings.clip_norm,
         clip_value=settings.clip_value,
         precision=settings.precision,
+        gradient_shrink=settings.gradient_shrink,
         seed=settings.seed,
         protect_inputs=protect_inputs,
         device=device,
+        cut=cut,
     )
 
 

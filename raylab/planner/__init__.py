@@ -2,6 +2,7 @@
 
 from raylab.planner.costs import LinkCost, MessageCost, PipelineCosts, StageCost
 from raylab.planner.delays import choose_link_delays, predicted_period_s
+from raylab.planner.interfaces import cut_features
 from raylab.planner.memory import BlockMemory, Held, block_memory, held, memory_matrix, stage_bytes
 from raylab.planner.partition import balanced_cuts, best_cuts, one_move, stage_costs
 from raylab.planner.trace import BlockTrace, trace_blocks
@@ -18,6 +19,7 @@ __all__ = [
     "best_cuts",
     "block_memory",
     "choose_link_delays",
+    "cut_features",
     "held",
     "memory_matrix",
     "one_move",

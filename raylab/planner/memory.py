@@ -59,6 +59,7 @@ def held(
     parts: int,
     flush: bool,
     replay: bool,
+    recompute: bool,
     versions: bool,
     optimizer: float,
 ) -> Held:
@@ -69,7 +70,8 @@ def held(
         accumulate: M, batches per update.
         parts: micro-batches per batch.
         flush: the pipeline empties before every update.
-        replay: inputs are kept instead of graphs.
+        replay: inputs are kept instead of graphs, for a forward with the weights of now.
+        recompute: inputs are kept instead of graphs, for a forward with the weights of theirs.
         versions: late gradients are evaluated at the weights of their forward.
         optimizer: copies of the weights in the optimiser's state.
     """
@@ -81,7 +83,8 @@ def held(
     if replay:
         return Held(copies=copies, graphs=1.0, inputs=delay + 1.0)
     kept = math.ceil(delay / accumulate) + 1 if versions else 0
-    return Held(copies=copies + kept, graphs=delay + 1.0, inputs=0.0)
+    graphs, inputs = (1.0, delay + 1.0) if recompute else (delay + 1.0, 0.0)
+    return Held(copies=copies + kept, graphs=graphs, inputs=inputs)
 
 
 def stage_bytes(blocks: Sequence[BlockMemory], what: Held) -> int:

@@ -1,6 +1,20 @@
-"""What a run leaves behind: rows, a folder of files, the result."""
+"""What a run leaves behind: rows, a folder of files, checkpoints."""
 
+from raylab.records.checkpoints import CheckpointStore, Part, SavedCheckpoint
 from raylab.records.folder import RunFolder, new_run_name
 from raylab.records.rows import RowMerger
+from raylab.records.storage import Storage
+from raylab.records.tensorboard import EventWriter
+from raylab.records.timeline import timeline_rows
 
-__all__ = ["RowMerger", "RunFolder", "new_run_name"]
+__all__ = [
+    "CheckpointStore",
+    "EventWriter",
+    "Part",
+    "RowMerger",
+    "RunFolder",
+    "SavedCheckpoint",
+    "Storage",
+    "new_run_name",
+    "timeline_rows",
+]

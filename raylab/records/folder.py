@@ -1,8 +1,11 @@
-"""The folder of a run. Every file is written aside and renamed, so that none is ever half-written.
+"""The folder of a run. No file in it is ever half-written: see `Storage`.
 
 <storage>/<name>/config.yaml           the resolved configuration
                  metrics.parquet       one row per report
+                 timeline.parquet      what each stage did when, in the first batches
                  result.json           summary, versions, seed, commit
+                 report.html           all of it to look at, in one page
+                 checkpoints/          step-00000120 and so on: see `CheckpointStore`
                  checkpoints/final/    model.pt: the trained weights
 """
 
@@ -15,8 +18,7 @@ import math
 import os
 import platform
 import subprocess
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,8 @@ import torch
 import yaml
 from torch import Tensor
 
-from raylab.errors import ConfigError
+from raylab.errors import ConfigError, DataError
+from raylab.records.storage import Storage
 
 __all__ = ["RunFolder", "new_run_name"]
 
@@ -51,30 +54,99 @@ class RunFolder:
         ConfigError: the folder holds a run already, or cannot be made.
     """
 
-    def __init__(self, storage: Path, name: str) -> None:
+    folder: Storage
+    """The run's own."""
+
+    def __init__(self, storage: Storage, name: str) -> None:
         if not name or "\0" in name or name in (".", "..") or Path(name).name != name:
             raise ConfigError(f"name must be one plain folder name, but got {name!r}")
-        self.path = (storage.expanduser() / name).absolute()
-        try:
-            if (self.path / "config.yaml").exists():
-                raise ConfigError(
-                    f"a run's folder must be new, but {self.path} holds a run: choose another name"
-                )
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"cannot make the folder {self.path}: {error.strerror}") from error
+        self.folder = storage.child(name)
+        self.folder.make()
+        if self.folder.exists("config.yaml"):
+            raise ConfigError(
+                f"a run's folder must be new, but {self.folder} holds a run: choose another name"
+            )
+
+    @classmethod
+    def existing(cls, folder: Storage) -> RunFolder:
+        """Open the folder of a run again.
+
+        Raises:
+            ConfigError: it is not the folder of a run.
+        """
+        if not folder.exists("config.yaml"):
+            raise ConfigError(
+                f"a run's folder must hold config.yaml, and it has metrics.parquet, result.json "
+                f"and checkpoints beside it, but {folder} holds "
+                f"{', '.join(folder.names()[:5]) or 'nothing'}: check the path"
+            )
+        run = cls.__new__(cls)
+        run.folder = folder
+        return run
+
+    @property
+    def path(self) -> Path:
+        """The path of the folder, inside its file system."""
+        return Path(self.folder.path)
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write config.yaml."""
-        text = yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True)
-        _replace(self.path / "config.yaml", lambda path: path.write_text(text, encoding="utf-8"))
+        plain = _plain(config, named=False)
+        text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+        self.folder.write("config.yaml", text.encode())
+
+    def read_config(self) -> dict[str, Any]:
+        """Return the content of config.yaml.
+
+        Raises:
+            ConfigError: it is not the YAML of a mapping.
+        """
+        try:
+            found = yaml.safe_load(self.folder.read("config.yaml"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{self.folder}/config.yaml must be YAML, but {error}") from error
+        if not isinstance(found, dict):
+            raise ConfigError(
+                f"{self.folder}/config.yaml must hold the keys of a run, but it holds a "
+                f"{type(found).__name__}"
+            )
+        return found
 
     def write_metrics(self, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-        """Write metrics.parquet; return the table."""
+        """Write metrics.parquet with all rows, in place of the one before; return the table."""
         names = list(dict.fromkeys(name for row in rows for name in row))
         table = pa.table({name: [row.get(name) for row in rows] for name in names})
-        _replace(self.path / "metrics.parquet", lambda path: pq.write_table(table, path))
+        self.folder.write("metrics.parquet", lambda file: pq.write_table(table, file))
         return table
+
+    def write_timeline(self, spans: Sequence[Mapping[str, Any]]) -> None:
+        """Write timeline.parquet, nothing where there are no spans."""
+        if spans:
+            table = pa.Table.from_pylist([dict(span) for span in spans])
+            self.folder.write("timeline.parquet", lambda file: pq.write_table(table, file))
+
+    def write_report(self, page: str) -> Path:
+        """Write report.html; return its path."""
+        self.folder.write("report.html", page.encode())
+        return self.path / "report.html"
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Return the rows of metrics.parquet, none where there is no such file yet.
+
+        Raises:
+            DataError: it is not a parquet file.
+        """
+        if not self.folder.exists("metrics.parquet"):
+            return []
+        try:
+            table = pq.read_table(pa.BufferReader(self.folder.read("metrics.parquet")))
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(
+                f"{self.folder}/metrics.parquet must be a parquet file, but {error}: move it away "
+                "to go on without the rows so far"
+            ) from error
+        rows: list[dict[str, Any]] = table.to_pylist()
+        return rows
 
     def write_result(self, summary: Mapping[str, Any]) -> dict[str, Any]:
         """Write result.json with versions and commit added; return its content."""
@@ -84,30 +156,16 @@ class RunFolder:
             "commit": _commit(),
             "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         }
-        text = json.dumps(_finite(_plain(content)), indent=2, allow_nan=False)
-        _replace(self.path / "result.json", lambda path: path.write_text(text, encoding="utf-8"))
+        text = json.dumps(_plain(content, named=True), indent=2, allow_nan=False)
+        self.folder.write("result.json", text.encode())
         found: dict[str, Any] = json.loads(text)
         return found
 
-    def write_weights(self, state: Mapping[str, Tensor]) -> Path:
+    def write_weights(self, state: Mapping[str, Tensor]) -> Storage:
         """Write the final weights as a state_dict; return the checkpoint's folder."""
-        folder = self.path / "checkpoints" / "final"
-        folder.mkdir(parents=True, exist_ok=True)
-        _replace(folder / "model.pt", lambda path: torch.save(dict(state), path))
+        folder = self.folder.child("checkpoints", "final")
+        folder.write("model.pt", lambda file: torch.save(dict(state), file))
         return folder
-
-
-def _replace(target: Path, write: Callable[[Path], object]) -> None:
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    os.close(handle)
-    aside = Path(name)
-    try:
-        write(aside)
-        aside.chmod(0o644)
-        aside.replace(target)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
 
 
 def _versions() -> dict[str, str]:
@@ -135,21 +193,17 @@ def _commit() -> str | None:
     return answer.stdout.strip() or None if answer.returncode == 0 else None
 
 
-def _plain(value: Any) -> Any:
-    """Return a value of lists, dictionaries, numbers and text; anything else by its text."""
+def _plain(value: Any, *, named: bool) -> Any:
+    """Return a value of lists, dictionaries, numbers and text; anything else by its text.
+
+    Args:
+        value: to turn.
+        named: also NaN and the infinities by their names, since JSON does not have them.
+    """
     if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
+        return {str(key): _plain(each, named=named) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(each) for each in value]
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
-
-
-def _finite(value: Any) -> Any:
-    """Replace NaN and infinities, which JSON does not have, by their names."""
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(each) for each in value]
-    if isinstance(value, float) and not math.isfinite(value):
+        return [_plain(each, named=named) for each in value]
+    if isinstance(value, float) and named and not math.isfinite(value):
         return str(value)
-    return value
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

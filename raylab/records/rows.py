@@ -1,11 +1,14 @@
 """Reports of K stages into one row of a table.
 
 Units stand in the names: `_s` seconds, `_bytes`, and counts without. Columns that begin with
-`stage_` are lists, one value a stage.
+`stage_` are lists, one value a stage. `staleness_counts` is a histogram: entry i is the number of
+gradients that were i updates old. Only with DGL there are the stages' local losses, `stage_loss`;
+only with DNI `synthesis_mse`, the mean squared error of the synthetic gradients of a sample's loss.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -49,6 +52,7 @@ class RowMerger:
             "samples_per_s": last.get("samples", 0) / trained_s if trained_s > 0 else 0.0,
             "staleness_mean": sum(s["staleness_sum"] for s in stages) / max(1, gradients),
             "staleness_max": max(s["staleness_max"] for s in stages),
+            "staleness_counts": _added([s["staleness_counts"] for s in stages]),
             "updates": last["updates"],
             "learning_rate": last.get("learning_rate"),
             "blocked_s": sum(s["blocked_s"] for s in stages) / self._stages,
@@ -57,6 +61,8 @@ class RowMerger:
             "stage_trained_s": [s["trained_s"] for s in stages],
             "stage_blocked_s": [s["blocked_s"] for s in stages],
             "stage_staleness_mean": [s["staleness_sum"] / max(1, s["gradients"]) for s in stages],
+            "stage_staleness_max": [s["staleness_max"] for s in stages],
+            "stage_staleness_counts": [s["staleness_counts"] for s in stages],
             "stage_gradients": [s["gradients"] for s in stages],
             "stage_updates": [s["updates"] for s in stages],
             "stage_graphs_peak": [s["graphs_peak"] for s in stages],
@@ -66,8 +72,19 @@ class RowMerger:
                 for s in stages
             ],
         }
+        if any("loss" in s for s in stages[:-1]):
+            row["stage_loss"] = [s.get("loss") for s in stages]
+        errors = [s.get("synthesis_mse") for s in stages]
+        known = [error for error in errors if error is not None]
+        if known:
+            row["synthesis_mse"] = sum(known) / len(known)
+            row["stage_synthesis_mse"] = errors
         return row
 
 
 def _over_boxes(report: Row, suffix: str) -> int:
     return sum(int(value) for name, value in report.items() if name.endswith(suffix))
+
+
+def _added(histograms: Sequence[Sequence[int]]) -> list[int]:
+    return [sum(counts) for counts in itertools.zip_longest(*histograms, fillvalue=0)]

@@ -101,7 +101,7 @@ def _methods(plan: Mapping[str, Any]) -> Table:
         table.add_row(*cells, style="bold" if chosen else None)
     notes = ["* as asked for; memory of the fullest stage"]
     if any(row["method"] in _LOCAL for row in plan["methods"]):
-        notes.append(f"{' and '.join(_LOCAL)} without the time of their own small networks")
+        notes.append(f"{' and '.join(_LOCAL)} without their own small networks, and not compared")
     table.caption = "; ".join(notes)
     table.caption_justify = "left"
     return table

@@ -34,19 +34,19 @@ from torch import Tensor, nn
 
 __all__ = ["METHODS", "Optimiser", "Outcome", "eq17", "train"]
 
-METHODS = ("bp", "gpipe", "1f1b", "ddg", "fr", "adl", "family")
+METHODS = ("bp", "gpipe", "1f1b", "ddg", "fr", "adl", "dsp", "family")
 
 State = dict[str, Tensor]
 Batch = tuple[Tensor, Tensor]
 LossFn = Callable[[Tensor, Tensor], Tensor]
 
-_LINK_DELAY = {"bp": 0, "ddg": 1, "fr": 1, "adl": 2}
+_LINK_DELAY = {"bp": 0, "ddg": 1, "fr": 1, "adl": 2, "dsp": 2}
 _MICRO_BATCHED = ("gpipe", "1f1b")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimiser:
-    """Which update rule, and its constants; the formulas are written out in `_Stepper`."""
+    """Which update rule, and its constants; the formulas are written out in `Stepper`."""
 
     kind: Literal["sgd", "adam"]
     lr: float
@@ -101,6 +101,7 @@ def train(
     replay: bool = False,
     weight_version: Literal["forward", "current"] = "forward",
     micro_batches: int = 4,
+    gradient_shrink: float = 1.0,
     lr_factor: Callable[[int], float] | None = None,
 ) -> Outcome:
     """Train a copy of `model` with one of the pipeline methods, serially.
@@ -121,12 +122,13 @@ def train(
             (15); "current" reads current weights in the backward formulas but keeps the old
             activations. A replay uses current weights for both, so that it ignores this.
         micro_batches: how many at most a batch is cut into, for "gpipe" and "1f1b" only.
+        gradient_shrink: beta, by which what a stage sends down is multiplied (FDG).
         lr_factor: of a stage's update number s, multiplies the learning rate; default 1.
 
     Raises:
         ValueError: an argument is out of its range or does not belong to the method.
     """
-    stages = _cut(model, cuts)
+    stages = cut_model(model, cuts)
     delays, replay = _resolve(method, len(stages), link_delays, replay)
     if weight_version not in ("forward", "current"):
         raise ValueError(f"weight_version must be 'forward' or 'current', but got {weight_version}")
@@ -146,6 +148,7 @@ def train(
         optimiser=optimiser,
         accumulate=accumulate,
         current=weight_version == "current",
+        shrink=gradient_shrink,
         lr_factor=lr_factor or (lambda _: 1.0),
     )
     if method in _MICRO_BATCHED:
@@ -231,6 +234,7 @@ class _Run:
     optimiser: Optimiser
     accumulate: int  # M
     current: bool  # weight_version == "current"
+    shrink: float  # beta
     lr_factor: Callable[[int], float]
 
     @property
@@ -265,15 +269,15 @@ class _Stage:
         self.replays = replay and delay > 0
         self.indices = run.count + delay  # of these, the last D_k are the drain
         self.template = copy.deepcopy(blocks).train()
-        self.trained = _trained(self.template)
-        self.versions = [_parameters(self.template)]
-        self.buffers = [_buffers(self.template)]
+        self.trained = trained_of(self.template)
+        self.versions = [parameters_of(self.template)]
+        self.buffers = [buffers_of(self.template)]
         self.live = self.buffers[0]
         self.inputs: list[Tensor] = []
         self.forward_version: list[int] = []
         self.losses: list[float] = []
         self.errors: dict[int, Tensor] = {}
-        self.stepper = _Stepper(run.optimiser)
+        self.stepper = Stepper(run.optimiser)
         self.window: list[State] = []
         self.window_staleness: list[int] = []
         self.staleness: list[list[int]] = []
@@ -296,13 +300,13 @@ class _Stage:
         assert n == len(self.inputs)
         self.inputs.append(h)
         self.forward_version.append(self.updates)
-        module = _load(self.template, self.versions[-1], self.live)
+        module = load(self.template, self.versions[-1], self.live)
         with torch.no_grad():
             out: Tensor = module(h.clone())
             if self.last:
                 self.losses.append(self.run.loss_fn(out, self.run.batches[n][1]).item())
         if not self.replays:
-            self.live = _buffers(module)
+            self.live = buffers_of(module)
         return out
 
     def backward(self, n: int) -> Tensor | None:
@@ -317,12 +321,12 @@ class _Stage:
             return None
         self.window_staleness.append(self.updates - self.forward_version[b])
         if self.replays:
-            module = _load(self.template, self.versions[-1], self.live)
+            module = load(self.template, self.versions[-1], self.live)
             reading: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
         else:
             # Whatever this second run does to the buffers is dropped with the copy.
             old = self.versions[self.forward_version[b]]
-            module = _load(self.template, old, self.buffers[b])
+            module = load(self.template, old, self.buffers[b])
             reading = (
                 _backward_reads(module, self.versions[-1])
                 if self.run.current
@@ -336,16 +340,16 @@ class _Stage:
                 out = self.run.loss_fn(out, self.run.batches[b][1])
         gradient, error = _differentiate(out, None if self.last else self.errors[b], module, h)
         if self.replays:
-            self.live = _buffers(module)
+            self.live = buffers_of(module)
         self.window.append(gradient)
-        return error
+        return None if error is None else self.run.shrink * error
 
     def close(self, n: int) -> None:
         """End index n: update if it closes a window or is this stage's last (ADL 16, HUO 5.9)."""
         if (n + 1) % self.run.accumulate == 0 or n + 1 == self.indices:
             weights = self.versions[-1]
             zero = {name: torch.zeros_like(weights[name]) for name in self.trained}
-            mean = _scaled_sum(self.window, 1 / self.run.accumulate, zero)
+            mean = scaled_sum(self.window, 1 / self.run.accumulate, zero)
             factor = self.run.lr_factor(self.updates)
             self.versions.append(self.stepper.step(weights, mean, factor))
             self.staleness.append(self.window_staleness)
@@ -355,10 +359,10 @@ class _Stage:
     def state_at(self, n: int) -> State:
         """Return weights and buffers as index n finds them."""
         s = n // self.run.accumulate
-        return _state_dict(_load(self.template, self.versions[s], self.buffers[n]))
+        return state_dict_of(load(self.template, self.versions[s], self.buffers[n]))
 
     def final_state(self) -> State:
-        return _state_dict(_load(self.template, self.versions[-1], self.buffers[-1]))
+        return state_dict_of(load(self.template, self.versions[-1], self.buffers[-1]))
 
 
 def _outcome(run: _Run, chain: list[_Stage]) -> Outcome:
@@ -391,10 +395,10 @@ def _train_synchronously(run: _Run, model: nn.Module, stages: int, micro_batches
     from where the batch found them, weighted alike.
     """
     template = copy.deepcopy(model).train()
-    zero = {name: torch.zeros_like(_parameters(template)[name]) for name in _trained(template)}
-    stepper = _Stepper(run.optimiser)
-    versions = [_parameters(template)]  # after s updates
-    buffers = [_buffers(template)]  # before batch n
+    zero = {name: torch.zeros_like(parameters_of(template)[name]) for name in trained_of(template)}
+    stepper = Stepper(run.optimiser)
+    versions = [parameters_of(template)]  # after s updates
+    buffers = [buffers_of(template)]  # before batch n
     losses: list[float] = []
     window: list[State] = []
     staleness: list[list[int]] = []
@@ -403,12 +407,12 @@ def _train_synchronously(run: _Run, model: nn.Module, stages: int, micro_batches
         moved: list[tuple[float, State]] = []
         losses.append(0.0)
         for x_part, y_part in zip(x.chunk(micro_batches), y.chunk(micro_batches), strict=True):
-            module = _load(template, versions[-1], buffers[-1])
+            module = load(template, versions[-1], buffers[-1])
             share = len(x_part) / len(x)
             loss = run.loss_fn(module(x_part.clone()), y_part) * share
             losses[n] += loss.item()
             parts.append(_differentiate(loss, None, module, x_part)[0])
-            moved.append((share, _buffers(module)))
+            moved.append((share, buffers_of(module)))
         buffers.append(
             {
                 name: torch.stack([share * each[name] for share, each in moved]).sum(0)
@@ -417,16 +421,16 @@ def _train_synchronously(run: _Run, model: nn.Module, stages: int, micro_batches
                 for name, first in moved[0][1].items()
             }
         )
-        window.append(_scaled_sum(parts, 1.0, zero))
+        window.append(scaled_sum(parts, 1.0, zero))
         if len(window) == run.accumulate or n + 1 == run.count:
-            mean = _scaled_sum(window, 1 / run.accumulate, zero)
+            mean = scaled_sum(window, 1 / run.accumulate, zero)
             factor = run.lr_factor(len(staleness))
             versions.append(stepper.step(versions[-1], mean, factor))
             staleness.append([0 for _ in window])
             window = []
 
     def state_at(s: int, n: int) -> State:
-        return _state_dict(_load(template, versions[s], buffers[n]))
+        return state_dict_of(load(template, versions[s], buffers[n]))
 
     return Outcome(
         state=state_at(-1, -1),
@@ -440,7 +444,7 @@ def _train_synchronously(run: _Run, model: nn.Module, stages: int, micro_batches
 # --- arithmetic ---------------------------------------------------------------------------------
 
 
-class _Stepper:
+class Stepper:
     """SGD and Adam by their formulas, with the moments of one stage."""
 
     def __init__(self, optimiser: Optimiser) -> None:
@@ -477,7 +481,7 @@ class _Stepper:
         return m_hat / (v_hat.sqrt() + self.optimiser.eps)
 
 
-def _scaled_sum(gradients: list[State], scale: float, zero: State) -> State:
+def scaled_sum(gradients: list[State], scale: float, zero: State) -> State:
     """Return scale times the sum; an empty list is the zero gradient of start-up (HUO 5.8)."""
     return {name: scale * sum((g[name] for g in gradients), zero[name]) for name in zero}
 
@@ -525,7 +529,7 @@ def _backward_reads(module: nn.Module, current: State) -> Iterator[None]:
 # --- modules and states -------------------------------------------------------------------------
 
 
-def _cut(model: nn.Sequential, cuts: Sequence[int]) -> list[nn.Sequential]:
+def cut_model(model: nn.Sequential, cuts: Sequence[int]) -> list[nn.Sequential]:
     """Return the stages' blocks under their names in the whole chain."""
     blocks = list(model._modules.items())
     bounds = [0, *cuts, len(blocks)]
@@ -552,10 +556,10 @@ def _resolve(
         return delays, replay
     if link_delays is not None or replay:
         raise ValueError(f"link_delays and replay belong to 'family', but got method={method!r}")
-    return [_LINK_DELAY.get(method, 0)] * (stages - 1), method == "fr"
+    return [_LINK_DELAY.get(method, 0)] * (stages - 1), method in ("fr", "dsp")
 
 
-def _load(template: nn.Module, parameters: State, buffers: State) -> nn.Module:
+def load(template: nn.Module, parameters: State, buffers: State) -> nn.Module:
     """Return a fresh copy of the template that holds these parameters and buffers."""
     module = copy.deepcopy(template)
     with torch.no_grad():
@@ -566,17 +570,17 @@ def _load(template: nn.Module, parameters: State, buffers: State) -> nn.Module:
     return module
 
 
-def _parameters(module: nn.Module) -> State:
+def parameters_of(module: nn.Module) -> State:
     return {name: p.detach().clone() for name, p in module.named_parameters()}
 
 
-def _trained(module: nn.Module) -> list[str]:
+def trained_of(module: nn.Module) -> list[str]:
     return [name for name, p in module.named_parameters() if p.requires_grad]
 
 
-def _buffers(module: nn.Module) -> State:
+def buffers_of(module: nn.Module) -> State:
     return {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
 
 
-def _state_dict(module: nn.Module) -> State:
+def state_dict_of(module: nn.Module) -> State:
     return {key: value.detach().clone() for key, value in module.state_dict().items()}

@@ -154,7 +154,7 @@ def test_python_m_raylab_is_raylab():
         ("train adl optimizer_options.nestrov=true", "but got nestrov"),
         ("train adl recipe=adll", "did you mean adl?"),
         ("train adl schedule=steps", "schedule=steps needs milestones"),
-        ("train adl storage=s3://bucket", "storage_path must be a local folder"),
+        ("train adl storage=nowhere://bucket", "must be a local folder or an address"),
     ],
 )
 def test_bad_input_is_explained_before_anything_starts(capsys, words, message):

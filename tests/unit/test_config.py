@@ -119,7 +119,10 @@ def test_a_dot_into_what_is_no_mapping_is_refused():
 @pytest.mark.parametrize(
     ("pair", "rule"),
     [
-        ("method=afl", "`method` must be one of bp, gpipe, 1f1b, ddg, fr, adl, but got 'afl'"),
+        (
+            "method=afl",
+            "`method` must be one of bp, gpipe, 1f1b, ddg, fr, adl, dsp, dni, dgl, but got 'afl'",
+        ),
         ("epochs=0", "`epochs` must be a whole number >= 1, but got 0"),
         ("epochs=2.5", "`epochs` must be a whole number >= 1, but got 2.5"),
         ("epochs=true", "`epochs` must be a whole number >= 1, but got true"),

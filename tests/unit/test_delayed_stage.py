@@ -659,6 +659,7 @@ def test_staleness_is_counted_in_updates_once_a_batch():
     row = stage.report()
     assert (row["updates"], row["gradients"]) == (5, 3)
     assert (row["staleness_sum"], row["staleness_max"]) == (6, 2)
+    assert row["staleness_counts"] == [0, 0, 3]
     assert (row["graphs_peak"], row["inputs_peak"]) == (3, 3)
     assert stage.report()["gradients"] == 0
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import pickle
 import struct
 from collections.abc import Callable, Sequence
 
 import pytest
 import torch
+import xxhash
 from torch import Tensor
 
-from actors.errors import MailboxError
+from actors.errors import CorruptMessageError, LinkError, MailboxError
 from actors.messages import Kind, Message, decode, encode, size_bytes
 from actors.protocols import Unit
 
@@ -145,7 +147,7 @@ def test_absent_gradients_stay_absent_and_the_others_keep_their_places(
 def test_a_marker_is_one_small_frame(kind: Kind):
     frames = encode(0, Message(kind, 12345678901))
     assert len(frames) == 1
-    assert memoryview(frames[0]).nbytes <= 40
+    assert memoryview(frames[0]).nbytes <= 48
     assert decode(frames)[1] == Message(kind, 12345678901)
 
 
@@ -236,21 +238,34 @@ def good() -> Frames:
 
 def header(*, kind: int = 0, code: int = 0, shape: Sequence[int] = (2,)) -> bytes:
     fixed = struct.pack(FIXED, 0, kind, 1, 0, 0, 1, 1.0)
-    return fixed + struct.pack(f"<BB{len(shape)}Q", code, len(shape), *shape)
+    return bytes(8) + fixed + struct.pack(f"<BB{len(shape)}Q", code, len(shape), *shape)
+
+
+def signed(frames: Frames) -> Frames:
+    """The frames with the checksum of a sender that meant them so."""
+    if not frames or len(frames[0]) < 8:
+        return frames
+    checksum = 0
+    for part in (frames[0][8:], *frames[1:]):
+        checksum = xxhash.xxh3_64_intdigest(part, checksum)
+    return [struct.pack("<Q", checksum) + frames[0][8:], *frames[1:]]
 
 
 def test_the_malformed_frames_below_are_made_from_good_ones():
     sequence, got = decode(good())
     assert (sequence, len(got.tensors)) == (0, 2)
-    (one,) = decode([header(), struct.pack("<2f", 1, 2)])[1].tensors
+    assert signed(good()) == good()
+    (one,) = decode(signed([header(), struct.pack("<2f", 1, 2)]))[1].tensors
     assert_same(one, torch.tensor([1.0, 2.0]))
 
 
 MALFORMED: dict[str, Callable[[], Frames]] = {
     "no frame": list,
     "an empty header": lambda: [b""],
-    "a header cut in the fixed part": lambda: [good()[0][:20], *good()[1:]],
-    "a header cut before the first tensor": lambda: [good()[0][:34], *good()[1:]],
+    "a header cut in the checksum": lambda: [good()[0][:5], *good()[1:]],
+    "a header of a checksum": lambda: [good()[0][:8], *good()[1:]],
+    "a header cut in the fixed part": lambda: [good()[0][:28], *good()[1:]],
+    "a header cut before the first tensor": lambda: [good()[0][:42], *good()[1:]],
     "a header cut in a shape": lambda: [good()[0][:-3], *good()[1:]],
     "a header with something behind": lambda: [good()[0] + b"\0", *good()[1:]],
     "a frame missing": lambda: good()[:-1],
@@ -269,15 +284,63 @@ MALFORMED: dict[str, Callable[[], Frames]] = {
 }
 
 
-@pytest.mark.parametrize("frames", MALFORMED.values(), ids=MALFORMED.keys())
-def test_frames_that_are_not_one_message_are_refused(frames: Callable[[], Frames]):
-    with pytest.raises(MailboxError, match="not one message"):
+malformed = pytest.mark.parametrize("frames", MALFORMED.values(), ids=MALFORMED.keys())
+
+
+@malformed
+def test_frames_that_are_not_one_message_are_refused_whatever_their_checksum(
+    frames: Callable[[], Frames],
+):
+    with pytest.raises(CorruptMessageError, match=r"labels 0->1: frames of .* not one message"):
+        decode(signed(frames()), "labels 0->1")
+
+
+@malformed
+def test_frames_that_are_not_as_they_were_sent_are_refused(frames: Callable[[], Frames]):
+    with pytest.raises(CorruptMessageError, match=r"not one message|not arrive as it was put"):
         decode(frames())
 
 
 def test_the_refusal_tells_the_sizes_of_the_frames():
-    with pytest.raises(MailboxError, match=r"frames of \[44, 7\] bytes"):
-        decode([header(), bytes(7)])
+    with pytest.raises(MailboxError, match=r"frames of \[52, 7\] bytes"):
+        decode(signed([header(), bytes(7)]))
+
+
+# ------------------------------------------------------------------ what is damaged
+
+
+def test_damage_is_told_with_link_number_and_both_checksums():
+    frames = [bytes(f) for f in encode(12345, Message(Kind.BATCH, 0, (torch.zeros(2),)))]
+    expected = struct.unpack_from("<Q", frames[0])[0]
+    frames[1] = b"\1" + frames[1][1:]
+    found = struct.unpack_from("<Q", signed(frames)[0])[0]
+    with pytest.raises(CorruptMessageError) as caught:
+        decode(frames, "gradients 2->1")
+    text = str(caught.value)
+    assert "gradients 2->1: the message with sequence number 12345" in text
+    assert f"was {expected:#018x}, but now it is {found:#018x}" in text
+
+
+def test_a_tensor_that_is_written_after_it_was_put_is_noticed():
+    sent = torch.zeros(1000)
+    frames = encode(0, Message(Kind.BATCH, 0, (sent,)))
+    decode(frames)
+    sent[500] = 1
+    with pytest.raises(CorruptMessageError, match="writes into a tensor that it has passed on"):
+        decode(frames)
+
+
+@pytest.mark.parametrize("kind", [CorruptMessageError, LinkError])
+def test_the_errors_of_a_link_are_errors_of_mailboxes_and_survive_pickling(
+    kind: type[MailboxError],
+):
+    copy = pickle.loads(pickle.dumps(kind("the link was cut")))  # noqa: S301
+    assert type(copy) is kind
+    assert isinstance(copy, MailboxError)
+    assert str(copy) == "the link was cut"
+
+
+# ------------------------------------------------------------------ what cannot be sent
 
 
 def test_a_dtype_that_messages_cannot_carry_is_named_with_the_way_out():

@@ -195,7 +195,14 @@ def test_the_memory_of_a_graph_is_what_autograd_saves():
     assert [each.input_bytes for each in (first, relu, last)] == [2048, 4096, 4096]
 
 
-HELD = {"accumulate": 1, "parts": 1, "flush": False, "replay": False, "versions": True}
+HELD = {
+    "accumulate": 1,
+    "parts": 1,
+    "flush": False,
+    "replay": False,
+    "recompute": False,
+    "versions": True,
+}
 
 
 @pytest.mark.parametrize(
@@ -206,6 +213,7 @@ HELD = {"accumulate": 1, "parts": 1, "flush": False, "replay": False, "versions"
         ({"delay": 6, "accumulate": 4}, 6, 7, 0),
         ({"delay": 3, "versions": False}, 3, 4, 0),
         ({"delay": 3, "replay": True}, 3, 1, 4),
+        ({"delay": 3, "recompute": True}, 7, 1, 4),
         ({"delay": None, "flush": True, "parts": 8, "accumulate": 2}, 3, 2, 0),
         ({"delay": 3, "flush": True, "parts": 8}, 3, 0.5, 0),
     ],

@@ -16,8 +16,9 @@ from raylab.errors import ConfigError
 pytestmark = pytest.mark.unit
 
 METHODS = tuple(PIPELINE_METHODS)
-DELAYED = ("ddg", "fr", "adl")
-FRESH = ("bp", "gpipe", "1f1b")
+DELAYED = ("ddg", "fr", "adl", "dsp")
+LOCAL = ("dni", "dgl")
+FRESH = ("bp", "gpipe", "1f1b", "dgl")
 
 
 def make(method: str = "adl", stages: Any = 4, **settings: Any) -> PipelineSettings:
@@ -31,8 +32,11 @@ def plan(settings: PipelineSettings, report_every: int = 0):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"method": "adll"}, "must be one of bp, gpipe, 1f1b, ddg, fr, adl.*did you mean adl"),
-        ({"method": "zzzzz"}, "must be one of bp, gpipe, 1f1b, ddg, fr, adl, but got 'zzzzz'$"),
+        ({"method": "adll"}, "must be one of bp, gpipe, .*did you mean adl"),
+        (
+            {"method": "zzzzz"},
+            "must be one of bp, gpipe, 1f1b, ddg, fr, adl, dsp, dni, dgl, but got 'zzzzz'$",
+        ),
         ({"accumulate": 0}, r"accumulate \(M\) >= 1 must hold for an integer, but got 0"),
         ({"accumulate": 1.5}, r"accumulate \(M\) >= 1 must hold for an integer, but got 1.5"),
         ({"accumulate": True}, r"accumulate \(M\) >= 1 must hold for an integer, but got True"),
@@ -83,10 +87,45 @@ def test_any_delay_goes_with_a_late_method(method, delay):
     assert make(method, delay=delay).delay == delay
 
 
+@pytest.mark.parametrize("beta", [0, 0.0, -0.5, 1.01, math.nan, "0.5", True, None])
+def test_gradient_shrink_must_be_a_factor_that_leaves_something(beta):
+    with pytest.raises(ConfigError, match="0 < gradient_shrink <= 1 must hold, but got"):
+        make("ddg", gradient_shrink=beta)
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in DELAYED])
+def test_gradient_shrink_belongs_to_late_gradients(method):
+    assert make(method, gradient_shrink=1).gradient_shrink == 1
+    with pytest.raises(ConfigError, match=f"ddg, fr, adl, dsp, .*method={method}"):
+        make(method, gradient_shrink=0.9)
+
+
 @pytest.mark.parametrize("method", ["gpipe", "1f1b"])
 def test_lock_step_is_refused_where_a_method_is_synchronous_anyway(method):
     with pytest.raises(ConfigError, match=f"barrier=True .* got method={method}"):
         make(method, barrier=True)
+
+
+@pytest.mark.parametrize("method", LOCAL)
+def test_lock_step_is_refused_where_no_stage_waits_for_a_gradient(method):
+    with pytest.raises(ConfigError, match=f"barrier=True .* got method={method}.*wait for no"):
+        make(method, barrier=True)
+
+
+def test_the_delay_of_dni_is_that_of_its_corrections_link_by_link():
+    assert [p.link_delay for p in plan(make("dni"))] == [1, 1, 1, 0]
+    made = plan(make("dni", delay=(0, 3, 2)))
+    assert [p.link_delay for p in made] == [0, 3, 2, 0]
+    assert {p.delay for p in made} == {0}
+    with pytest.raises(ConfigError, match="delay='auto' .* got method=dni"):
+        make("dni", delay="auto")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_stage_has_labels_where_it_makes_its_own_gradients(method):
+    feedback = {"dni": "target", "dgl": "none"}.get(method, "error")
+    assert [p.feedback for p in plan(make(method))] == [feedback] * 4
+    assert [p.labelled for p in plan(make(method))] == [method in LOCAL] * 4
 
 
 @pytest.mark.parametrize("method", ["bp", *DELAYED])
@@ -102,7 +141,7 @@ def test_stages_are_a_number_or_cut_points(stages, count):
 
 
 def test_micro_batches_count_for_the_methods_that_have_them():
-    assert [make(method, micro_batches=8).parts for method in METHODS] == [1, 8, 8, 1, 1, 1]
+    assert [make(method, micro_batches=8).parts for method in METHODS] == [1, 8, 8] + [1] * 6
 
 
 @pytest.mark.parametrize("balance", ["measured", "memory"])
@@ -128,6 +167,9 @@ def test_settings_are_frozen_and_survive_pickling():
         ("ddg", [3, 2, 1, 0]),
         ("fr", [3, 2, 1, 0]),
         ("adl", [6, 4, 2, 0]),
+        ("dsp", [6, 4, 2, 0]),
+        ("dni", [0, 0, 0, 0]),
+        ("dgl", [0, 0, 0, 0]),
     ],
 )
 def test_the_delay_of_a_stage_is_the_sum_of_the_links_above_it(method, delays):
@@ -202,7 +244,7 @@ def test_a_stage_is_told_all_that_it_computes_with(method):
         assert (found.stage, found.stages) == (program.stage, 4)
         assert (found.delay, found.accumulate) == (program.delay, 3)
         assert found.flush == (method in ("gpipe", "1f1b"))
-        assert found.replay == (method == "fr")
+        assert found.replay == (method in ("fr", "dsp"))
         assert found.weight_version == "current"
         assert (found.clip_norm, found.clip_value) == (1.5, 0.5)
         assert (found.precision, found.seed) == ("bfloat16", 11)

@@ -1,0 +1,55 @@
+"""Writes a stage's parts of checkpoints beside its computation.
+
+One thread, one part at a time: a stage that comes to its next checkpoint while the last one is
+still being written waits for it, so that memory holds two parts at most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+__all__ = ["PartWriter", "WritePart"]
+
+WritePart = Callable[[int, str, Mapping[str, Any]], Any]
+"""(step, name, content) -> whatever whoever commits the checkpoint wants to know of the part."""
+
+
+class PartWriter:
+    """Write parts through `write`, one after another, in a thread.
+
+    Args:
+        name: of the stage's parts.
+        write: puts one part where it belongs.
+        written: takes the step and what `write` returned, in the thread.
+    """
+
+    def __init__(self, name: str, write: WritePart, written: Callable[[int, Any], None]) -> None:
+        self._name = name
+        self._write = write
+        self._written = written
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._last: Future[None] | None = None
+
+    def __call__(self, step: int, content: dict[str, Any]) -> None:
+        """Begin to write a part, once the one before is there.
+
+        Raises:
+            Exception: what writing the one before has raised.
+        """
+        self.settle()
+        self._last = self._thread.submit(self._put, step, content)
+
+    def settle(self) -> None:
+        """Wait until everything is written, and raise what went wrong."""
+        if self._last is not None:
+            self._last.result()
+        self._last = None
+
+    def close(self) -> None:
+        """End the thread; what has begun is written to its end."""
+        self._thread.shutdown()
+
+    def _put(self, step: int, content: dict[str, Any]) -> None:
+        self._written(step, self._write(step, self._name, content))

@@ -1,0 +1,75 @@
+"""What one stage puts into a checkpoint: its loop, its rule, and the gradients under way to it.
+
+At the marker the stage below a link has not yet taken the gradients that the link's delay stands
+for. They are copied as they come, during the next batches, so that nothing is kept in memory for a
+checkpoint that is not being made; then the part is complete.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from actors.protocols import Tensors, Unit
+from actors.stage import LoopState, StageProgram
+
+__all__ = ["StageSnapshot", "gradients_of", "loop_of"]
+
+
+_UNITS = ("open", "uncorrected")
+
+
+class StageSnapshot:
+    """A part of a checkpoint in the making.
+
+    Args:
+        program: of the stage.
+        state: where its loop stands.
+        content: what else is saved, by name; made of tensors nobody writes to, numbers and text.
+    """
+
+    def __init__(self, program: StageProgram, state: LoopState, content: Mapping[str, Any]) -> None:
+        self.step = state.batches
+        self._awaited = {(unit.batch, unit.part) for unit in state.under_way(program)}
+        self._gradients: list[dict[str, Any]] = []
+        self._content = {
+            **content,
+            "loop": {**asdict(state), **{name: _plain(getattr(state, name)) for name in _UNITS}},
+        }
+
+    @property
+    def complete(self) -> bool:
+        """Whether every gradient that was under way has come."""
+        return not self._awaited
+
+    def took(self, batch: int, part: int, gradients: Tensors) -> None:
+        """Note a gradient that the stage has taken; others than those under way do not matter."""
+        if (batch, part) in self._awaited:
+            self._awaited.remove((batch, part))
+            # A received tensor may be a view of a frame; it is saved before its memory goes.
+            tensors = list(gradients)
+            self._gradients.append({"batch": batch, "part": part, "tensors": tensors})
+
+    def content(self) -> dict[str, Any]:
+        """Return the part: nested dictionaries and lists of tensors, numbers and text."""
+        return {**self._content, "gradients": self._gradients}
+
+
+def loop_of(part: Mapping[str, Any]) -> LoopState:
+    """Return where the loop of a saved part goes on."""
+    loop = dict(part["loop"])
+    return LoopState(**{**loop, **{name: _units(loop[name]) for name in _UNITS}})
+
+
+def gradients_of(part: Mapping[str, Any]) -> dict[tuple[int, int], Tensors]:
+    """Return the gradients under way of a saved part, by batch and micro-batch."""
+    return {(g["batch"], g["part"]): tuple(g["tensors"]) for g in part["gradients"]}
+
+
+def _plain(units: Iterable[Unit]) -> list[dict[str, Any]]:
+    return [asdict(unit) for unit in units]
+
+
+def _units(plain: Iterable[Mapping[str, Any]]) -> tuple[Unit, ...]:
+    return tuple(Unit(**unit) for unit in plain)

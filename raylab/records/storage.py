@@ -1,0 +1,267 @@
+"""`Storage`: a folder on a pyarrow file system, of this machine or far away."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem, SubTreeFileSystem
+
+from raylab.errors import ConfigError, DataError, RaylabError
+
+__all__ = ["Storage"]
+
+_SCHEMES = {"s3": "s3", "gcs": "gs", "abfs": "abfs", "hdfs": "hdfs"}
+"""Of addresses, by pyarrow's name of the file system."""
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """A folder, which need not exist yet; made with `Storage.at`. It can be pickled.
+
+    A file is written aside, under a hidden name of its own in the same folder, and moved over its
+    target when it is whole: no reader ever sees half a file, whenever the writer ends. On a local
+    disk the bytes are on the disk before the move. An object store moves by a copy and a deletion,
+    so there a file may have 5 GB at most (of S3's copy in one piece).
+
+    >>> import tempfile
+    >>> folder = Storage.at(tempfile.mkdtemp()).child("runs")
+    >>> folder.write("note.txt", b"seen whole or not at all")
+    >>> folder.names(), folder.read("note.txt")[:10]
+    (['note.txt'], b'seen whole')
+
+    Args:
+        filesystem: where the folder is.
+        path: of the folder inside the file system; without a slash at its end.
+    """
+
+    filesystem: FileSystem
+    path: str
+
+    @classmethod
+    def at(cls, where: str | os.PathLike[str], filesystem: FileSystem | None = None) -> Storage:
+        """Return the folder.
+
+        Args:
+            where: a local path, which is made absolute, with ~ for the home; or a URI such as
+                s3://bucket/path; or, with a file system, a path inside that.
+            filesystem: a pyarrow file system.
+
+        Raises:
+            ConfigError: there is no such kind of storage, or what it asks for cannot be reached.
+        """
+        text = os.fspath(where)
+        if filesystem is None and "://" in text:
+            filesystem, text = _from_uri(text)
+        filesystem = LocalFileSystem() if filesystem is None else filesystem
+        if not isinstance(filesystem, FileSystem):
+            raise ConfigError(
+                f"a storage's file system must be one of pyarrow.fs, but got "
+                f"{type(filesystem).__name__}: wrap one of fsspec in "
+                "pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(...))"
+            )
+        if "\0" in text or "://" in text:
+            raise ConfigError(
+                f"a storage's path must be one inside the file system given with it, but got "
+                f"{text!r}: leave out what stands before the path, or the file system"
+            )
+        base, path = _base(filesystem, text)
+        if isinstance(base, LocalFileSystem):
+            return cls(base, str(Path(path).expanduser().absolute()))
+        return cls(filesystem, text.rstrip("/"))
+
+    @property
+    def local(self) -> Path | None:
+        """The folder on this machine's disks, None if it is not there."""
+        return Path(self.path) if isinstance(self.filesystem, LocalFileSystem) else None
+
+    @property
+    def uri(self) -> str:
+        """The address of a folder elsewhere, without credentials and options; else a path."""
+        base, path = _base(self.filesystem, self.path)
+        scheme = _SCHEMES.get(base.type_name)
+        return f"{scheme}://{path}" if scheme else path
+
+    def __str__(self) -> str:
+        return self.uri
+
+    def child(self, *names: str) -> Storage:
+        """Return a folder below this one."""
+        path = self.path
+        for name in names:
+            path = _joined(path, name)
+        return Storage(self.filesystem, path)
+
+    def make(self) -> None:
+        """Make the folder, and those that it is in, if they are missing.
+
+        Raises:
+            ConfigError: it cannot be made.
+        """
+        with self._told("make the folder", self.uri, ConfigError):
+            self.filesystem.create_dir(self.path, recursive=True)
+
+    def write(self, name: str, content: bytes | Callable[[BinaryIO], object]) -> None:
+        """Write a file, whole or not at all; a missing folder is made.
+
+        Args:
+            name: of the file, in place of one that may be there.
+            content: its bytes, or a function that writes them to a binary file, front to back.
+
+        Raises:
+            DataError: it cannot be written.
+        """
+        target = _joined(self.path, name)
+        aside = _joined(self.path, f".{name[:100]}.{uuid.uuid4().hex}", hidden=True)
+        with self._told("write", f"{self.uri}/{name}"):
+            try:
+                file = self._create(aside)
+            except FileNotFoundError:
+                self.filesystem.create_dir(self.path, recursive=True)
+                file = self._create(aside)
+            try:
+                with file:
+                    _fill(file, content)
+                    if self.local is not None:
+                        file.flush()
+                        os.fsync(file.fileno())
+                self.filesystem.move(aside, target)
+            except BaseException:
+                # An object store keeps what was sent when its stream is closed, in order or not.
+                with contextlib.suppress(OSError):
+                    self.filesystem.delete_file(aside)
+                raise
+
+    @contextlib.contextmanager
+    def open(self, name: str) -> Iterator[BinaryIO]:
+        """Open a file to read: a local one with seek, another from its beginning to its end.
+
+        Raises:
+            DataError: there is none, or it cannot be read.
+        """
+        path = _joined(self.path, name)
+        with self._told("read", f"{self.uri}/{name}"):
+            if self.local is not None:
+                with Path(path).open("rb") as file:
+                    yield file
+            else:
+                with self.filesystem.open_input_stream(path, compression=None) as stream:
+                    yield stream
+
+    def read(self, name: str) -> bytes:
+        """Return a file's content.
+
+        Raises:
+            DataError: there is none, or it cannot be read.
+        """
+        with self.open(name) as file:
+            return file.read()
+
+    def size(self, name: str) -> int | None:
+        """Return a file's size in bytes, None if there is no such file."""
+        info = self._info(name)
+        return int(info.size) if info.type == FileType.File else None
+
+    def exists(self, name: str) -> bool:
+        """Return whether there is a file or a folder of this name."""
+        return bool(self._info(name).type != FileType.NotFound)
+
+    def names(self) -> list[str]:
+        """Return the sorted names of files and folders, without the hidden ones."""
+        return sorted(info.base_name for info in self._entries())
+
+    def folders(self) -> list[str]:
+        """Return the sorted names of folders, without the hidden ones."""
+        return sorted(i.base_name for i in self._entries() if i.type == FileType.Directory)
+
+    def delete(self, name: str) -> None:
+        """Delete a file, or a folder with all that is in it; a missing one is no error."""
+        path = _joined(self.path, name)
+        kind = self._info(name).type
+        with self._told("delete", f"{self.uri}/{name}"), contextlib.suppress(FileNotFoundError):
+            if kind == FileType.Directory:
+                self.filesystem.delete_dir(path)
+            elif kind != FileType.NotFound:
+                self.filesystem.delete_file(path)
+
+    def _create(self, path: str) -> BinaryIO:
+        if self.local is not None:
+            return Path(path).open("xb")
+        stream: BinaryIO = self.filesystem.open_output_stream(path, compression=None)
+        return stream
+
+    def _info(self, name: str) -> Any:
+        with self._told("look at", f"{self.uri}/{name}"):
+            return self.filesystem.get_file_info(_joined(self.path, name))
+
+    def _entries(self) -> list[Any]:
+        with self._told("list the folder", self.uri):
+            found = self.filesystem.get_file_info(FileSelector(self.path, allow_not_found=True))
+        return [info for info in found if not info.base_name.startswith(".")]
+
+    @contextlib.contextmanager
+    def _told(self, what: str, which: str, kind: type[RaylabError] = DataError) -> Iterator[None]:
+        """Turn the operating system's and the store's errors into raylab's."""
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise kind(f"cannot {what} {which}: {reason}; {self._way_out(error)}") from error
+
+    def _way_out(self, error: OSError) -> str:
+        if isinstance(error, FileNotFoundError):
+            return "check the path"
+        if self.local is None:
+            return "check the address, the credentials and the network"
+        return "choose a folder that you may write to, on a disk with space"
+
+
+def _from_uri(uri: str) -> tuple[FileSystem, str]:
+    scheme = uri.partition("://")[0]
+    try:
+        filesystem, path = FileSystem.from_uri(uri)
+    except (pa.ArrowException, ValueError, OSError) as error:
+        # A password may stand in the address, and pyarrow's errors repeat it.
+        reason = re.sub(r"//[^/@\s]*@", "//", str(error).replace(uri, f"{scheme}://..."))
+        raise ConfigError(
+            f"storage must be a local folder or an address that pyarrow can open, such as "
+            f"s3://bucket/path, but got one of {scheme}:// with: {reason}"
+        ) from None
+    return filesystem, str(path)
+
+
+def _base(filesystem: FileSystem, path: str) -> tuple[FileSystem, str]:
+    """Return the file system that sub-trees are of, and the path inside that."""
+    while isinstance(filesystem, SubTreeFileSystem):
+        path = f"{filesystem.base_path.rstrip('/')}/{path.lstrip('/')}".rstrip("/")
+        filesystem = filesystem.base_fs
+    return filesystem, path
+
+
+def _joined(path: str, name: str, *, hidden: bool = False) -> str:
+    if not name or "/" in name or "\0" in name or (name.startswith(".") and not hidden):
+        raise ConfigError(
+            f"a name must be one plain file or folder name that does not begin with a dot, "
+            f"but got {name!r}"
+        )
+    return f"{path.rstrip('/')}/{name}" if path else name
+
+
+def _fill(file: BinaryIO, content: bytes | Callable[[BinaryIO], object]) -> None:
+    if not callable(content):
+        file.write(content)
+        return
+    try:
+        content(file)
+    except RuntimeError as error:
+        # torch.save closes its archive after an error too, and covers the error with another.
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
