@@ -18,7 +18,7 @@ import numpy as np
 import ray
 import torch
 
-from actors.errors import MechanismError
+from actors.errors import LinkError, MechanismError
 from actors.local_wire import local_wire
 from actors.mailbox import Inbox, Outbox, ReceiveEnd, SendEnd
 from actors.messages import Message
@@ -208,7 +208,12 @@ class StageWorker:
             self._runner = StageRunner(
                 program, self._its_rule(), self._boxes(feed, part), self._rows.append, writer, part
             )
-            self._runner.run(self._stop.is_set)
+            try:
+                self._runner.run(self._stop.is_set)
+            except LinkError:
+                # The neighbours of a stage that is told to stop may have closed their ends.
+                if not self._stop.is_set():
+                    raise
             if writer is not None:
                 writer.settle()
         finally:
@@ -240,6 +245,11 @@ class StageWorker:
             return 0, rows, written
         self._metrics.publish(self._runner, rows)
         return self._runner.loop.batches, rows, written
+
+    @ray.method(concurrency_group="control")
+    def cut(self, name: str) -> None:
+        """Cut a link that this stage receives, as a pulled cable would: for tests of recovery."""
+        self._its_hub().cut(name)
 
     @ray.method(concurrency_group="control")
     def stop(self) -> None:

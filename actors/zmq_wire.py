@@ -8,29 +8,28 @@ one way and credits the other.
           both ends are connected, so that nothing stays behind however a process ends
     tcp   encrypted and authenticated: every process makes a key pair, public keys travel through
           Ray, and a listener takes the keys of its pipeline only
+
+A link is one connection. Once that is lost, messages may be, too, so nobody connects again: the
+end that waits raises `LinkError`, after it has handed out what had come.
 """
 
 from __future__ import annotations
 
-import contextlib
-import struct
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import zmq
 import zmq.auth
-from typing_extensions import Buffer
 from zmq.auth.thread import ThreadAuthenticator
 
 from actors.errors import MailboxError
+from actors.zmq_ends import ZmqReceiveEnd, ZmqSendEnd
+from actors.zmq_watch import Watch, never_again, with_pulse
 
 __all__ = ["Address", "ZmqHub", "ZmqReceiveEnd", "ZmqSendEnd"]
-
-_CREDIT = struct.Struct("<I")
-_HELLO = b"raylab 1 "
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +77,7 @@ class ZmqHub:
             peers: public keys that may connect over tcp.
         """
         socket = self._socket(capacity)
+        watch = Watch(name, socket, listens=True)
         file: Path | None = None
         if transport == "ipc":
             if self._directory is None:
@@ -85,27 +85,48 @@ class ZmqHub:
             file = Path(self._directory.name) / f"{len(self._ends)}.sock"
             address = Address(f"ipc://{file}")
             socket.bind(address.url)
+            place: object = str(file)
         else:
+            with_pulse(socket)
             self._authenticate()
             self._known.update(peers)
             socket.curve_server = True
             socket.curve_publickey, socket.curve_secretkey = self.public_key, self._secret_key
             port = socket.bind_to_random_port(f"tcp://{self._host}")
             address = Address(f"tcp://{self._host}:{port}", self.public_key)
-        end = ZmqReceiveEnd(name, socket, file)
+            place = (self._host, port)
+        end = ZmqReceiveEnd(name, socket, watch, place, file)
         self._ends.append(end)
         return address, end
 
     def connect(self, name: str, capacity: int, address: Address) -> ZmqSendEnd:
         """Open the sender's end of a link to where its receiver listens."""
         socket = self._socket(capacity)
+        watch = Watch(name, socket, listens=False)
+        never_again(socket)
+        if not address.url.startswith("ipc"):
+            with_pulse(socket)
         if address.server_key:
             socket.curve_serverkey = address.server_key
             socket.curve_publickey, socket.curve_secretkey = self.public_key, self._secret_key
         socket.connect(address.url)
-        end = ZmqSendEnd(name, socket)
+        end = ZmqSendEnd(name, socket, watch)
         self._ends.append(end)
         return end
+
+    def cut(self, name: str) -> None:
+        """Cut an open link that ends here, as a pulled cable would. For tests of recovery.
+
+        The one method that every thread may call: the connection is broken below ZeroMQ, and both
+        ends find out by themselves.
+
+        Raises:
+            MailboxError: no link of this name is received here, or it is cut already.
+        """
+        ends = [e for e in self._ends if isinstance(e, ZmqReceiveEnd) and e.name == name]
+        if not ends:
+            raise MailboxError(f"no link {name} is received here: ask the stage that receives it")
+        ends[-1].cut()
 
     def settle(self) -> None:
         """All senders are there: remove the directory of socket files, which nobody needs now."""
@@ -120,13 +141,15 @@ class ZmqHub:
         if self._authenticator is not None:
             self._authenticator.stop()
             self._authenticator = None
-        self._context.term()
+        self._context.destroy()
         self.settle()
 
     def _socket(self, capacity: int) -> Any:
         socket = self._context.socket(zmq.DEALER)
         # Credits bound what is under way; the marks are the second fence, with room for the hello.
-        socket.sndhwm = socket.rcvhwm = capacity + 2
+        # Twice: ZeroMQ counts up to half a mark that has long gone, and a send to a peer that is
+        # gone, too, must not wait for it to go.
+        socket.sndhwm = socket.rcvhwm = 2 * capacity + 4
         socket.linger = 1000
         return socket
 
@@ -147,93 +170,3 @@ class _Known:
 
     def callback(self, domain: str, key: bytes) -> bool:  # noqa: ARG002
         return key in self._keys
-
-
-class ZmqSendEnd:
-    """The sender's end of a link."""
-
-    def __init__(self, name: str, socket: Any) -> None:
-        self._socket = socket
-        self._arrivals = _Arrivals(socket)
-        self._socket.send(_HELLO + name.encode())
-
-    def send(self, frames: Sequence[Buffer]) -> None:
-        """Hand one message to ZeroMQ's thread, which reads the frames' memory later."""
-        header, *bodies = frames
-        self._socket.send(header, zmq.SNDMORE if bodies else 0)
-        for left, body in zip(range(len(bodies) - 1, -1, -1), bodies, strict=True):
-            self._socket.send(body, zmq.SNDMORE if left else 0, copy=False)
-
-    def credits(self, timeout_s: float) -> int:
-        """Return the credits that have come back, waiting up to `timeout_s` for the first."""
-        count = 0
-        while self._arrivals.there(timeout_s):
-            count += _CREDIT.unpack(self._socket.recv(zmq.NOBLOCK))[0]
-            timeout_s = 0.0
-        return count
-
-    def close(self) -> None:
-        """Close the socket; what was sent may still arrive for a second."""
-        self._socket.close()
-
-
-class ZmqReceiveEnd:
-    """The receiver's end of a link."""
-
-    def __init__(self, name: str, socket: Any, file: Path | None) -> None:
-        self._name = name
-        self._socket = socket
-        self._arrivals = _Arrivals(socket)
-        self._file = file
-
-    def accept(self, timeout_s: float) -> None:
-        """Wait for the sender; then nobody else need find the way here, so unlink it.
-
-        Raises:
-            MailboxError: the sender did not come in time, or was another one.
-        """
-        if not self._arrivals.there(timeout_s):
-            raise MailboxError(f"nobody connected to {self._name} within {timeout_s:g} s")
-        hello = self._socket.recv()
-        if hello != _HELLO + self._name.encode():
-            raise MailboxError(f"{self._name} was greeted with {hello!r}")
-        if self._file is not None:
-            self._file.unlink(missing_ok=True)
-
-    def receive(self, timeout_s: float) -> Sequence[Buffer] | None:
-        """Return the frames of a message, None if none has come within `timeout_s`."""
-        if not self._arrivals.there(timeout_s):
-            return None
-        frame = self._socket.recv(zmq.NOBLOCK, copy=False)
-        frames = [frame.buffer]
-        while frame.more:
-            frame = self._socket.recv(zmq.NOBLOCK, copy=False)
-            frames.append(frame.buffer)
-        return frames
-
-    def grant(self, count: int) -> None:
-        """Send `count` credits back; nobody misses them if the sender has left."""
-        with contextlib.suppress(zmq.Again):
-            self._socket.send(_CREDIT.pack(count), zmq.NOBLOCK)
-
-    def close(self) -> None:
-        """Close the socket."""
-        self._socket.close()
-
-
-class _Arrivals:
-    """Tells whether a message is there: without the exception that an empty recv costs."""
-
-    def __init__(self, socket: Any) -> None:
-        self._socket = socket
-        self._poller = zmq.Poller()
-        self._poller.register(socket, zmq.POLLIN)
-
-    def there(self, timeout_s: float) -> bool:
-        if self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
-            return True
-        return timeout_s > 0 and bool(self._poller.poll(_milliseconds(timeout_s)))
-
-
-def _milliseconds(timeout_s: float) -> int:
-    return max(1, round(1000 * timeout_s))

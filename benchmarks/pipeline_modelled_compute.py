@@ -105,7 +105,7 @@ def measure(
         Feed(
             train=NapBatches(batches), test=None, epochs=1, parts=settings.parts, evaluate_every=1
         ),
-        lambda _, reports: rows.extend(merger.add(reports)),
+        lambda look: rows.extend(merger.add(look.rows)),
     )
     late = sum(row["staleness_mean"] * sum(row["stage_gradients"]) for row in rows)
     steady = [row for row in rows if row["epoch"] is None][1:]

@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from raylab.errors import (
+    CheckpointError,
     ConfigError,
     DataError,
     InputError,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from raylab.optimizers import Schedule
 
 __all__ = [
+    "CheckpointError",
     "ConfigError",
     "DataError",
     "InputError",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,7 +93,7 @@ def run_pipeline(
     *,
     method: str,
     cuts: Sequence[int],
-    epochs: Sequence[Sequence[tuple[Tensor, Tensor]]],
+    epochs: Sequence[Iterable[tuple[Tensor, Tensor]]],
     optimiser: Optimiser,
     loss_fn: Callable[..., Tensor] = F.cross_entropy,
     lr_factor: Callable[[int], float] | None = None,
@@ -113,7 +113,7 @@ def run_pipeline(
         **settings,
     )
     network = Network(model)
-    crossing = _crossing(chosen, network, cuts, epochs[0][0], loss_fn)
+    crossing = _crossing(chosen, network, cuts, next(iter(epochs[0])), loss_fn)
     recording = type("Recording", (_Recording, stage_rule(chosen.rule)), {})
     plan = programs(chosen, chosen.link_delays(), report_every=0)
     rules = [
@@ -174,7 +174,7 @@ def _crossing(chosen, network, cuts, batch, loss_fn) -> list[Any]:
 class _Epochs:
     """Batches that differ from epoch to epoch."""
 
-    def __init__(self, epochs: Sequence[Sequence[tuple[Tensor, Tensor]]]) -> None:
+    def __init__(self, epochs: Sequence[Iterable[tuple[Tensor, Tensor]]]) -> None:
         self._epochs = epochs
         self._epoch = 0
 

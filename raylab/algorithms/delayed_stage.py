@@ -126,8 +126,10 @@ class InFlight:
     copies: dict[str, Tensor] = field(default_factory=dict)
     """The weights as they were, where `weights` will change with the parameters."""
     graph_bytes: int = 0
+    """Of what autograd has saved for it."""
 
     def bytes(self) -> int:
+        """Return what the unit holds beside weights."""
         return self.graph_bytes + bytes_of(self.inputs)
 
 

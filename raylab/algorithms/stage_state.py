@@ -103,7 +103,8 @@ def merged_state(parts: Sequence[State]) -> State:
     """Return one state of the whole network from those of its stages, with nothing in flight.
 
     Batches between forward and backward are left out, and the networks beside the stages: they
-    belong to one way of cutting. Schedule, hyper-parameters and counts are those of the last stage, whose gradients are never late.
+    belong to one way of cutting. Schedule, hyper-parameters and counts are those of the last
+    stage, whose gradients are never late.
     """
     last = parts[-1]
     optimizers = [part["optimizer"] for part in parts if part["optimizer"] is not None]

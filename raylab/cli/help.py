@@ -33,6 +33,8 @@ _FILES = """\
 a run leaves in STORAGE/NAME:
   config.yaml                every key, with all defaults resolved
   metrics.parquet            a row an epoch (or per report_every batches)
+  timeline.parquet           what each stage did when, in the first batches
+  report.html                all of it to look at, a page that works offline
   result.json                summary, versions, seed, commit
   checkpoints/final/model.pt the trained weights, a state_dict"""
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from raylab.cli.session import ray_session, write
-from raylab.cli.start import start_from
+from raylab.cli.train import start_keys
 from raylab.config import PipelineConfig, apply_pairs, pipeline_config
 
 __all__ = ["run"]
@@ -70,7 +70,7 @@ def run(argv: Sequence[str]) -> int:
         parser.error(f"what is planned must be pipeline, but got {got}: raylab plan pipeline adl")
     if given.name is None:
         parser.error("NAME or FILE.yaml must be given, for instance: raylab plan pipeline adl")
-    config = pipeline_config(apply_pairs(start_from(given.name), given.settings))
+    config = pipeline_config(apply_pairs(start_keys(given.name), given.settings))
     _show(_plan(config, measure=not given.counted), as_json=given.json)
     return 0
 

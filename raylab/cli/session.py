@@ -41,6 +41,7 @@ def say_result(result: Result, *, as_json: bool) -> None:
     title = f"{config['method']}: {config['model']} on {config['data']}"
     Console().print(final_table(title, result.summary))
     write(f"results: {result.summary['path']}")
+    write(f"report: {result.summary['path']}/report.html")
 
 
 def write(text: str) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from raylab.cli.help import starts, train_help
 from raylab.cli.session import ray_session, say_result, write
-from raylab.cli.start import start_from
 from raylab.config import (
     METHODS,
     PipelineConfig,
@@ -16,9 +18,12 @@ from raylab.config import (
     experiment_names,
     experiment_summary,
     pipeline_config,
+    read_experiment,
+    read_yaml,
 )
+from raylab.errors import ConfigError
 
-__all__ = ["run"]
+__all__ = ["run", "start_keys"]
 
 
 def run(argv: Sequence[str]) -> int:
@@ -47,9 +52,33 @@ def run(argv: Sequence[str]) -> int:
         return 0
     if given.name is None:
         parser.error("NAME or FILE.yaml must be given, for instance: raylab train demo")
-    config = pipeline_config(apply_pairs(start_from(given.name), given.settings))
+    config = pipeline_config(apply_pairs(start_keys(given.name), given.settings))
     _train(config, as_json=given.json, progress=not given.quiet)
     return 0
+
+
+def start_keys(name: str) -> dict[str, Any]:
+    """Return the keys that a method, an experiment or a file sets."""
+    if name in METHODS:
+        return {"method": name}
+    experiments = experiment_names()
+    if name in experiments:
+        return read_experiment(name)
+    if Path(name).suffix in (".yaml", ".yml"):
+        return read_yaml(Path(name))
+    if "=" in name:
+        raise ConfigError(
+            f"a NAME or FILE.yaml must come before the keys, but got {name}: "
+            f"for instance raylab train adl {name}"
+        )
+    close = difflib.get_close_matches(name.lower(), [*METHODS, *experiments], n=3, cutoff=0.6)
+    hint = f"did you mean {' or '.join(close)}?" if close else "raylab train --list shows them"
+    if Path(name).is_file():
+        hint = "a configuration's file must end in .yaml"
+    raise ConfigError(
+        f"NAME must be a method ({', '.join(METHODS)}), an experiment ({', '.join(experiments)}) "
+        f"or a FILE.yaml, but got {name!r}: {hint}"
+    )
 
 
 def _train(config: PipelineConfig, *, as_json: bool, progress: bool) -> None:

@@ -13,6 +13,9 @@ from raylab.errors import ConfigError
 
 __all__ = ["connect", "stage_resources", "threads_of"]
 
+_started: set[str] = set()
+"""Addresses of the local Rays that were started here: a second run shares their CPUs, too."""
+
 
 def connect() -> bool:
     """Connect to Ray: to this process's session, to RAY_ADDRESS, or to a new local one.
@@ -21,15 +24,21 @@ def connect() -> bool:
     when another Ray runs on the machine; RAY_ADDRESS=auto joins that one.
 
     Returns:
-        Whether a local Ray was started for this process.
+        Whether Ray is a local one that was started here, by this call or by an earlier one.
     """
     if ray.is_initialized():
-        return False
+        return _gcs_address() in _started
     if os.environ.get("RAY_ADDRESS"):
         ray.init(logging_level=logging.WARNING)
         return False
     ray.init(address="local", include_dashboard=False, logging_level=logging.WARNING)
+    _started.add(_gcs_address())
     return True
+
+
+def _gcs_address() -> str:
+    address: str = ray.get_runtime_context().gcs_address
+    return address
 
 
 def stage_resources(

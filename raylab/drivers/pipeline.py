@@ -186,6 +186,11 @@ class PipelineTrainer:
         self._most_failures = (run_config.failure_config or FailureConfig()).max_failures
         self._filesystem = run_config.storage_filesystem
         self._storage, self._name = _where(run_config, method)
+        if tensorboard and self._storage.local is None:
+            raise ConfigError(
+                f"TensorBoard's events are written to a local folder, but the storage is "
+                f"{self._storage}: leave tensorboard out, or choose a local storage"
+            )
         self._config = config
         self._tensorboard = tensorboard
         Network(model)

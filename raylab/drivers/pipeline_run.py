@@ -34,6 +34,8 @@ from raylab.drivers.settings import PipelineSettings, programs, stage_settings
 from raylab.errors import ModelError
 from raylab.planner import BlockTrace, PipelineCosts, best_cuts
 from raylab.records import RowMerger, RunFolder, SavedCheckpoint, timeline_rows
+from raylab.report import RunRecord
+from raylab.report.page import report_page
 
 __all__ = ["PipelineRun", "keep"]
 
@@ -243,6 +245,10 @@ def keep(
             "path": folder.folder.uri,
         }
     )
+    record = RunRecord(
+        name=folder.path.name, config=config, rows=rows, result=summary, timeline=timeline
+    )
+    folder.write_report(report_page([record]))
     return Result(
         metrics=last,
         table=table,

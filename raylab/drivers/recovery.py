@@ -37,7 +37,7 @@ def with_recovery(
     while True:
         try:
             return attempt()
-        except (StageLostError, LinkError) as error:
+        except (StageLostError, LinkError) as error:  # noqa: PERF203 - minutes, not loops
             failures += 1
             if 0 <= most_failures < failures:
                 raise RaylabError(

@@ -1,8 +1,9 @@
 """What a run leaves behind: rows, a folder of files, checkpoints."""
 
-from raylab.records.checkpoints import CheckpointStore, Part, SavedCheckpoint
+from raylab.records.checkpoints import CheckpointStore
 from raylab.records.folder import RunFolder, new_run_name
 from raylab.records.rows import RowMerger
+from raylab.records.saved_checkpoint import Part, SavedCheckpoint
 from raylab.records.storage import Storage
 from raylab.records.tensorboard import EventWriter
 from raylab.records.timeline import timeline_rows

@@ -11,6 +11,12 @@ import ray
 @pytest.fixture(scope="package")
 def session() -> Iterator[None]:
     """Start Ray; the stages of a test hardly compute, so they ask for a tenth of a CPU each."""
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        _system_config={"metrics_report_interval_ms": 1000},  # what the metrics' test waits for
+    )
     yield
     ray.shutdown()

@@ -47,9 +47,20 @@ def test_a_run_leaves_its_files(runs):
     assert files >= {
         "config.yaml",
         "metrics.parquet",
+        "timeline.parquet",
         "result.json",
+        "report.html",
         "checkpoints/final/model.pt",
     }
+
+
+def test_the_timeline_has_every_stage_at_every_kind_of_work(runs):
+    spans = pq.read_table(runs / "t1" / "timeline.parquet").to_pylist()
+    for stage in (0, 1):
+        kinds = [span["kind"] for span in spans if span["stage"] == stage]
+        assert {"forward", "backward", "update", "evaluate"} <= set(kinds)
+        assert kinds.count("forward") == kinds.count("backward") == 2 * 23
+    assert "plot-timeline-t1" in (runs / "t1" / "report.html").read_text(encoding="utf-8")
 
 
 def test_the_metrics_have_a_row_a_report(runs):
@@ -99,7 +110,7 @@ def test_another_seed_gives_other_weights_and_the_table_shows_the_run(runs, caps
     assert main(["train", str(runs / "t1" / "config.yaml"), "seed=1", "name=t3"]) == 0
     out, err = capsys.readouterr()
     assert "test accuracy" in out
-    assert out.endswith(f"results: {runs / 't3'}\n")
+    assert out.endswith(f"results: {runs / 't3'}\nreport: {runs / 't3' / 'report.html'}\n")
     assert re.search(r"^epoch +2 ", err, re.MULTILINE)
     first, third = weights(runs / "t1"), weights(runs / "t3")
     assert not any(torch.equal(first[name], third[name]) for name in first)

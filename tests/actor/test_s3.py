@@ -92,7 +92,7 @@ def test_a_missing_object_is_told(storage):
 
 def test_a_bucket_that_is_not_there_is_told(options):
     nowhere = Storage.at(f"s3://no-such-bucket/runs?{options}")
-    rule = r"cannot make the folder s3://no-such-bucket/runs: .*not found.*; check the address"
+    rule = r"cannot make the folder s3://no-such-bucket/runs/one: .*not found.*; check the address"
     with pytest.raises(ConfigError, match=rule):
         RunFolder(nowhere, "one")
     with pytest.raises(DataError, match=r"cannot write s3://no-such-bucket/runs/a: "):
@@ -107,7 +107,7 @@ def test_a_store_that_does_not_answer_is_told(options):
             endpoint_override=f"127.0.0.1:{closed.getsockname()[1]}",
             retry_strategy=pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=1),
         )
-        with pytest.raises(ConfigError, match="cannot make the folder .*check .* the network"):
+        with pytest.raises(ConfigError, match=r"cannot make the folder .* the network"):
             Storage.at("bucket/runs", silent).make()
 
 
@@ -145,7 +145,7 @@ def test_checkpoints_are_written_read_pruned_and_checked(storage):
 
 
 def test_a_part_of_many_chunks_reads_back(storage, monkeypatch):
-    monkeypatch.setattr("raylab.records.checkpoints._CHUNK", 1 << 16)
+    monkeypatch.setattr("raylab.records.saved_checkpoint._CHUNK", 1 << 16)
     store = CheckpointStore(storage)
     state = {"w": torch.arange(100_000.0)}
     read = store.commit(1, [store.write_part(1, "a", state)], {})
@@ -168,27 +168,33 @@ def test_a_runs_folder_is_written_and_opened_again(storage):
         RunFolder.existing(storage)
 
 
-@pytest.mark.parametrize("given", ["address", "file system"])
-def test_a_run_leaves_its_files_where_the_run_config_says(session, storage, options, given):
-    where = (
-        {"storage_path": f"{storage}?{options}"}
-        if given == "address"
-        else {"storage_path": storage.path, "storage_filesystem": storage.filesystem}
-    )
-    trainer = PipelineTrainer(
+def trainer(**where) -> PipelineTrainer:
+    return PipelineTrainer(
         nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)),
         nn.CrossEntropyLoss(),
         method="ddg",
         stages=2,
         resources_per_stage={"CPU": 0.1},
-        run_config=RunConfig(name=given.partition(" ")[0], **where),
+        run_config=RunConfig(name="one", **where),
     )
-    batches = [(torch.ones(2, 4), torch.ones(2, dtype=torch.long))] * 2
-    result = trainer.fit(batches, progress=False)
+
+
+BATCHES = [(torch.ones(2, 4), torch.ones(2, dtype=torch.long))] * 2
+
+
+def test_a_run_leaves_its_files_at_the_address_that_is_its_storage(session, storage, options):
+    result = trainer(storage_path=f"{storage}?{options}").fit(BATCHES, progress=False)
     folder = RunFolder.existing(Storage.at(str(result.path), result.filesystem))
-    assert folder.folder == storage.child(given.partition(" ")[0])
+    assert folder.folder == storage.child("one")
     assert folder.read_metrics() == result.table.to_pylist()
     assert result.summary["path"] == str(folder.folder)
     with result.checkpoint.as_directory() as copy:
         weights = torch.load(f"{copy}/model.pt", weights_only=True)
     assert all(torch.equal(weights[n], t) for n, t in result.model.state_dict().items())
+
+
+def test_the_file_system_of_a_run_config_is_where_runs_are_looked_for(storage):
+    RunFolder(storage, "one").write_config({})
+    where = {"storage_path": storage.path, "storage_filesystem": storage.filesystem}
+    with pytest.raises(ConfigError, match=f"but {storage}/one holds a run"):
+        trainer(**where).fit(BATCHES, progress=False)

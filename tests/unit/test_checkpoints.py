@@ -433,6 +433,7 @@ def test_a_file_that_holds_no_dictionary_is_told(store, tmp_path):
     ("change", "told"),
     [
         (lambda text: text[:-10], "(Expecting|Unterminated)"),
+        (lambda text: "[" * 100_000, "recursion"),
         (lambda text: "[]", "something else"),
         (lambda text: "{}", "something else"),
         (lambda text: "\udcff", "codec can't decode"),
@@ -472,7 +473,7 @@ def test_a_flipped_bit_of_the_manifest_is_found_wherever_it_is(store):
         else:
             # White space between the values, and nothing else.
             unseen.append(whole[place : place + 1].isspace())
-            assert read == SavedCheckpoint(store, 10, {"epoch": 1}, read.parts)
+            assert read == SavedCheckpoint(store.folder, 10, {"epoch": 1}, read.parts)
         path.write_bytes(whole)
     assert all(unseen)
 
@@ -507,7 +508,7 @@ def test_leftovers_of_older_steps_go_and_those_of_newer_ones_stay(tmp_path, keep
 
 
 def test_what_is_not_a_checkpoint_is_never_deleted(store):
-    other = ("final", "step-1", "step-000000001", "mine", "step-00000001.old")
+    other = ("final", "step-1", "step-000000030", "mine", "step-00000001.old")
     for name in other:
         store.folder.child(name).write("model.pt", b"")
     store.folder.write("step-00000002", b"a file")

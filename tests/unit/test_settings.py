@@ -117,7 +117,7 @@ def test_the_delay_of_dni_is_that_of_its_corrections_link_by_link():
     made = plan(make("dni", delay=(0, 3, 2)))
     assert [p.link_delay for p in made] == [0, 3, 2, 0]
     assert {p.delay for p in made} == {0}
-    with pytest.raises(ConfigError, match="delay='auto' .* got method=dni"):
+    with pytest.raises(ConfigError, match=r"delay='auto' .* got method=dni"):
         make("dni", delay="auto")
 
 

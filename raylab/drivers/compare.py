@@ -1,0 +1,140 @@
+"""Several methods under the same seeds, data and budget, one run after another."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from raylab.config import PipelineConfig
+from raylab.drivers.pipeline_command import resolve, run_pipeline
+from raylab.errors import ConfigError, RaylabError
+
+__all__ = ["Comparison", "compare", "plan_comparison"]
+
+_FIGURES = ("test_accuracy", "test_loss", "accuracy", "loss")
+_SUMMARY = ("samples_per_s", "staleness_mean", "time_s")
+_FREE = ("name", "stages", "delay", "data", "measured", "plan")
+"""Keys that a run writes down more exactly than they were asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One run of a comparison.
+
+    Args:
+        config: of the run; `storage` is the comparison's folder, `name` the run's in it.
+        path: of the run's folder.
+        finished: the run is there already, with the same settings.
+    """
+
+    config: PipelineConfig
+    path: Path
+    finished: bool
+
+
+def plan_comparison(
+    config: PipelineConfig, methods: Sequence[str], seeds: Sequence[int]
+) -> list[Comparison]:
+    """Return the runs of a comparison, before any is started.
+
+    Args:
+        config: of all; `storage`/`name` is the comparison's folder.
+        methods: to compare, the first is what the others are measured against.
+        seeds: each method runs once with each.
+
+    Raises:
+        ConfigError: keys do not go together, or a finished run has other settings.
+    """
+    folder = Path(config.storage).expanduser().absolute() / str(config.name)
+    found = []
+    for method in methods:
+        for seed in seeds:
+            label = method if len(seeds) == 1 else f"{method}-seed{seed}"
+            update = {"method": method, "seed": seed, "storage": str(folder), "name": label}
+            mine = resolve(config.model_copy(update=update))
+            found.append(_placed(mine, folder, label))
+    return found
+
+
+def _placed(config: PipelineConfig, folder: Path, label: str) -> Comparison:
+    """Return where a run is or goes: a folder of one that has not finished is left as it is."""
+    attempt = 1
+    while True:
+        name = label if attempt == 1 else f"{label}-{attempt}"
+        path = folder / name
+        if (path / "result.json").exists():
+            _check_same(config, path)
+            return Comparison(config=config, path=path, finished=True)
+        if not (path / "config.yaml").exists():
+            return Comparison(
+                config=config.model_copy(update={"name": name}), path=path, finished=False
+            )
+        attempt += 1
+
+
+def _check_same(config: PipelineConfig, path: Path) -> None:
+    try:
+        there = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} must hold a run, but its config.yaml is broken") from error
+    for key, value in config.model_dump().items():
+        if key not in _FREE and key in there and there[key] != value:
+            raise ConfigError(
+                f"{path} holds a finished run with {key}={there[key]}, but this one has "
+                f"{key}={value}: choose another name"
+            )
+    stages = there.get("stages", 1)
+    count = len(stages) + 1 if isinstance(stages, list) else stages
+    asked = config.stages
+    if asked not in (stages, count):
+        raise ConfigError(
+            f"{path} holds a finished run with stages={stages}, but this one has stages={asked}: "
+            "choose another name"
+        )
+
+
+def compare(
+    planned: Sequence[Comparison], *, progress: bool, say: Callable[[str], None]
+) -> Iterator[dict[str, Any]]:
+    """Carry a comparison out; yield what every run came to, as soon as it has.
+
+    A run that fails, for instance because its loss became NaN, is told and does not end the rest.
+
+    Args:
+        planned: the runs.
+        progress: show each run's progress on standard error.
+        say: prints a line that announces a run.
+
+    Yields:
+        `method`, `seed`, `path`, `error` (None: finished) and the figures of the run.
+    """
+    for index, each in enumerate(planned, start=1):
+        config = each.config
+        label = f"[{index}/{len(planned)}] {config.method}, seed {config.seed}"
+        outcome = {"method": config.method, "seed": config.seed, "path": str(each.path)}
+        if each.finished:
+            say(f"{label}: finished before")
+            yield {**outcome, "error": None, **_figures(each.path)}
+            continue
+        say(label)
+        try:
+            result = run_pipeline(config, progress=progress)
+        except RaylabError as error:
+            say(f"{label}: failed: {error}")
+            yield {**outcome, "error": str(error)}
+        else:
+            yield {**outcome, "error": None, **_figures(result.path)}
+
+
+def _figures(path: Path) -> dict[str, Any]:
+    result: Mapping[str, Any] = json.loads((path / "result.json").read_text(encoding="utf-8"))
+    metrics = result.get("metrics", {})
+    return {
+        **{name: metrics.get(name) for name in _FIGURES},
+        **{name: result.get(name) for name in _SUMMARY},
+    }

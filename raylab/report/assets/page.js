@@ -1,0 +1,70 @@
+"use strict";
+(() => {
+  const { tones, figures } = JSON.parse(document.getElementById("content").textContent);
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const narrow = matchMedia("(max-width: 860px)");
+  const hidden = new Set();
+  const config = { responsive: true, displaylogo: false, displayModeBar: "hover",
+    modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+
+  // Colours are named by tones; a light and a dark page give them other values.
+  function paint(plot) {
+    const tone = tones[dark.matches ? "dark" : "light"];
+    for (const trace of plot.data) {
+      const colour = tone[trace.meta.tone];
+      if (trace.line) trace.line.color = colour;
+      if (trace.marker && trace.meta.outline) trace.marker.line.color = colour;
+      else if (trace.marker) trace.marker.color = colour;
+      trace.visible = !hidden.has(trace.meta.run);
+    }
+    const layout = plot.layout;
+    layout.font.color = tone.text;
+    layout.hoverlabel = { ...layout.hoverlabel, bgcolor: tone.card, bordercolor: tone.axis,
+      font: { ...layout.hoverlabel.font, color: tone.text } };
+    for (const axis of [layout.xaxis, layout.yaxis]) {
+      axis.gridcolor = tone.grid;
+      axis.linecolor = axis.tickcolor = axis.dividercolor = tone.axis;
+    }
+    layout.modebar = { bgcolor: "rgba(0,0,0,0)", color: tone.muted, activecolor: tone.text };
+    layout.margin = { ...layout.margin, l: narrow.matches ? 44 : 56, r: narrow.matches ? 4 : 12 };
+    return plot;
+  }
+
+  const drawn = figures.map(({ name, windows, plot }) => {
+    const place = document.getElementById(`plot-${name}`);
+    paint(plot);
+    Plotly.newPlot(place, plot.data, plot.layout, config);
+    for (const button of place.closest("figure").querySelectorAll("[data-zoom]")) {
+      const [, first, last] = windows[button.dataset.zoom];
+      button.addEventListener("click", () => Plotly.relayout(place, { "xaxis.range": [first, last] }));
+    }
+    return place;
+  });
+
+  const repaint = () => drawn.forEach((place) => {
+    paint(place);
+    Plotly.react(place, place.data, place.layout, config);
+  });
+  dark.addEventListener("change", repaint);
+  narrow.addEventListener("change", repaint);
+
+  for (const chip of document.querySelectorAll("[data-toggle]")) {
+    chip.addEventListener("click", () => {
+      const run = Number(chip.dataset.toggle);
+      const shown = hidden.delete(run);
+      if (!shown) hidden.add(run);
+      chip.setAttribute("aria-pressed", String(shown));
+      for (const part of document.querySelectorAll(`[data-run="${run}"]`)) part.hidden = !shown;
+      for (const place of drawn) {
+        const traces = place.data.flatMap((trace, i) => (trace.meta.run === run ? [i] : []));
+        if (traces.length) Plotly.restyle(place, { visible: shown }, traces);
+        // A plot that was drawn while its card was hidden has not had a size yet.
+        else if (shown && place.closest(`[data-run="${run}"]`)) Plotly.Plots.resize(place);
+      }
+    });
+  }
+
+  const only = document.getElementById("only-differences");
+  only?.addEventListener("change", () =>
+    document.getElementById("config").classList.toggle("only-differences", only.checked));
+})();

@@ -1,0 +1,168 @@
+"""A run as the report sees it, from memory at its end or from its folder later."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from raylab.errors import DataError
+
+__all__ = ["RunRecord", "read_run", "read_runs"]
+
+_NEEDED = ("step", "time_s")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """What a run left.
+
+    Args:
+        name: of the run, foreign text.
+        config: the resolved configuration.
+        rows: of metrics.parquet, at least one.
+        result: the content of result.json; empty if the run has not written it.
+        timeline: rows of timeline.parquet.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    rows: Sequence[Mapping[str, Any]]
+    result: Mapping[str, Any] = field(default_factory=dict)
+    timeline: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def stages(self) -> int:
+        """K."""
+        found = [len(v) for k, v in self.rows[-1].items() if k.startswith("stage_") and v]
+        return max(found, default=1)
+
+    def last(self, column: str) -> float | None:
+        """Return the last finite value of a column."""
+        return next((v for row in reversed(self.rows) if (v := number(row.get(column)))), None)
+
+    def by_stage(self, column: str) -> list[list[float]]:
+        """Return a `stage_` column: a list with one value a stage for every row that has it."""
+        return [row[column] for row in self.rows if row.get(column)]
+
+    def predicted_samples_per_s(self) -> float | None:
+        """Return the throughput that was planned, or follows from what was measured before.
+
+        Delayed gradients let all stages work at once, so the slowest one sets the period of a
+        batch: its forward and backward, and one more forward if it replays.
+        """
+        for place in (self.result.get("plan"), self.config.get("plan")):
+            if isinstance(place, Mapping):
+                for key in ("samples_per_s", "predicted_samples_per_s"):
+                    if found := number(place.get(key)):
+                        return found
+        measured = self.config.get("measured")
+        batch_size = number(self.config.get("batch_size"))
+        if not isinstance(measured, Mapping) or batch_size is None:
+            return None
+        forward = measured.get("stage_forward_s")
+        backward = measured.get("stage_backward_s")
+        if not isinstance(forward, list) or not isinstance(backward, list):
+            return None
+        forwards = 2 if self.config.get("method") == "fr" else 1
+        periods = [forwards * f + b for f, b in zip(forward, backward, strict=False)]
+        return batch_size / max(periods) if periods and max(periods) > 0 else None
+
+
+def number(value: Any) -> float | None:
+    """Return a finite number as it is, anything else as None."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return value if math.isfinite(value) else None
+
+
+def read_runs(paths: Sequence[Path]) -> list[RunRecord]:
+    """Read runs, each with a name of its own.
+
+    Args:
+        paths: each the folder of a run, or a folder of such folders.
+
+    Raises:
+        DataError: there is no such folder, no run in it, or a file of a run is broken.
+    """
+    folders = list(dict.fromkeys(run.resolve() for path in paths for run in _runs_in(path)))
+    names = [folder.name for folder in folders]
+    return [
+        read_run(folder, name if names.count(name) == 1 else f"{folder.parent.name}/{name}")
+        for folder, name in zip(folders, names, strict=True)
+    ]
+
+
+def read_run(folder: Path, name: str | None = None) -> RunRecord:
+    """Read one run.
+
+    Args:
+        folder: of the run.
+        name: to show; None: the folder's.
+
+    Raises:
+        DataError: a file is missing or broken.
+    """
+    config, result = folder / "config.yaml", folder / "result.json"
+    timeline = folder / "timeline.parquet"
+    rows = _table(folder / "metrics.parquet")
+    if not rows:
+        raise DataError(f"a run must have a row of metrics to report, but {folder} has none")
+    missing = [column for column in _NEEDED if column not in rows[0]]
+    if missing:
+        raise DataError(
+            f"{folder / 'metrics.parquet'} must be a run's metrics, but it has no column "
+            f"{' and no '.join(missing)}"
+        )
+    return RunRecord(
+        name=name or folder.name,
+        config=_mapping(config, yaml.safe_load) if config.exists() else {},
+        rows=rows,
+        result=_mapping(result, json.loads) if result.exists() else {},
+        timeline=_table(timeline) if timeline.exists() else (),
+    )
+
+
+def _runs_in(path: Path) -> list[Path]:
+    if not path.is_dir():
+        raise DataError(f"PATH must be the folder of a run, but there is no folder {path}")
+    if (path / "metrics.parquet").exists():
+        return [path]
+    runs = sorted(file.parent for file in path.glob("*/metrics.parquet"))
+    if runs:
+        return runs
+    if (path / "config.yaml").exists():
+        raise DataError(
+            f"the run in {path} has no metrics.parquet: it has not ended, or it has failed"
+        )
+    raise DataError(
+        f"PATH must be the folder of a run, with a metrics.parquet, or hold such folders, but "
+        f"there is no run in {path}"
+    )
+
+
+def _table(path: Path) -> list[dict[str, Any]]:
+    try:
+        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"{path} must be a Parquet file, but it is broken: {reason}") from error
+    return rows
+
+
+def _mapping(path: Path, parse: Any) -> dict[str, Any]:
+    try:
+        content = parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"{path} cannot be read: {reason}") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path} must hold a mapping, but holds {type(content).__name__}")
+    return content

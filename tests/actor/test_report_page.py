@@ -1,0 +1,203 @@
+"""The page in a browser: it draws, hides and zooms, and asks the network for nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, Route, ViewportSize, sync_playwright
+
+from raylab.report.page import report_page
+from tests.report_runs import made_up_run
+
+pytestmark = pytest.mark.actor
+
+PATIENCE_MS = 120_000
+OWN = ("file:", "data:", "blob:")
+FOREIGN = "<img src=x onerror=alert(1)> & a name that is long enough to need a second line"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = next((path for name in names if (path := shutil.which(name))), None)
+    if found is None:
+        pytest.fail(f"none of {', '.join(names)} is there: apt-get install chromium")
+    sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=found, args=sandbox, timeout=PATIENCE_MS
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    runs = [made_up_run("one"), made_up_run(FOREIGN, stages=3, method="ddg", lr=0.1)]
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    path.write_text(report_page(runs), encoding="utf-8")
+    return path
+
+
+class Visit:
+    """A page that is open, and what went wrong on it."""
+
+    def __init__(self, browser: Browser, report: Path, width: int, scheme: str) -> None:
+        size = ViewportSize(width=width, height=900)
+        self.context = browser.new_context(viewport=size, color_scheme=scheme)  # type: ignore[arg-type]
+        self.context.set_default_timeout(PATIENCE_MS)
+        self.wrong: list[str] = []
+        self.context.route("**/*", self._pass_own)
+        self.context.set_offline(True)
+        self.page: Page = self.context.new_page()
+        self.page.on("console", self._heard)
+        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        self.page.goto(report.as_uri())
+        self.page.wait_for_function(
+            "[...document.querySelectorAll('.plot')].every(p => p.querySelector('.main-svg'))"
+        )
+
+    def _pass_own(self, route: Route) -> None:
+        if route.request.url.startswith(OWN):
+            route.continue_()
+        else:
+            self.wrong.append(f"asked for {route.request.url}")
+            route.abort()
+
+    def _heard(self, message: object) -> None:
+        if getattr(message, "type", "") in ("error", "warning"):
+            self.wrong.append(getattr(message, "text", ""))
+
+    def visible(self, plot: str) -> list[bool]:
+        """Return which traces of a plot are shown."""
+        shown: list[bool] = self.page.evaluate(
+            "id => document.getElementById(id).data.map(t => t.visible !== false)", f"plot-{plot}"
+        )
+        return shown
+
+    def seen(self, plot: str) -> list[float]:
+        """Return the range of x that a plot shows."""
+        ends: list[float] = self.page.evaluate(
+            "id => document.getElementById(id).layout.xaxis.range", f"plot-{plot}"
+        )
+        return ends
+
+
+@pytest.fixture(scope="module")
+def wide(browser: Browser, report: Path) -> Iterator[Visit]:
+    visit = Visit(browser, report, 1400, "light")
+    yield visit
+    visit.context.close()
+
+
+@pytest.fixture
+def visit(wide: Visit) -> Iterator[Visit]:
+    """Return the page that the tests share: each leaves it as it was."""
+    yield wide
+    assert wide.wrong == []
+
+
+def test_every_figure_is_drawn(visit):
+    drawn = visit.page.evaluate(
+        """() => Object.fromEntries([...document.querySelectorAll('.plot')].map(p => [
+            p.id, p.querySelectorAll('.scatterlayer .trace, .barlayer .trace').length]))"""
+    )
+    assert drawn["plot-loss-by-epoch"] == 4  # training and test of two runs
+    assert drawn["plot-timeline-one"] == 5
+    assert drawn["plot-throughput"] == 4
+    assert len(drawn) == 12
+    assert all(drawn.values()), drawn
+    bars = visit.page.locator("#plot-timeline-one .bars .point path")
+    assert bars.count() > 20
+    assert visit.page.locator("main img").count() == 0
+
+
+def test_a_run_of_the_legend_is_hidden_everywhere_and_shown_again(visit):
+    chip = visit.page.get_by_role("button", name="one", exact=True)
+    assert chip.get_attribute("aria-pressed") == "true"
+    chip.click()
+    assert chip.get_attribute("aria-pressed") == "false"
+    for plot in ("loss-by-epoch", "accuracy-by-time", "throughput"):
+        assert visit.visible(plot) == [False, True, False, True]
+    assert not visit.page.locator("#plot-timeline-one").is_visible()
+    assert visit.page.locator("main article[data-run='0']").is_hidden()
+    chip.click()
+    assert all(visit.visible("loss-by-epoch"))
+    assert visit.page.locator("#plot-timeline-one").is_visible()
+
+
+def test_the_timeline_zooms_by_its_buttons_and_by_dragging(visit):
+    first, every = (
+        visit.page.locator("figure", has=visit.page.locator("#plot-timeline-one"))
+        .get_by_role("button")
+        .filter(has_text=text)
+        for text in ("First 12 batches", "All 20 batches")
+    )
+    every.click()
+    whole = visit.seen("timeline-one")
+    first.click()
+    assert visit.seen("timeline-one")[1] < whole[1]
+    every.click()
+    area = visit.page.locator("#plot-timeline-one .nsewdrag").first
+    area.scroll_into_view_if_needed()
+    box = area.bounding_box()
+    assert box is not None
+    y = box["y"] + box["height"] / 2
+    visit.page.mouse.move(box["x"] + 0.4 * box["width"], y)
+    visit.page.mouse.down()
+    visit.page.mouse.move(box["x"] + 0.6 * box["width"], y, steps=5)
+    visit.page.mouse.up()
+    visit.page.wait_for_function(
+        "most => { const [a, b] = document.getElementById('plot-timeline-one').layout.xaxis.range;"
+        " return b - a < most; }",
+        arg=0.5 * (whole[1] - whole[0]),
+    )
+
+
+def test_only_the_keys_that_differ_can_be_shown(visit):
+    same = visit.page.locator("#config tr.same").first
+    assert same.is_visible()
+    visit.page.get_by_label("Only what differs").check()
+    assert same.is_hidden()
+    assert visit.page.locator("#config tr.different").first.is_visible()
+    visit.page.get_by_label("Only what differs").uncheck()
+
+
+def too_wide(page: Page) -> int:
+    """Return by how many pixels the page is wider than the window."""
+    wider: int = page.evaluate(
+        "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    )
+    return wider
+
+
+def test_dark_and_light_have_colours_of_their_own_at_once(visit):
+    read = """() => {
+        const plot = document.getElementById('plot-loss-by-epoch');
+        return [getComputedStyle(document.body).backgroundColor, plot.layout.font.color,
+                plot.data[0].line.color];
+    }"""
+    light = visit.page.evaluate(read)
+    assert too_wide(visit.page) <= 0
+    visit.page.emulate_media(color_scheme="dark")
+    visit.page.wait_for_function(
+        "old => document.getElementById('plot-loss-by-epoch').layout.font.color !== old",
+        arg=light[1],
+    )
+    assert all(a != b for a, b in zip(light, visit.page.evaluate(read), strict=True))
+
+
+def test_a_phone_in_the_dark_sees_all_of_it_without_scrolling_sideways(browser, report):
+    visit = Visit(browser, report, 390, "dark")
+    assert too_wide(visit.page) <= 0
+    widths = visit.page.evaluate(
+        "[...document.querySelectorAll('.plot .main-svg')]"
+        ".map(s => s.getBoundingClientRect().right)"
+    )
+    assert max(widths) <= 390
+    visit.context.close()
+    assert visit.wrong == []
