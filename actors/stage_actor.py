@@ -6,12 +6,11 @@ one answers the driver while it does (`control`), one takes messages of the `ray
 
 from __future__ import annotations
 
+import functools
 import os
 import random
-import statistics
 import threading
-import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,8 +21,9 @@ import torch
 from actors.errors import LinkError, MechanismError
 from actors.local_wire import local_wire
 from actors.mailbox import Inbox, Outbox, ReceiveEnd, SendEnd
-from actors.messages import Kind, Message
+from actors.messages import Message
 from actors.part_writer import PartWriter, WritePart
+from actors.probes import MessageTimes, StageTimes, echo, probe, time_stage
 from actors.protocols import StageRule, Tensors
 from actors.ray_metrics import StageMetrics
 from actors.ray_wire import RayReceiveEnd, RaySendEnd
@@ -43,12 +43,13 @@ _CREDITS_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """Where an actor lives, and its public key for encrypted links."""
+    """Where an actor lives, its public key for encrypted links, the cores that it may run on."""
 
     node_id: str
     host: str
     pid: int
     public_key: bytes
+    cores: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +122,8 @@ class StageWorker:
         host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         self._hub = ZmqHub(host)
         node_id = ray.get_runtime_context().get_node_id()
-        return Home(node_id, host, os.getpid(), self._hub.public_key)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        return Home(node_id, host, os.getpid(), self._hub.public_key, cores or 1)
 
     def listen(
         self, link: Link, wire: WireKind, transport: Literal["ipc", "tcp"], sender: Any, key: bytes
@@ -174,28 +176,31 @@ class StageWorker:
         torch.set_num_threads(self._threads)
         self._rule = rule()
 
-    def measure(self, inputs: Tensors, repeats: int) -> tuple[float, float]:
-        """Return the median forward and backward time of the stage, in seconds."""
-        times = self._its_rule().measure(inputs, repeats)
-        return (
-            statistics.median(forward for forward, _ in times),
-            statistics.median(backward for _, backward in times),
+    def measure(self, inputs: Tensors, repeats: int) -> StageTimes:
+        """Time the stage, see `actors.probes`."""
+        return time_stage(self._its_rule(), inputs, repeats)
+
+    def measure_blocks(
+        self, blocks: Sequence[RuleFactory], inputs: Sequence[Tensors], repeats: int
+    ) -> list[StageTimes]:
+        """Time each block of a chain as a stage, on this stage's device."""
+        return [
+            time_stage(block(), given, repeats) for block, given in zip(blocks, inputs, strict=True)
+        ]
+
+    def time_messages(self, payload: Tensors, repeats: int) -> MessageTimes:
+        """Return what a message with `payload` to the stage above and back costs."""
+        return probe(
+            functools.partial(self._put, "features"),
+            functools.partial(self._take, "gradients"),
+            payload,
+            repeats,
         )
 
-    def time_messages(self, payload: Tensors, repeats: int) -> float:
-        """Return half the median time that `payload` takes to the stage above and back, in s."""
-        times = []
-        for index in range(repeats):
-            started = time.perf_counter()
-            self._put("features", Message(Kind.PROBE, index, payload))
-            self._take("gradients")
-            times.append(time.perf_counter() - started)
-        return statistics.median(times) / 2
-
     def echo_messages(self, repeats: int) -> None:
-        """Send `repeats` messages from the stage below back to it."""
-        for _ in range(repeats):
-            self._put("gradients", self._take("features"))
+        """Send what `time_messages` of the stage below sends back to it."""
+        put = functools.partial(self._put, "gradients")
+        echo(put, functools.partial(self._take, "features"), repeats)
 
     def run(self, program: StageProgram, feed: Feed | None, keeping: Keeping | None) -> None:
         """Run the stage to its end, or until `stop`."""

@@ -335,14 +335,15 @@ class DelayedStage:
         return {name: t.detach().cpu().clone() for name, t in self.module.state_dict().items()}
 
     def measure(self, inputs: Tensors, repeats: int) -> list[tuple[float, float]]:
-        """Time forward and backward on `inputs`, on a copy of the stage.
+        """Time forward and backward, with its share of an update, on a copy of the stage.
 
         The last stage is timed up to its output, the loss being small beside it.
 
         Returns:
             (forward, backward) in seconds, one pair a repeat.
         """
-        twin = copy.deepcopy(self.module).train()
+        # In one go, so that the copied optimiser steps the copied parameters.
+        twin, optimizer = copy.deepcopy((self.module.train(), self._optimizer))
         times = []
         for _ in range(repeats):
             started = time.perf_counter()
@@ -350,12 +351,18 @@ class DelayedStage:
             with self._autocast():
                 outputs = _as_list(twin(packed(given)))
             self._synchronise()
-            middle = time.perf_counter()
+            forwarded = time.perf_counter()
             ends = [t for t in outputs if t.requires_grad]
             if ends:
-                torch.autograd.backward(ends, [torch.ones_like(t) for t in ends])
+                torch.autograd.backward(ends, [torch.zeros_like(t) for t in ends])
             self._synchronise()
-            times.append((middle - started, time.perf_counter() - middle))
+            returned = time.perf_counter()
+            if optimizer is not None:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            self._synchronise()
+            update_s = (time.perf_counter() - returned) / self.settings.accumulate
+            times.append((forwarded - started, returned - forwarded + update_s))
         return times
 
     # ----------------------------------------------------------------- checkpoints

@@ -18,6 +18,7 @@ from raylab.errors import ConfigError
 
 __all__ = [
     "MOST_STAGES",
+    "Balance",
     "Delay",
     "PipelineSettings",
     "Precision",
@@ -29,6 +30,7 @@ __all__ = [
 MOST_STAGES = 16
 Delay = int | Sequence[int] | Literal["auto"] | None
 Precision = Literal["float32", "bfloat16"]
+Balance = Literal["counted", "measured", "memory"]
 _DELAYED = ", ".join(name for name, method in PIPELINE_METHODS.items() if method.delayed)
 _STALE = ", ".join(name for name, method in PIPELINE_METHODS.items() if method.stale)
 
@@ -56,6 +58,7 @@ class PipelineSettings:
     sigma_every: int = 0
     seed: int = 0
     wire: WireKind = "zmq"
+    balance: Balance = "counted"
     timeline: int = 0
 
     def __post_init__(self) -> None:
@@ -82,6 +85,7 @@ class PipelineSettings:
             ("weight_version", get_args(WeightVersion)),
             ("precision", get_args(Precision)),
             ("wire", get_args(WireKind)),
+            ("balance", get_args(Balance)),
         ):
             if getattr(self, name) not in choices:
                 raise ConfigError(
@@ -92,6 +96,11 @@ class PipelineSettings:
             number = isinstance(limit, (int, float)) and limit > 0 and math.isfinite(limit)
             if limit is not None and not number:
                 raise ConfigError(f"{name} > 0 must hold, but got {limit!r}")
+        if self.balance != "counted" and isinstance(self.stages, tuple):
+            raise ConfigError(
+                f"balance says how a number of stages is cut, but got balance={self.balance} with "
+                f"the cut points {list(self.stages)}: leave one of them out"
+            )
         self._check_recompute()
         self._check_shrink()
         self._check_sigma()
