@@ -15,8 +15,6 @@ import argparse
 import tempfile
 from typing import Any
 
-import ray
-
 from raylab.config import pipeline_config
 from raylab.drivers.pipeline_command import run_pipeline
 
@@ -67,7 +65,6 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=16)
     parser.add_argument("--stages", type=int, nargs="+", default=[2, 3, 4])
     options = parser.parse_args()
-    ray.init(address="local", include_dashboard=False, log_to_driver=False)
     print("| K | method | activations | versions | mailboxes | weights ×3 | sum MiB | over BP |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for stages in options.stages:

@@ -17,7 +17,7 @@ import yaml
 from raylab.errors import DataError
 from raylab.records import Storage
 
-__all__ = ["RunRecord", "read_run", "read_runs"]
+__all__ = ["RunRecord", "number", "read_run", "read_runs"]
 
 _NEEDED = ("step", "time_s")
 

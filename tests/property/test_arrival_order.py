@@ -228,7 +228,7 @@ def figures(outcome: Outcome) -> list[list[dict[str, Any]]]:
             {
                 name: value
                 for name, value in row.items()
-                if name not in TIMES and not name.endswith("_peak_depth")
+                if name not in TIMES and not name.endswith(("_peak_depth", "_bytes_peak"))
             }
             for row in rows
         ]

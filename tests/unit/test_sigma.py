@@ -118,6 +118,7 @@ def test_a_row_has_the_sums_over_stages_and_not_the_mean_of_their_ratios():
         figures = {"time_s": 1.0, "trained_s": 1.0, "blocked_s": 0.0, "updates": 1, "gradients": 1}
         late = {"staleness_sum": 0, "staleness_max": 0, "staleness_counts": [1]}
         peaks = {"graphs_peak": 1, "inputs_peak": 1, "features_in_peak_depth": 1}
+        peaks |= {f"{kind}_bytes_peak": 1 for kind in ("activation", "version", "mailbox")}
         moment = {"stage": stage, "step": 1, "epoch": 0}
         return {**moment, **figures, **late, **peaks, **({"sigma_sums": sums} if sums else {})}
 
