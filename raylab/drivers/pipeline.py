@@ -218,7 +218,8 @@ class PipelineTrainer:
 
         Args:
             batches: re-iterable of (x, y), read by the first stage; its `set_epoch(epoch)` is
-                called before each epoch if there is one.
+                called before each epoch if there is one, and `from_batch(index)` in place of
+                iterating where a run goes on in the middle of an epoch.
             epochs: how often to go through it.
             test: re-iterable of (x, y) to test with between epochs, with one consistent set of
                 weights, and with the final ones at the end.
