@@ -7,24 +7,29 @@ in one process, and under a simulated clock.
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from raylab.algorithms.batch_buffers import BatchBuffers
-from raylab.algorithms.cut_features import CutFeatures
+from raylab.algorithms.in_flight import InFlight, OpenUnit
 from raylab.algorithms.memory import GraphBytes, bytes_of
+from raylab.algorithms.packing import as_list, packed
 from raylab.algorithms.sigma import SufficientDirection
 from raylab.algorithms.stage_figures import StageFigures, correct_predictions
+from raylab.algorithms.stage_settings import (
+    OptimizerFactory,
+    ScheduleFactory,
+    StageSettings,
+    Tensors,
+    Unit,
+    draw_key,
+)
 from raylab.algorithms.stage_state import (
     BESIDE,
     copied,
@@ -34,132 +39,10 @@ from raylab.algorithms.stage_state import (
     module_state,
     optimizer_state,
 )
-from raylab.algorithms.weight_versions import WeightVersion, WeightVersions
+from raylab.algorithms.weight_versions import WeightVersions
 from raylab.errors import ModelError, NonFiniteLossError
 
-__all__ = [
-    "DelayedStage",
-    "InFlight",
-    "OptimizerFactory",
-    "ScheduleFactory",
-    "StageSettings",
-    "Tensors",
-    "Unit",
-    "draw_key",
-    "packed",
-]
-
-Tensors = tuple[Tensor | None, ...]
-OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
-ScheduleFactory = Callable[[Optimizer], LRScheduler]
-
-
-class Unit(Protocol):
-    """A batch or micro-batch, see `actors.protocols.Unit`."""
-
-    @property
-    def batch(self) -> int:
-        """Return the index of the batch."""
-        ...
-
-    @property
-    def part(self) -> int:
-        """Return the index of the micro-batch."""
-        ...
-
-    @property
-    def parts(self) -> int:
-        """Return the number of micro-batches."""
-        ...
-
-    @property
-    def share(self) -> float:
-        """Return its samples as a share of the batch's."""
-        ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StageSettings:
-    """The numbers of one stage.
-
-    Args:
-        stage: 0 at the input.
-        stages: K.
-        delay: D, batches between a forward and its backward; None: until the window ends.
-        accumulate: M, batches per update.
-        flush: whether the pipeline empties before every update (then no version is kept).
-        replay: re-run the forward with the current weights before back-propagating.
-        recompute: keep inputs instead of graphs, and re-run the forward with the weights that it
-            had: the same numbers for less memory and one more forward.
-        resumable: whether `save` will be called.
-        weight_version: weights that a delayed backward reads.
-        clip_norm: largest Euclidean norm of the stage's mean gradient, None: no limit.
-        clip_value: largest magnitude of an element of it, None: no limit.
-        gradient_shrink: factor of the error gradients that the stage passes down.
-        precision: "float32" computes in the dtype of the weights, "bfloat16" under autocast.
-        seed: of the draws inside the network, such as dropout.
-        protect_inputs: the first block writes into its input, so give it a copy.
-        device: where the stage computes.
-        cut: the features that the stage puts out, where it has a network of its own on them.
-    """
-
-    stage: int
-    stages: int
-    delay: int | None
-    accumulate: int = 1
-    flush: bool = False
-    replay: bool = False
-    recompute: bool = False
-    resumable: bool = False
-    weight_version: WeightVersion = "forward"
-    clip_norm: float | None = None
-    clip_value: float | None = None
-    gradient_shrink: float = 1.0
-    precision: Literal["float32", "bfloat16"] = "float32"
-    seed: int = 0
-    protect_inputs: bool = False
-    device: str = "cpu"
-    cut: CutFeatures | None = None
-
-    @property
-    def last(self) -> bool:
-        """Whether the stage has the loss."""
-        return self.stage == self.stages - 1
-
-
-@dataclass(slots=True)
-class InFlight:
-    """One unit between its forward and its backward: a graph, or an input to replay."""
-
-    inputs: list[Tensor]
-    labels: Tensors
-    version: int
-    outputs: list[Tensor] = field(default_factory=list)
-    weights: list[Tensor] = field(default_factory=list)
-    copies: dict[str, Tensor] = field(default_factory=dict)
-    """The weights as they were, where `weights` will change with the parameters."""
-    graph_bytes: int = 0
-    """Of what autograd has saved for it."""
-
-    def bytes(self) -> int:
-        """Return what the unit holds beside weights."""
-        return self.graph_bytes + bytes_of(self.inputs)
-
-
-@dataclass(frozen=True, slots=True)
-class _OpenUnit:
-    """A unit whose forward has been, as its draws know it."""
-
-    batch: int
-    part: int
-    parts: int = 1
-    share: float = 1.0
-
-
-def draw_key(seed: int, stage: int, batch: int, part: int) -> int:
-    """Return the seed of the draws of one unit at one stage, so that a replay draws the same."""
-    text = f"{seed}/{stage}/{batch}/{part}".encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "little")
+__all__ = ["DelayedStage"]
 
 
 class DelayedStage:
@@ -349,7 +232,7 @@ class DelayedStage:
             started = time.perf_counter()
             given = self._protected(self._receive(inputs))
             with self._autocast():
-                outputs = _as_list(twin(packed(given)))
+                outputs = as_list(twin(packed(given)))
             self._synchronise()
             forwarded = time.perf_counter()
             ends = [t for t in outputs if t.requires_grad]
@@ -438,11 +321,11 @@ class DelayedStage:
                 }
             entry = InFlight(self._receive(each["inputs"]), (), version)
             self._open[each["batch"], each["part"]] = entry
-            self._reopen(_OpenUnit(each["batch"], each["part"]), entry, old.get(version))
+            self._reopen(OpenUnit(each["batch"], each["part"]), entry, old.get(version))
 
     # ----------------------------------------------------------------- inside
 
-    def _reopen(self, unit: _OpenUnit, entry: InFlight, old: dict[str, Tensor] | None) -> None:
+    def _reopen(self, unit: OpenUnit, entry: InFlight, old: dict[str, Tensor] | None) -> None:
         """Give a restored batch what its forward had given it; `old` None: weights of now."""
         if self._replays:
             return
@@ -482,8 +365,8 @@ class DelayedStage:
         """Run the blocks, with the weights and buffers of `state` where it has any."""
         inputs = self._protected(inputs)
         if not state:
-            return _as_list(self.module(packed(inputs)))
-        return _as_list(functional_call(self.module, state, (packed(inputs),)))
+            return as_list(self.module(packed(inputs)))
+        return as_list(functional_call(self.module, state, (packed(inputs),)))
 
     def _protected(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
         return [t.clone() for t in inputs] if self.settings.protect_inputs else inputs
@@ -502,7 +385,7 @@ class DelayedStage:
         with torch.no_grad(), self._autocast():
             return self._call(weights, entry.inputs)
 
-    def _grow_again(self, unit: Unit | _OpenUnit, entry: InFlight) -> None:
+    def _grow_again(self, unit: Unit | OpenUnit, entry: InFlight) -> None:
         """Grow the graph of a forward that has been, at its weights, moving no buffer."""
         self._draw(unit)
         state = dict(zip(self._names, entry.weights, strict=True))
@@ -660,16 +543,3 @@ class DelayedStage:
 
 def _memory(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
-
-
-def packed(tensors: Sequence[Tensor]) -> Any:
-    """Return what a block is called with, as in nn.Sequential: a tensor, or a tuple as one."""
-    return tensors[0] if len(tensors) == 1 else tuple(tensors)
-
-
-def _as_list(outputs: Any) -> list[Tensor]:
-    tensors: list[Any] = list(outputs) if isinstance(outputs, (tuple, list)) else [outputs]
-    others = [type(t).__name__ for t in tensors if not isinstance(t, Tensor)]
-    if others or not tensors:
-        raise ModelError(f"a block must return a tensor or a tuple of tensors, but got {others}")
-    return tensors

@@ -9,15 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from raylab.algorithms.cut_features import companion
-from raylab.algorithms.delayed_stage import (
-    DelayedStage,
-    InFlight,
-    StageSettings,
-    Tensors,
-    Unit,
-    draw_key,
-)
+from raylab.algorithms.delayed_stage import DelayedStage
 from raylab.algorithms.dgl import AuxiliaryClassifier
+from raylab.algorithms.in_flight import InFlight
+from raylab.algorithms.stage_settings import StageSettings, Tensors, Unit, draw_key
 from raylab.errors import ModelError
 
 __all__ = ["LocalLossStage"]

@@ -13,9 +13,10 @@ from torch.nn import functional as F
 
 from raylab.algorithms.batch_buffers import BatchBuffers
 from raylab.algorithms.cut_features import companion
-from raylab.algorithms.delayed_stage import (
-    DelayedStage,
-    InFlight,
+from raylab.algorithms.delayed_stage import DelayedStage
+from raylab.algorithms.dni import Synthesizer
+from raylab.algorithms.in_flight import InFlight
+from raylab.algorithms.stage_settings import (
     OptimizerFactory,
     ScheduleFactory,
     StageSettings,
@@ -23,7 +24,6 @@ from raylab.algorithms.delayed_stage import (
     Unit,
     draw_key,
 )
-from raylab.algorithms.dni import Synthesizer
 from raylab.algorithms.stage_state import (
     load_module,
     load_optimizer,

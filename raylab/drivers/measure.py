@@ -13,7 +13,8 @@ from torch.optim import Optimizer
 
 from actors.probes import MessageTimes, StageTimes
 from actors.supervisor import Supervisor
-from raylab.algorithms.delayed_stage import DelayedStage, StageSettings
+from raylab.algorithms.delayed_stage import DelayedStage
+from raylab.algorithms.stage_settings import StageSettings
 from raylab.drivers.settings import PipelineSettings
 from raylab.planner import (
     BlockTrace,

@@ -19,7 +19,7 @@ from actors.source import CheckpointPlan, as_tensors
 from actors.stage_actor import Feed
 from actors.supervisor import Supervisor
 from raylab.algorithms.cut_features import CutFeatures
-from raylab.algorithms.delayed_stage import ScheduleFactory
+from raylab.algorithms.stage_settings import ScheduleFactory
 from raylab.drivers.checkpointing import RunCheckpoints, check_same_run
 from raylab.drivers.cluster import connect, stage_resources, threads_of
 from raylab.drivers.network import Network

@@ -17,8 +17,8 @@ from actors.stage_actor import Feed
 from actors.supervisor import Look, Supervisor
 from actors.wiring import links
 from raylab.algorithms.cut_features import CutFeatures
-from raylab.algorithms.delayed_stage import ScheduleFactory
 from raylab.algorithms.stage_rules import stage_rule
+from raylab.algorithms.stage_settings import ScheduleFactory
 from raylab.drivers.checkpointing import RunCheckpoints
 from raylab.drivers.measure import (
     as_written,

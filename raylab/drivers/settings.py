@@ -12,7 +12,7 @@ from actors.stage import StageProgram
 from actors.stage_actor import WireKind
 from raylab.algorithms import PIPELINE_METHODS, PipelineMethod
 from raylab.algorithms.cut_features import CutFeatures
-from raylab.algorithms.delayed_stage import StageSettings
+from raylab.algorithms.stage_settings import StageSettings
 from raylab.algorithms.weight_versions import WeightVersion
 from raylab.errors import ConfigError
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from actors.protocols import Unit
-from raylab.algorithms.delayed_stage import DelayedStage, StageSettings, draw_key
+from raylab.algorithms.delayed_stage import DelayedStage
+from raylab.algorithms.stage_settings import StageSettings, draw_key
 from raylab.errors import ModelError, NonFiniteLossError
 from raylab.optimizers import Schedule, make_optimizer
 

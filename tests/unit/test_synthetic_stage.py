@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from actors.protocols import Unit
 from raylab.algorithms.cut_features import CutFeatures
-from raylab.algorithms.delayed_stage import DelayedStage, StageSettings
+from raylab.algorithms.delayed_stage import DelayedStage
 from raylab.algorithms.local_loss_stage import LocalLossStage
+from raylab.algorithms.stage_settings import StageSettings
 from raylab.algorithms.synthetic_stage import SyntheticStage
 from raylab.errors import ModelError, NonFiniteLossError
 

@@ -1,0 +1,41 @@
+"""One unit of training between its forward and its backward at one stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from raylab.algorithms.memory import bytes_of
+from raylab.algorithms.stage_settings import Tensors
+
+__all__ = ["InFlight", "OpenUnit"]
+
+
+@dataclass(slots=True)
+class InFlight:
+    """One unit between its forward and its backward: a graph, or an input to replay."""
+
+    inputs: list[Tensor]
+    labels: Tensors
+    version: int
+    outputs: list[Tensor] = field(default_factory=list)
+    weights: list[Tensor] = field(default_factory=list)
+    copies: dict[str, Tensor] = field(default_factory=dict)
+    """The weights as they were, where `weights` will change with the parameters."""
+    graph_bytes: int = 0
+    """Of what autograd has saved for it."""
+
+    def bytes(self) -> int:
+        """Return what the unit holds beside weights."""
+        return self.graph_bytes + bytes_of(self.inputs)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenUnit:
+    """A unit whose forward has been, as its draws know it."""
+
+    batch: int
+    part: int
+    parts: int = 1
+    share: float = 1.0
