@@ -249,6 +249,10 @@ class StageWorker:
         return self._runner.loop.batches, rows, written
 
     @ray.method(concurrency_group="control")
+    def alive(self) -> None:
+        """Answer at once, unless the process is gone."""
+
+    @ray.method(concurrency_group="control")
     def cut(self, name: str) -> None:
         """Cut a link that this stage receives, as a pulled cable would: for tests of recovery."""
         self._its_hub().cut(name)

@@ -20,7 +20,7 @@ from ray.exceptions import (
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.errors import MechanismError, PlacementError, StageLostError
+from actors.errors import LinkError, MechanismError, PlacementError, StageLostError
 from actors.probes import MessageTimes, StageTimes
 from actors.protocols import Tensors
 from actors.stage import StageProgram
@@ -43,6 +43,10 @@ class Look:
     batches: int
     rows: list[dict[str, Any]]
     written: list[tuple[int, Any]]
+
+
+_NOTICE_S = 5.0
+"""Time that Ray takes at most, as a rule, to notice that a process is gone."""
 
 
 class Supervisor:
@@ -189,7 +193,11 @@ class Supervisor:
         left = list(running)
         while left:
             done, left = ray.wait(left, num_returns=len(left), timeout=period_s)
-            self.ask(done)
+            try:
+                self.ask(done)
+            except LinkError:
+                self._check_alive()
+                raise
             watch(self._look())
         watch(self._look())
         held = {k: each for k, each in enumerate(self._remains()) if each}
@@ -285,6 +293,12 @@ class Supervisor:
             raise cause if isinstance(cause, Exception) else error from None
         except (RayActorError, NodeDiedError, WorkerCrashedError, ObjectLostError) as error:
             raise StageLostError(f"a stage's process died: {_first_line(error)}") from error
+
+    def _check_alive(self) -> None:
+        """Raise that a stage died if one did: its neighbours may miss the link to it first."""
+        pings = [stage.alive.remote() for stage in self._stages]
+        done, _ = ray.wait(pings, num_returns=len(pings), timeout=_NOTICE_S)
+        self.ask(done)
 
     def _remains(self) -> list[dict[str, int]]:
         return self.ask(stage.remains.remote() for stage in self._stages)

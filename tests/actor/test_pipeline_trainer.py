@@ -172,7 +172,9 @@ def test_a_run_leaves_the_files_of_its_contract(tmp_path):
     assert {path.name for path in result.path.iterdir()} == {
         "config.yaml",
         "metrics.parquet",
+        "timeline.parquet",
         "result.json",
+        "report.html",
         "checkpoints",
     }
     rows = pq.read_table(result.path / "metrics.parquet").to_pylist()
