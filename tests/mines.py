@@ -63,7 +63,10 @@ class MinedBlock(nn.Module):
             if self._forwards >= after and when == way:
                 (self._folder / str(gone)).touch(exist_ok=False)
                 victim = os.getppid() if self._victim == "raylet" else self._victim
-                os.kill(victim or os.getpid(), signal.SIGKILL)
+                if victim is not None:
+                    os.kill(victim, signal.SIGKILL)
+                # Whatever else was killed: an orphan shall not step on the next mine.
+                os.kill(os.getpid(), signal.SIGKILL)
 
 
 class _Backward(torch.autograd.Function):
