@@ -73,6 +73,10 @@ class PipelineTrainer:
         precision: "float32" computes in the dtype of the weights, "bfloat16" under autocast.
         seed: of everything that is drawn inside the network.
         wire: what carries features and gradients: "zmq" or "ray".
+        carrier: of their tensors beside the zmq wire: "inline" in its messages, through the host's
+            memory; "distributed" by torch.distributed, NCCL between GPUs, gloo between CPUs; "ipc"
+            within the memory of a GPU that stages share; "auto": by where the stages of each link
+            live, inline on CPUs.
         recompute: keep inputs instead of graphs, and run the forward again at the weights that it
             had: the same numbers in less memory, for one more forward (ddg, adl).
         checkpoint_every: batches between two checkpoints; 0: the time decides alone.
@@ -117,6 +121,7 @@ class PipelineTrainer:
         precision: Precision = "float32",
         seed: int = 0,
         wire: str = "zmq",
+        carrier: str = "auto",
         recompute: bool = False,
         checkpoint_every: int = 0,
         checkpoint_minutes: float = 1.0,
@@ -141,6 +146,7 @@ class PipelineTrainer:
             precision=precision,
             seed=seed,
             wire=wire,  # type: ignore[arg-type]
+            carrier=carrier,  # type: ignore[arg-type]
             timeline=timeline,
             recompute=recompute,
         )

@@ -86,10 +86,10 @@ class PipelineRun:
         window = self._settings.accumulate * self._settings.parts
         if self._settings.delay == "auto":
             plan = self._load(supervisor, report_every)
-            supervisor.wire(links(plan, window), self._settings.wire)
+            supervisor.wire(links(plan, window), self._settings.wire, self._settings.carrier)
             self._measure(supervisor, x)
         plan = self._load(supervisor, report_every)
-        supervisor.wire(links(plan, window), self._settings.wire)
+        supervisor.wire(links(plan, window), self._settings.wire, self._settings.carrier)
         return plan
 
     def carry_out(
