@@ -88,9 +88,11 @@ class Membership:
         backend = "nccl" if copies.device.type == "cuda" else "gloo"
         try:
             self._meet(place, stage, stages)
-            for link in links:
+            # Every stage makes every group, in this order, as torch wants it.
+            groups = [self._group(link, backend) for link in links]
+            for link, group in zip(links, groups, strict=True):
                 if stage in (link.source, link.target):
-                    self._open(link, stage, backend, copies)
+                    self._open(link, group, stage, copies)
         except (RuntimeError, LinkError) as error:
             self.close()
             raise LinkError(f"the stages did not meet at {place}: {error}") from error
@@ -122,13 +124,18 @@ class Membership:
             timeout=timedelta(seconds=_MEET_S),
         )
 
-    def _open(self, link: Link, stage: int, backend: str, copies: DeviceCopies) -> None:
-        group = dist.new_group(
+    @staticmethod
+    def _group(link: Link, backend: str) -> dist.ProcessGroup:
+        group: dist.ProcessGroup = dist.new_group(
             sorted((link.source, link.target)),
             timeout=timedelta(seconds=_MOVE_S),
             backend=backend,
-            use_local_synchronization=True,
         )
+        return group
+
+    def _open(
+        self, link: Link, group: dist.ProcessGroup, stage: int, copies: DeviceCopies
+    ) -> None:
         peer = link.target if stage == link.source else link.source
         carrier = self.carriers[link.name] = DistributedCarrier(link.name, group, peer, copies)
         # NCCL makes its connection at the first message, and both ends wait for it: now.
