@@ -30,6 +30,8 @@ def run_in_process(
     *,
     epochs: int = 1,
     parts: int = 1,
+    recheck_every: int = 0,
+    recheck_ages: Sequence[int] = (),
     shuffle: random.Random | None = None,
     checkpoints: CheckpointPlan | None = None,
     save: Callable[[int, dict[str, Any]], None] | None = None,
@@ -45,6 +47,8 @@ def run_in_process(
         test: re-iterable of (x, y), or None.
         epochs: how often to go through `train`.
         parts: micro-batches per batch.
+        recheck_every: batches between two groups of rechecks, see `Source`.
+        recheck_ages: of the batches of a group.
         shuffle: makes deliveries late and out of order and the stages' turns random.
         checkpoints: when to save.
         save: takes the parts of checkpoints.
@@ -81,6 +85,8 @@ def run_in_process(
         parts=parts,
         labels=labels,
         local_labels=local_labels,
+        recheck_every=recheck_every,
+        recheck_ages=recheck_ages,
         checkpoints=checkpoints,
         start=None if parts_saved is None else parts_saved[0]["source"],
     )

@@ -16,7 +16,9 @@ sequence numbers, as soon as their header is there, and lets go of them when the
 
 from __future__ import annotations
 
+import itertools
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Protocol
@@ -65,13 +67,16 @@ class ReceiveEnd(Protocol):
 
 @dataclass(slots=True)
 class BoxStatistics:
-    """What a box has seen. For an outbox, depth counts the messages not yet taken."""
+    """What a box has seen. For an outbox, depth counts the messages not yet taken, and
+    `peak_bytes` the most that their tensors had together.
+    """
 
     messages: int = 0
     bytes: int = 0
     waited_s: float = 0.0
     depth: int = 0
     peak_depth: int = 0
+    peak_bytes: int = 0
 
     def as_dict(self) -> dict[str, float]:
         """Return the figures by name."""
@@ -115,6 +120,7 @@ class Outbox:
         self._carrier = carrier
         self._credits = capacity
         self._sequence = 0
+        self._sizes: deque[int] = deque(maxlen=capacity)
 
     def ready(self, timeout_s: float = 0.0) -> bool:
         """Tell whether a message may be put, waiting up to `timeout_s` for a credit."""
@@ -139,9 +145,13 @@ class Outbox:
         self._credits -= 1
         figures = self.statistics
         figures.messages += 1
-        figures.bytes += size_bytes(message)
+        size = size_bytes(message)
+        figures.bytes += size
         figures.depth = self.capacity - self._credits
         figures.peak_depth = max(figures.peak_depth, figures.depth)
+        self._sizes.append(size)
+        under_way = itertools.islice(reversed(self._sizes), figures.depth)
+        figures.peak_bytes = max(figures.peak_bytes, sum(under_way))
 
     def settle(self, timeout_s: float) -> None:
         """Wait up to `timeout_s` until every message has been taken."""

@@ -73,6 +73,8 @@ class Kind(IntEnum):
     """Before a run: a payload that is sent back, to time the wire."""
     CHECKPOINT = 7
     """Marker: every stage saves what it is, with `index` batches behind it."""
+    RECHECK = 8
+    """A batch that is computed once more at the weights of now, for figures alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +89,9 @@ class Message:
     share: float = 1.0
 
     @classmethod
-    def of(cls, unit: Unit, tensors: Tensors) -> Message:
+    def of(cls, unit: Unit, tensors: Tensors, kind: Kind = Kind.BATCH) -> Message:
         """Return the message that carries `tensors` of a unit of training."""
-        return cls(Kind.BATCH, unit.batch, tensors, unit.part, unit.parts, unit.share)
+        return cls(kind, unit.batch, tensors, unit.part, unit.parts, unit.share)
 
     @property
     def unit(self) -> Unit:

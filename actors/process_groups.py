@@ -133,9 +133,7 @@ class Membership:
         )
         return group
 
-    def _open(
-        self, link: Link, group: dist.ProcessGroup, stage: int, copies: DeviceCopies
-    ) -> None:
+    def _open(self, link: Link, group: dist.ProcessGroup, stage: int, copies: DeviceCopies) -> None:
         peer = link.target if stage == link.source else link.source
         carrier = self.carriers[link.name] = DistributedCarrier(link.name, group, peer, copies)
         # NCCL makes its connection at the first message, and both ends wait for it: now.

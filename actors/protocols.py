@@ -53,6 +53,17 @@ class StageRule(Protocol):
         """
         ...
 
+    def recheck(self, unit: Unit, inputs: Tensors, labels: Tensors) -> Tensors:
+        """Compute the features of a batch anew, changing nothing; labels as in `forward`."""
+        ...
+
+    def compare(self, unit: Unit, gradients: Tensors, *, due: bool) -> Tensors:
+        """Back-propagate a recheck at the same weights; return the gradients at its inputs.
+
+        `due`: the next backward of this stage is of the same batch.
+        """
+        ...
+
     def update(self) -> None:
         """Close a window: apply the mean gradient of its batches, zero where there were none."""
         ...

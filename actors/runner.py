@@ -20,12 +20,14 @@ from actors.source import Source
 from actors.stage import (
     Backward,
     Box,
+    Compare,
     Correct,
     Evaluate,
     Finish,
     Forward,
     Instruction,
     PassToken,
+    Recheck,
     Report,
     Snapshot,
     StageLoop,
@@ -178,7 +180,7 @@ class StageRunner:
         return message
 
     def _outbox(self, instruction: Instruction) -> Outbox | None:
-        if isinstance(instruction, Backward):
+        if isinstance(instruction, (Backward, Compare)):
             return self._boxes.gradients_out
         if isinstance(instruction, PassToken) and instruction.towards == "below":
             return self._boxes.gradients_out
@@ -224,6 +226,10 @@ class StageRunner:
             gradients = self._payload.pop(("gradients", Kind.BATCH, unit.batch, unit.part), ())
             with self._story("correction", unit, gradients):
                 self._rule.correct(unit, gradients)
+        elif isinstance(instruction, Recheck):
+            message = self._recheck(instruction.unit)
+        elif isinstance(instruction, Compare):
+            message = self._compare(instruction)
         elif isinstance(instruction, Update):
             with self._story(f"update {instruction.window}", None, ()):
                 self._rule.update()
@@ -249,6 +255,19 @@ class StageRunner:
         if out is not None and message is not None:
             out.put(message)
 
+    def _recheck(self, unit: Unit) -> Message:
+        inputs = self._payload.pop(("features", Kind.RECHECK, unit.batch, unit.part))
+        labels = self._payload.pop(("labels", Kind.RECHECK, unit.batch, unit.part), ())
+        with self._story("recheck", unit, inputs):
+            return Message.of(unit, self._rule.recheck(unit, inputs, labels), Kind.RECHECK)
+
+    def _compare(self, instruction: Compare) -> Message:
+        unit = instruction.unit
+        gradients = self._payload.pop(("gradients", Kind.RECHECK, unit.batch, unit.part), ())
+        with self._story("recheck", unit, gradients):
+            found = self._rule.compare(unit, gradients, due=instruction.due)
+            return Message.of(unit, found, Kind.RECHECK)
+
     def _evaluate(self, index: int) -> Message:
         if self._clock.evaluating_since is None:
             self._clock.evaluating_since = time.perf_counter()
@@ -269,6 +288,11 @@ class StageRunner:
             "trained_s": clock.trained_s(),
             "blocked_s": clock.blocked_s,
             "in_flight": self.loop.in_flight,
+            "mailbox_bytes_peak": sum(
+                box.statistics.peak_bytes
+                for box in (self._boxes.features_out, self._boxes.gradients_out)
+                if box is not None
+            ),
         }
         for name, box in self._boxes.named().items():
             figures = box.statistics

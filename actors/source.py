@@ -10,12 +10,17 @@ straight to the stage that has the loss, ahead of the features that they belong 
 training batches also to every stage that has a loss of its own. A checkpoint stands between two
 batches; the source's part of it is where it is and what its draws were at the start of the epoch,
 from which the same batches come again.
+
+With `recheck_ages`, every `recheck_every` batches a group of the batches of so many indices before
+comes once more, as RECHECK ahead of the next batch; the source keeps no more than it needs for it.
+After a checkpoint the groups begin when there are such batches again.
 """
 
 from __future__ import annotations
 
 import itertools
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -74,6 +79,9 @@ class _Item:
     labels: Message | None
 
 
+_Pair = tuple[int, tuple[Tensor, ...], tuple[Tensor, ...]]
+
+
 class Source:
     """Read batches, cut them into micro-batches, number them.
 
@@ -85,6 +93,9 @@ class Source:
         labels: the box that leads to the loss.
         local_labels: the boxes that lead to other stages that need the labels of training batches.
         evaluate_every: epochs between two tests; the last epoch is always tested.
+        recheck_every: batches between two groups of rechecks; 0: none.
+        recheck_ages: how many indices before the next batch's the batches of a group are, each
+            age once; a group comes when there are such batches.
         seed: of the draws that the iterables make from the global generators.
         checkpoints: when to put markers between the batches; default: never.
         start: from `state`, where to go on; default: the beginning.
@@ -103,6 +114,8 @@ class Source:
         labels: Outbox,
         local_labels: Sequence[Outbox] = (),
         evaluate_every: int = 1,
+        recheck_every: int = 0,
+        recheck_ages: Sequence[int] = (),
         seed: int = 0,
         checkpoints: CheckpointPlan | None = None,
         start: Mapping[str, Any] | None = None,
@@ -114,6 +127,9 @@ class Source:
         self._epochs = epochs
         self._parts = parts
         self._evaluate_every = evaluate_every
+        self._recheck_every = recheck_every
+        self._ages = recheck_ages
+        self._seen: deque[_Pair] = deque(maxlen=max(recheck_ages, default=0) + 1)
         self._checkpoints = checkpoints or CheckpointPlan()
         self._clock = clock
         self._draws = Draws(seed)
@@ -180,6 +196,7 @@ class Source:
             batch = place.batch
             place.index += 1
             place.batch += 1
+            yield from self._recheck(batch, x, y)
             yield from self._cut(batch, x, y)
         if not place.index:
             raise BatchError(
@@ -215,6 +232,21 @@ class Source:
             if pair is end:
                 return
             yield pair
+
+    def _recheck(self, batch: int, x: tuple[Tensor, ...], y: tuple[Tensor, ...]) -> Iterator[_Item]:
+        if not self._recheck_every:
+            return
+        self._seen.append((batch, x, y))
+        ages = self._ages
+        if batch % self._recheck_every or max(ages) >= len(self._seen):
+            return
+        for part, age in enumerate(ages):
+            index, features, labels = self._seen[-1 - age]
+            about = (part, len(ages))
+            yield _Item(
+                features=Message(Kind.RECHECK, index, features, *about),
+                labels=Message(Kind.RECHECK, index, labels, *about),
+            )
 
     def _cut(self, batch: int, x: tuple[Tensor, ...], y: tuple[Tensor, ...]) -> Iterator[_Item]:
         if self._parts == 1:

@@ -27,6 +27,10 @@ the gradient that it stands for has come over the link above, d units late:
 
 and the drain makes the corrections that are left.
 
+*Rechecks* are batches that go through all stages once more, up and at once down, between two
+indices n, and only for figures: a group of them goes up whole, then down whole, for which the
+stage waits while nothing else goes on in it.
+
 *Checkpoints* are a marker among the features. At it every stage has the same n batches behind it,
 so no features are under way, and of the gradients on a link just those that its delay stands for:
 the stage below takes them into its own part of the checkpoint (Chandy and Lamport's cut). A loop
@@ -50,6 +54,7 @@ from actors.protocols import Unit
 __all__ = [
     "Backward",
     "Box",
+    "Compare",
     "Correct",
     "Evaluate",
     "Feedback",
@@ -58,6 +63,7 @@ __all__ = [
     "Instruction",
     "LoopState",
     "PassToken",
+    "Recheck",
     "Report",
     "Snapshot",
     "StageLoop",
@@ -175,6 +181,24 @@ class Correct:
 
 
 @dataclass(frozen=True, slots=True)
+class Recheck:
+    """Compute the features of a unit anew, for figures, and pass them up."""
+
+    unit: Unit
+
+
+@dataclass(frozen=True, slots=True)
+class Compare:
+    """Back-propagate a recheck and pass the error gradient down.
+
+    `due` tells whether the stage's next backward is of the same unit.
+    """
+
+    unit: Unit
+    due: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Update:
     """Close the window with this number."""
 
@@ -225,6 +249,8 @@ Instruction = (
     Forward
     | Backward
     | Correct
+    | Recheck
+    | Compare
     | Update
     | Evaluate
     | StartDrain
@@ -260,6 +286,7 @@ class StageLoop:
         self._there: set[_Key] = {_gradient_of(unit) for unit in state.under_way(program)}
         self._open: deque[Unit] = deque(state.open)
         self._uncorrected: deque[Unit] = deque(state.uncorrected)
+        self._rechecked: list[Unit] = []
         self._window = state.window
         self._in_window = state.in_window
         self._tick = 0
@@ -326,7 +353,7 @@ class StageLoop:
     # released, so `self._open` is then the truth.
 
     def _plan(self, message: Message) -> None:
-        training = message.kind is Kind.BATCH
+        training = message.kind in (Kind.BATCH, Kind.RECHECK)
         labels = (
             (_key("labels", message.kind, message.index, message.part),)
             if self.program.last or (self.program.labelled and training)
@@ -334,6 +361,8 @@ class StageLoop:
         )
         if message.kind is Kind.BATCH:
             self._plan_forward(message.unit, labels)
+        elif message.kind is Kind.RECHECK:
+            self._plan_recheck(message.unit, labels)
         elif message.kind is Kind.EVALUATE:
             self._planned.append((Evaluate(message.index), labels))
         elif message.kind is Kind.EPOCH:
@@ -378,6 +407,18 @@ class StageLoop:
         if program.report_every and (unit.batch + 1) % program.report_every == 0:
             self._planned.append((Report(unit.batch + 1, None), ()))
         self._plan_tick()
+
+    def _plan_recheck(self, unit: Unit, labels: tuple[_Key, ...]) -> None:
+        """Recheck the units of a group; compare when its last one is up."""
+        self._planned.append((Recheck(unit), labels))
+        self._rechecked.append(unit)
+        if len(self._rechecked) < unit.parts:
+            return
+        due = self.batches - (self.program.delay or 0)
+        for each in self._rechecked:
+            needs = () if self.program.last else (_gradient_of(each, Kind.RECHECK),)
+            self._planned.append((Compare(each, each.batch == due), needs))
+        self._rechecked = []
 
     def _plan_drain(self) -> None:
         """Go on counting n without a forward until every gradient is applied."""
@@ -429,8 +470,8 @@ class StageLoop:
         self._tick += 1
 
 
-def _gradient_of(unit: Unit) -> _Key:
-    return _key("gradients", Kind.BATCH, unit.batch, unit.part)
+def _gradient_of(unit: Unit, kind: Kind = Kind.BATCH) -> _Key:
+    return _key("gradients", kind, unit.batch, unit.part)
 
 
 def _key(box: Box, kind: Kind, index: int, part: int = 0) -> _Key:

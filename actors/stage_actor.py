@@ -6,11 +6,10 @@ one answers the driver while it does (`control`), one takes messages of the `ray
 
 from __future__ import annotations
 
+import functools
 import os
 import random
-import statistics
 import threading
-import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -26,9 +25,10 @@ from actors.inline_carrier import INLINE
 from actors.ipc_carrier import CudaMemory, IpcCarrier
 from actors.local_wire import local_wire
 from actors.mailbox import FeatureBox, Inbox, Outbox, ReceiveEnd, SendEnd
-from actors.messages import Kind, Message
+from actors.messages import Message
 from actors.part_writer import PartWriter, WritePart
 from actors.prefetch import Prefetcher
+from actors.probes import MessageTimes, StageTimes, echo, probe, time_stage
 from actors.process_groups import Membership, Place, open_store
 from actors.protocols import StageRule, Tensors
 from actors.ray_metrics import StageMetrics
@@ -49,15 +49,15 @@ _CREDITS_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """Where an actor lives, its public key for encrypted links, and the GPU that it computes on.
-
-    `gpu` is the card's own name, the same in every process that sees it; empty: none.
+    """Where an actor lives, its public key for encrypted links, the cores that it may run on, and
+    the card's own name for the GPU that it computes on, the same in every process; empty: none.
     """
 
     node_id: str
     host: str
     pid: int
     public_key: bytes
+    cores: int = 1
     gpu: str = ""
 
 
@@ -70,6 +70,8 @@ class Feed:
     epochs: int
     parts: int
     evaluate_every: int
+    recheck_every: int = 0
+    recheck_ages: tuple[int, ...] = ()
     seed: int = 0
     checkpoints: CheckpointPlan = field(default_factory=CheckpointPlan)
 
@@ -132,7 +134,8 @@ class StageWorker:
         host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         self._hub = ZmqHub(host)
         node_id = ray.get_runtime_context().get_node_id()
-        return Home(node_id, host, os.getpid(), self._hub.public_key, _gpu())
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        return Home(node_id, host, os.getpid(), self._hub.public_key, cores or 1, _gpu())
 
     def open_store(self, host: str) -> Place:
         """Open the store at which the stages meet whose links torch.distributed carries."""
@@ -204,28 +207,31 @@ class StageWorker:
         torch.set_num_threads(self._threads)
         self._rule = rule()
 
-    def measure(self, inputs: Tensors, repeats: int) -> tuple[float, float]:
-        """Return the median forward and backward time of the stage, in seconds."""
-        times = self._its_rule().measure(inputs, repeats)
-        return (
-            statistics.median(forward for forward, _ in times),
-            statistics.median(backward for _, backward in times),
+    def measure(self, inputs: Tensors, repeats: int) -> StageTimes:
+        """Time the stage, see `actors.probes`."""
+        return time_stage(self._its_rule(), inputs, repeats)
+
+    def measure_blocks(
+        self, blocks: Sequence[RuleFactory], inputs: Sequence[Tensors], repeats: int
+    ) -> list[StageTimes]:
+        """Time each block of a chain as a stage, on this stage's device."""
+        return [
+            time_stage(block(), given, repeats) for block, given in zip(blocks, inputs, strict=True)
+        ]
+
+    def time_messages(self, payload: Tensors, repeats: int) -> MessageTimes:
+        """Return what a message with `payload` to the stage above and back costs."""
+        return probe(
+            functools.partial(self._put, "features"),
+            functools.partial(self._take, "gradients"),
+            payload,
+            repeats,
         )
 
-    def time_messages(self, payload: Tensors, repeats: int) -> float:
-        """Return half the median time that `payload` takes to the stage above and back, in s."""
-        times = []
-        for index in range(repeats):
-            started = time.perf_counter()
-            self._put("features", Message(Kind.PROBE, index, payload))
-            self._take("gradients")
-            times.append(time.perf_counter() - started)
-        return statistics.median(times) / 2
-
     def echo_messages(self, repeats: int) -> None:
-        """Send `repeats` messages from the stage below back to it."""
-        for _ in range(repeats):
-            self._put("gradients", self._take("features"))
+        """Send what `time_messages` of the stage below sends back to it."""
+        put = functools.partial(self._put, "gradients")
+        echo(put, functools.partial(self._take, "features"), repeats)
 
     def run(self, program: StageProgram, feed: Feed | None, keeping: Keeping | None) -> None:
         """Run the stage to its end, or until `stop`."""
@@ -304,6 +310,8 @@ class StageWorker:
                 labels=labels,
                 local_labels=local_labels,
                 evaluate_every=feed.evaluate_every,
+                recheck_every=feed.recheck_every,
+                recheck_ages=feed.recheck_ages,
                 seed=feed.seed,
                 checkpoints=feed.checkpoints,
                 start=None if part is None else part["source"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -21,6 +22,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.carrier import CarrierKind
 from actors.errors import MechanismError, PlacementError, StageLostError
+from actors.probes import MessageTimes, StageTimes
 from actors.process_groups import LOOPBACK
 from actors.protocols import Tensors
 from actors.stage import StageProgram
@@ -150,15 +152,28 @@ class Supervisor:
 
     # ------------------------------------------------------------------ measurements
 
-    def stage_times(self, inputs: Sequence[Tensors], repeats: int) -> list[tuple[float, float]]:
-        """Return (forward, backward) of every stage in seconds, all stages running at once."""
-        return self.ask(
-            stage.measure.remote(given, repeats)
+    def stage_times(
+        self, inputs: Sequence[Tensors], repeats: int, *, together: bool = True
+    ) -> list[StageTimes]:
+        """Time every stage: all at once, as a pipeline runs, or one after another."""
+        calls = (
+            functools.partial(stage.measure.remote, given, repeats)
             for stage, given in zip(self._stages, inputs, strict=True)
         )
+        if together:
+            return self.ask(call() for call in calls)
+        return [self.ask([call()])[0] for call in calls]
 
-    def message_times(self, payloads: Sequence[Tensors], repeats: int) -> list[float]:
-        """Return the time of one message over each link between neighbours, in seconds."""
+    def block_times(
+        self, blocks: Sequence[RuleFactory], inputs: Sequence[Tensors], repeats: int
+    ) -> list[list[StageTimes]]:
+        """Time every block of a chain on every stage's device, all stages at once."""
+        return self.ask(
+            stage.measure_blocks.remote(blocks, inputs, repeats) for stage in self._stages
+        )
+
+    def message_times(self, payloads: Sequence[Tensors], repeats: int) -> list[MessageTimes]:
+        """Return what one message over each link between neighbours costs."""
         times = []
         for k, payload in enumerate(payloads):
             timed, _ = self.ask(

@@ -85,15 +85,18 @@ def measure(
     window = settings.parts
     plan = programs(settings, link_delays, chunk)
     measured: dict[str, Any] = {}
-    _load(supervisor, times, settings)
+    load(supervisor, times, settings)
     if settings.delay == "auto":
         supervisor.wire(links(plan, window), "zmq")
         features = (torch.zeros(BATCH, WIDTH),)
-        measured["stages"] = supervisor.stage_times([features] * len(times), 15)
-        measured["messages"] = supervisor.message_times([features] * (len(times) - 1), 15)
-        link_delays = choose_link_delays(measured["stages"], measured["messages"])
+        seen = supervisor.stage_times([features] * len(times), 15)
+        messages = supervisor.message_times([features] * (len(times) - 1), 15)
+        measured["messages"] = [each.latency_s for each in messages]
+        link_delays = choose_link_delays(
+            [(each.forward_s, each.backward_s) for each in seen], measured["messages"]
+        )
         plan = programs(settings, link_delays, chunk)
-        _load(supervisor, times, settings)
+        load(supervisor, times, settings)
     supervisor.wire(links(plan, window), "zmq")
     merger = RowMerger(len(times))
     rows: list[dict[str, Any]] = []
@@ -102,7 +105,7 @@ def measure(
         Feed(
             train=NapBatches(batches), test=None, epochs=1, parts=settings.parts, evaluate_every=1
         ),
-        lambda _, reports: rows.extend(merger.add(reports)),
+        lambda look: rows.extend(merger.add(look.rows)),
     )
     late = sum(row["staleness_mean"] * sum(row["stage_gradients"]) for row in rows)
     steady = [row for row in rows if row["epoch"] is None][1:]
@@ -114,9 +117,10 @@ def measure(
     )
 
 
-def _load(
+def load(
     supervisor: Supervisor, times: list[tuple[float, float]], settings: PipelineSettings
 ) -> None:
+    """Make every stage nap for its times."""
     last = len(times) - 1
     supervisor.load(
         [

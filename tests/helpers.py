@@ -21,7 +21,7 @@ from actors.source import CheckpointPlan
 from raylab.algorithms.delayed_stage import DelayedStage
 from raylab.algorithms.stage_rules import stage_rule
 from raylab.drivers.network import Network
-from raylab.drivers.settings import PipelineSettings, programs, stage_settings
+from raylab.drivers.settings import PipelineSettings, programs, recheck_ages, stage_settings
 from raylab.planner import cut_features, trace_blocks
 from tests.reference.pipeline import Optimiser
 
@@ -142,6 +142,8 @@ def run_pipeline(
         epochs=len(epochs),
         parts=chosen.parts,
         shuffle=shuffle,
+        recheck_every=chosen.sigma_every * chosen.accumulate,
+        recheck_ages=recheck_ages(plan),
         checkpoints=checkpoints,
         save=save,
         parts_saved=parts_saved,

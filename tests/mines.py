@@ -24,12 +24,17 @@ class MinedBlock(nn.Module):
         block: what is computed.
         folder: holds a file for every mine that has gone off.
         mines: in their order.
-        victim: process to kill; None: the one that the block is in. The driver is never mined:
-            it runs blocks once to look at their shapes.
+        victim: process to kill; None: the one that the block is in; "raylet": its parent, with
+            which its whole node is lost. The driver is never mined: it runs blocks once to look
+            at their shapes.
     """
 
     def __init__(
-        self, block: nn.Module, folder: Path, mines: Sequence[Mine], victim: int | None = None
+        self,
+        block: nn.Module,
+        folder: Path,
+        mines: Sequence[Mine],
+        victim: int | Literal["raylet"] | None = None,
     ) -> None:
         super().__init__()
         self.block = block
@@ -57,7 +62,8 @@ class MinedBlock(nn.Module):
             after, when = self._mines[gone]
             if self._forwards >= after and when == way:
                 (self._folder / str(gone)).touch(exist_ok=False)
-                os.kill(self._victim or os.getpid(), signal.SIGKILL)
+                victim = os.getppid() if self._victim == "raylet" else self._victim
+                os.kill(victim or os.getpid(), signal.SIGKILL)
 
 
 class _Backward(torch.autograd.Function):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from raylab.records import RunFolder
+from raylab.records import RunFolder, Storage
 from raylab.report import RunRecord
 
 __all__ = ["made_up_run", "write_run"]
@@ -85,7 +85,7 @@ def made_up_run(
 
 def write_run(storage: Path, run: RunRecord) -> Path:
     """Write a run's files; return its folder."""
-    folder = RunFolder(storage, run.name)
+    folder = RunFolder(Storage.at(storage), run.name)
     folder.write_config(run.config)
     folder.write_metrics(run.rows)
     folder.write_timeline(run.timeline)

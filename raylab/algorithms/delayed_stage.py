@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +21,9 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from raylab.algorithms.batch_buffers import BatchBuffers
 from raylab.algorithms.cut_features import CutFeatures
+from raylab.algorithms.late_losses import LateLosses
 from raylab.algorithms.memory import GraphBytes, bytes_of
+from raylab.algorithms.sigma import SufficientDirection
 from raylab.algorithms.stage_figures import StageFigures, correct_predictions
 from raylab.algorithms.stage_state import (
     BESIDE,
@@ -34,7 +35,7 @@ from raylab.algorithms.stage_state import (
     optimizer_state,
 )
 from raylab.algorithms.weight_versions import WeightVersion, WeightVersions
-from raylab.errors import ModelError, NonFiniteLossError
+from raylab.errors import ModelError
 
 __all__ = [
     "DelayedStage",
@@ -43,6 +44,7 @@ __all__ = [
     "ScheduleFactory",
     "StageSettings",
     "Tensors",
+    "Unit",
     "draw_key",
     "packed",
 ]
@@ -56,13 +58,24 @@ class Unit(Protocol):
     """A batch or micro-batch, see `actors.protocols.Unit`."""
 
     @property
-    def batch(self) -> int: ...
+    def batch(self) -> int:
+        """Return the index of the batch."""
+        ...
+
     @property
-    def part(self) -> int: ...
+    def part(self) -> int:
+        """Return the index of the micro-batch."""
+        ...
+
     @property
-    def parts(self) -> int: ...
+    def parts(self) -> int:
+        """Return the number of micro-batches."""
+        ...
+
     @property
-    def share(self) -> float: ...
+    def share(self) -> float:
+        """Return its samples as a share of the batch's."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,7 +207,10 @@ class DelayedStage:
         self._open: dict[tuple[int, int], InFlight] = {}
         self._staleness: list[int] = []
         self._seen = False
+        self._rechecks: dict[tuple[int, int], InFlight] = {}
+        self._sigma = SufficientDirection()
         self._figures = StageFigures()
+        self._losses = LateLosses(self.device, lambda *each: self._figures.train.add(*each))
 
     # ----------------------------------------------------------------- training
 
@@ -202,7 +218,8 @@ class DelayedStage:
         """Compute the features of `unit`; at the last stage its loss, and return nothing.
 
         Raises:
-            NonFiniteLossError: the loss is NaN or infinite.
+            NonFiniteLossError: the loss is NaN or infinite. On a GPU it is told up to 15 batches
+                later, or at the next report, with the number of the batch that it was.
         """
         self._mode(training=True)
         entry = InFlight(self._receive(inputs), labels, self.updates)
@@ -230,7 +247,7 @@ class DelayedStage:
         del self._open[unit.batch, unit.part]
         if unit.part + 1 == unit.parts:
             self._staleness.append(self.updates - entry.version)
-        return self._shrunk(self._back_propagate(entry, *self._ends(unit, entry, gradients)))
+        return self._shrunk(self._back_propagate(unit, entry, gradients))
 
     def correct(self, unit: Unit, gradients: Tensors) -> None:
         """Learn from a gradient that came after its backward; only `SyntheticStage` does.
@@ -267,6 +284,28 @@ class DelayedStage:
         self._figures.applied(self._staleness)
         self._staleness = []
 
+    # ----------------------------------------------------------------- the measurement of sigma
+
+    def recheck(self, unit: Unit, inputs: Tensors, labels: Tensors) -> Tensors:
+        """Compute a batch anew at the weights of now, with its draws and copies of the buffers."""
+        self._mode(training=True)
+        entry = InFlight(self._receive(inputs), labels, self.updates, weights=[*self._trained])
+        self._rechecks[unit.batch, unit.part] = entry
+        self._draw(unit, part=0)
+        with self._autocast():
+            entry.outputs = self._call(self._buffers.copies(), entry.inputs)
+            if self.settings.last:
+                entry.outputs = [self._loss(entry.outputs, labels)[0]]
+        return () if self.settings.last else tuple(t.detach() for t in entry.outputs)
+
+    def compare(self, unit: Unit, gradients: Tensors, *, due: bool) -> Tensors:
+        """Back-propagate a recheck; keep its gradient if that of the same batch is applied next."""
+        entry = self._rechecks.pop((unit.batch, unit.part))
+        at_inputs, fresh = self._differentiate(entry, *self._ends(unit, entry, gradients))
+        if due:
+            self._sigma.expect(unit.batch, fresh)
+        return at_inputs
+
     # ----------------------------------------------------------------- the rest of the protocol
 
     def evaluate(self, inputs: Tensors, labels: Tensors) -> Tensors:
@@ -281,12 +320,14 @@ class DelayedStage:
                 loss, score, targets = self._loss(outputs, labels)
                 size = targets[0].shape[0]
                 mean = float(loss) / (size if self._sums else 1)
-                self._figures.test.add(mean, size, correct_predictions(score, targets[0]))
+                correct = correct_predictions(score, targets[0])
+                self._figures.test.add(mean, size, None if correct is None else int(correct))
                 return ()
         return tuple(outputs)
 
     def report(self) -> dict[str, Any]:
         """Return the figures since the last report, and the learning rate of the next update."""
+        self._losses.fetch()
         row = self._figures.row()
         self._figures = StageFigures()
         if self._optimizer is not None:
@@ -298,14 +339,15 @@ class DelayedStage:
         return {name: t.detach().cpu().clone() for name, t in self.module.state_dict().items()}
 
     def measure(self, inputs: Tensors, repeats: int) -> list[tuple[float, float]]:
-        """Time forward and backward on `inputs`, on a copy of the stage.
+        """Time forward and backward, with its share of an update, on a copy of the stage.
 
         The last stage is timed up to its output, the loss being small beside it.
 
         Returns:
             (forward, backward) in seconds, one pair a repeat.
         """
-        twin = copy.deepcopy(self.module).train()
+        # In one go, so that the copied optimiser steps the copied parameters.
+        twin, optimizer = copy.deepcopy((self.module.train(), self._optimizer))
         times = []
         for _ in range(repeats):
             started = time.perf_counter()
@@ -313,12 +355,18 @@ class DelayedStage:
             with self._autocast():
                 outputs = _as_list(twin(packed(given)))
             self._synchronise()
-            middle = time.perf_counter()
+            forwarded = time.perf_counter()
             ends = [t for t in outputs if t.requires_grad]
             if ends:
-                torch.autograd.backward(ends, [torch.ones_like(t) for t in ends])
+                torch.autograd.backward(ends, [torch.zeros_like(t) for t in ends])
             self._synchronise()
-            times.append((middle - started, time.perf_counter() - middle))
+            returned = time.perf_counter()
+            if optimizer is not None:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            self._synchronise()
+            update_s = (time.perf_counter() - returned) / self.settings.accumulate
+            times.append((forwarded - started, returned - forwarded + update_s))
         return times
 
     # ----------------------------------------------------------------- checkpoints
@@ -328,6 +376,7 @@ class DelayedStage:
 
         What may be written to later is copied; old weights and inputs in flight never are.
         """
+        self._losses.fetch()
         names = self._parameter_names()
         versions = {
             entry.version: self._weights_of(entry)
@@ -506,15 +555,9 @@ class DelayedStage:
 
     def _count_loss(self, unit: Unit, outputs: Sequence[Tensor], labels: Tensors) -> Tensor:
         loss, score, targets = self._loss(outputs, labels)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise NonFiniteLossError(
-                f"the loss must be finite, but batch {unit.batch} gave {value}: lower the learning "
-                "rate, warm up, accumulate more batches, or clip the gradients"
-            )
         size = targets[0].shape[0]
-        value = value / size if self._sums else value
-        self._figures.train.add(value, size, correct_predictions(score.detach(), targets[0]))
+        correct = correct_predictions(score.detach(), targets[0])
+        self._losses.came(unit.batch, loss.detach(), size if self._sums else 1, size, correct)
         # A sum over samples adds up over micro-batches as it is; a mean counts by its share.
         return loss if self._sums else loss * unit.share
 
@@ -543,20 +586,32 @@ class DelayedStage:
         ]
         return [out for out, _ in pairs], [gradient for _, gradient in pairs]
 
-    def _back_propagate(
+    def _differentiate(
         self, entry: InFlight, ends: Sequence[Tensor], given: Sequence[Tensor]
-    ) -> Tensors:
+    ) -> tuple[Tensors, Tensors]:
+        """Return the gradients at the inputs and at the weights, None where there are none."""
         wanted = [t for t in entry.inputs if t.requires_grad]
-        self._seen = True
         if not any(end.requires_grad for end in ends):
-            return tuple(None for _ in entry.inputs)
+            return tuple(None for _ in entry.inputs), tuple(None for _ in entry.weights)
         found: Tensors = torch.autograd.grad(
             ends, [*wanted, *entry.weights], given, allow_unused=True
         )
+        at_inputs = iter(found[: len(wanted)])
+        return (
+            tuple(next(at_inputs) if t.requires_grad else None for t in entry.inputs),
+            found[len(wanted) :],
+        )
+
+    def _back_propagate(self, unit: Unit, entry: InFlight, gradients: Tensors) -> Tensors:
+        ends, given = self._ends(unit, entry, gradients)
+        at_inputs, at_weights = self._differentiate(entry, ends, given)
+        self._seen = True
+        if measured := self._sigma.compare(unit.batch, at_weights):
+            self._figures.directed(*measured)
         # autograd may hand out one tensor twice, or the one that travels on: p.grad is scaled in
         # place later, so it must be nobody else's.
-        taken = {_memory(t) for t in (*found[: len(wanted)], *given) if t is not None}
-        for p, gradient in zip(self._trained, found[len(wanted) :], strict=True):
+        taken = {_memory(t) for t in (*at_inputs, *given) if t is not None}
+        for p, gradient in zip(self._trained, at_weights, strict=True):
             if gradient is None:
                 continue
             if p.grad is not None:
@@ -567,8 +622,7 @@ class DelayedStage:
                     gradient = gradient.clone(memory_format=torch.contiguous_format)
                 taken.add(_memory(gradient))
             p.grad = gradient
-        at_inputs = iter(found[: len(wanted)])
-        return tuple(next(at_inputs) if t.requires_grad else None for t in entry.inputs)
+        return at_inputs
 
     def _shrunk(self, gradients: Tensors) -> Tensors:
         """Return what passes down: with a factor of beta a link, stage k of K has beta^(K-k).
@@ -580,8 +634,9 @@ class DelayedStage:
             return gradients
         return tuple(None if t is None else t * beta for t in gradients)
 
-    def _draw(self, unit: Unit) -> None:
-        key = draw_key(self.settings.seed, self.settings.stage, unit.batch, unit.part)
+    def _draw(self, unit: Unit, part: int | None = None) -> None:
+        part = unit.part if part is None else part
+        key = draw_key(self.settings.seed, self.settings.stage, unit.batch, part)
         # Not torch.manual_seed: it keeps a formatted stack for every accelerator not yet in use,
         # which costs a millisecond a call and is never freed.
         torch.default_generator.manual_seed(key)

@@ -23,8 +23,9 @@ _EVERY = 16
 @dataclass(frozen=True, slots=True)
 class _Late:
     batch: int
-    samples: int
     loss: Tensor
+    terms: int
+    samples: int
     correct: Tensor | None
 
 
@@ -36,20 +37,27 @@ class LateLosses:
         add: takes (loss, samples, correct predictions) of each, in order.
     """
 
-    def __init__(
-        self, device: torch.device, add: Callable[[float, int, int | None], None]
-    ) -> None:
+    def __init__(self, device: torch.device, add: Callable[[float, int, int | None], None]) -> None:
         self.every = 1 if device.type == "cpu" else _EVERY
         self._add = add
         self._late: list[_Late] = []
 
-    def came(self, batch: int, samples: int, loss: Tensor, correct: Tensor | None) -> None:
-        """Keep the loss () of a batch, and look at all that are kept once they are a few.
+    def came(
+        self, batch: int, loss: Tensor, terms: int, samples: int, correct: Tensor | None
+    ) -> None:
+        """Keep the loss of a batch, and look at all that are kept once they are a few.
+
+        Args:
+            batch: its index n.
+            loss: (), a sum of `terms` losses or, with 1, their mean.
+            terms: see `loss`.
+            samples: that the mean is over.
+            correct: (), how many of them are predicted; None: that is no question here.
 
         Raises:
             NonFiniteLossError: one is NaN or infinite.
         """
-        self._late.append(_Late(batch, samples, loss, correct))
+        self._late.append(_Late(batch, loss, terms, samples, correct))
         if len(self._late) >= self.every:
             self.fetch()
 
@@ -71,4 +79,6 @@ class LateLosses:
                     f"the loss must be finite, but batch {each.batch} gave {loss}: lower the "
                     "learning rate, warm up, accumulate more batches, or clip the gradients"
                 )
-            self._add(loss, each.samples, None if each.correct is None else next(correct))
+            self._add(
+                loss / each.terms, each.samples, None if each.correct is None else next(correct)
+            )

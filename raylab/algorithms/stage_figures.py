@@ -11,11 +11,11 @@ from torch import Tensor
 __all__ = ["StageFigures", "correct_predictions"]
 
 
-def correct_predictions(outputs: Tensor, labels: Tensor) -> int | None:
-    """Return how many class scores (N, C) have their maximum at the label (N,); else None."""
+def correct_predictions(outputs: Tensor, labels: Tensor) -> Tensor | None:
+    """Return how many class scores (N, C) have their maximum at the label (N,) as (); else None."""
     if outputs.ndim != 2 or labels.ndim != 1 or labels.is_floating_point():
         return None
-    return int((outputs.argmax(dim=1) == labels).sum())
+    return (outputs.argmax(dim=1) == labels).sum()
 
 
 class _Mean:
@@ -54,6 +54,7 @@ class StageFigures:
         self.staleness_sum = 0
         self.staleness_max = 0
         self.staleness_counts: list[int] = []
+        self.sigma: tuple[float, float] | None = None
         self.corrections = 0
         self.synthesis_sum = 0.0
         self.graphs_peak = 0
@@ -76,6 +77,11 @@ class StageFigures:
         self.corrections += 1
         self.synthesis_sum += error
 
+    def directed(self, product: float, norm: float) -> None:
+        """Add the two sides of (6.10) for one gradient."""
+        before = self.sigma or (0.0, 0.0)
+        self.sigma = (before[0] + product, before[1] + norm)
+
     def in_flight(
         self, graphs: int, inputs: int, activation_bytes: int = 0, version_bytes: int = 0
     ) -> None:
@@ -93,6 +99,7 @@ class StageFigures:
             **(
                 {"synthesis_mse": self.synthesis_sum / self.corrections} if self.corrections else {}
             ),
+            **({"sigma_sums": self.sigma} if self.sigma else {}),
             "updates": self.updates,
             "gradients": self.gradients,
             "staleness_sum": self.staleness_sum,

@@ -58,7 +58,7 @@ def run(argv: Sequence[str]) -> int:
     if given.json:
         answer = {
             "name": config.name,
-            "report": None if report is None else str(report),
+            "report": report,
             "runs": outcomes,
         }
         write(json.dumps(answer, allow_nan=False))
@@ -116,7 +116,7 @@ def _list(text: str, what: str) -> list[str]:
 
 def _compare(
     config: PipelineConfig, methods: Sequence[str], seeds: Sequence[int], *, quiet: bool
-) -> tuple[list[dict[str, Any]], Path | None]:
+) -> tuple[list[dict[str, Any]], str | None]:
     def say(text: str) -> None:
         if not quiet:
             sys.stderr.write(f"{text}\n")
@@ -126,9 +126,9 @@ def _compare(
 
         planned = plan_comparison(config, methods, seeds)
         outcomes = list(compare(planned, progress=not quiet, say=say))
-    paths = [Path(each["path"]) for each in outcomes if not each["error"]]
+    paths = [each["path"] for each in outcomes if not each["error"]]
     if not paths:
         return outcomes, None
     from raylab.report import read_runs
 
-    return outcomes, write_report(read_runs(paths), paths[0].parent / "report.html")
+    return outcomes, write_report(read_runs(paths), str(Path(paths[0]).parent))

@@ -25,6 +25,7 @@ _COMPLAINT = "raylab: error: "
 
 # A command's module is imported when the command is used, and imports torch and Ray only to work.
 _COMMANDS = {
+    "plan": ("raylab.cli.plan", "cut a network into stages, predict every method"),
     "train": ("raylab.cli.train", "train a network with one of the methods"),
     "resume": ("raylab.cli.resume", "go on with a run that was interrupted"),
     "compare": ("raylab.cli.compare", "train with several methods under one seed and budget"),
@@ -40,6 +41,7 @@ commands:
 examples:
   raylab train demo
   raylab train adl stages=2 accumulate=2 data=digits epochs=3
+  raylab plan pipeline adl stages=4
   raylab compare methods=bp,ddg,fr,adl epochs=3 name=first
   raylab report runs/try1 runs/try2
   raylab train --help

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raylab.cli.session import write
-from raylab.errors import ConfigError
 
 if TYPE_CHECKING:
     from raylab.report import RunRecord
@@ -41,7 +40,7 @@ def run(argv: Sequence[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "paths", nargs="+", metavar="PATH", type=Path, help="a run's folder, or a folder of runs"
+        "paths", nargs="+", metavar="PATH", help="a run's folder, or a folder of runs"
     )
     parser.add_argument(
         "--output",
@@ -59,12 +58,14 @@ def run(argv: Sequence[str]) -> int:
     from raylab.report import read_runs
 
     runs = read_runs(given.paths)
-    only = given.paths[0] if len(given.paths) == 1 else Path()
-    output = write_report(runs, given.output or only / "report.html")
+    if given.output is not None:
+        output = write_report(runs, str(given.output.parent), given.output.name)
+    else:
+        output = write_report(runs, given.paths[0] if len(given.paths) == 1 else ".")
     pngs = _pngs(runs, given.png) if given.png else []
     if given.json:
         answer = {
-            "report": str(output),
+            "report": output,
             "png": [str(path) for path in pngs],
             "runs": [{"name": each.name, **each.result} for each in runs],
         }
@@ -76,22 +77,23 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def write_report(runs: Sequence[RunRecord], output: Path) -> Path:
-    """Write the page of `runs`; return its absolute path.
+def write_report(runs: Sequence[RunRecord], folder: str, name: str = "report.html") -> str:
+    """Write the page of `runs`; return its path or address.
+
+    Args:
+        runs: to show.
+        folder: path or address.
+        name: of the file.
 
     Raises:
-        ConfigError: it cannot be written there.
+        InputError: it cannot be written there.
     """
-    from raylab.records.write_aside import write_aside
+    from raylab.records import Storage
     from raylab.report.page import report_page
 
-    output = output.expanduser().absolute()
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        write_aside(output, report_page(runs))
-    except OSError as error:
-        raise ConfigError(f"the report cannot be written to {output}: {error.strerror}") from error
-    return output
+    storage = Storage.at(folder)
+    storage.write(name, report_page(runs).encode())
+    return f"{storage.uri}/{name}"
 
 
 def _pngs(runs: Sequence[RunRecord], folder: Path) -> list[Path]:

@@ -71,7 +71,7 @@ def start_keys(name: str) -> dict[str, Any]:
             f"a NAME or FILE.yaml must come before the keys, but got {name}: "
             f"for instance raylab train adl {name}"
         )
-    close = difflib.get_close_matches(name.lower(), [*METHODS, *experiments], n=3, cutoff=0.4)
+    close = difflib.get_close_matches(name.lower(), [*METHODS, *experiments], n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(close)}?" if close else "raylab train --list shows them"
     if Path(name).is_file():
         hint = "a configuration's file must end in .yaml"

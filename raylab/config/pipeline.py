@@ -77,8 +77,13 @@ class PipelineConfig(BaseModel):
 
     stages: Count | list[Count] = Field(
         2,
-        description="K, stage actors, at most 16, cut so that their work is even; or the blocks "
+        description="K, stage actors, at most 16, cut as balance says; or the blocks "
         "that start a new stage, e.g. [3,6] for three stages",
+    )
+    balance: Literal["counted", "measured", "memory"] = Field(
+        "counted",
+        description="what the cut makes even: counted work, the same on every machine; measured "
+        "times of the stages' devices; or memory, weights and all that is in flight",
     )
     accumulate: Count = Field(1, description="M, batches whose mean gradient makes one update")
     delay: Natural | list[Natural] | Literal["auto"] | None = Field(
@@ -105,6 +110,11 @@ class PipelineConfig(BaseModel):
         1.0,
         description="factor of an error gradient over each link, for ddg, fr, adl and dsp: what "
         "is later counts less; 1 leaves it as it is",
+    )
+    sigma_every: Natural = Field(
+        0,
+        description="updates between two measurements of the sufficient-direction constant sigma "
+        "of bp, ddg, fr, adl, dsp: the part of the true gradient in what is applied; 0: none",
     )
 
     optimizer: Text = Field("sgd", description="sgd, adam, adamw or another class of torch.optim")
@@ -200,5 +210,7 @@ class PipelineConfig(BaseModel):
         None, description="folder of this run in storage; null: <method>-<time>"
     )
     measured: dict[str, Any] | None = Field(
-        None, description="what delay=auto has measured, seconds; written by a run, read by none"
+        None,
+        description="what delay=auto or balance=measured has found, seconds; written by a run, "
+        "read by none",
     )

@@ -52,9 +52,13 @@ class Batches:
         return -(-self.num_samples // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self.from_batch(0)
+
+    def from_batch(self, index: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Iterate from batch `index` on, without making those before it: where a run goes on."""
         epoch = self.epoch  # a set_epoch in the middle of a pass shall not mix two permutations
-        for index in range(len(self)):
-            yield self._make(index, epoch)
+        for each in range(index, len(self)):
+            yield self._make(each, epoch)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the permutation and the augmentation of the passes to come.

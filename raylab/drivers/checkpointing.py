@@ -78,12 +78,18 @@ class RunCheckpoints:
             keepings.append(Keeping(name=f"stage-{k}", write=self._store.write_part, resume=resume))
         return keepings
 
-    def took(self, written: Sequence[tuple[int, Any]], rows: Sequence[Mapping[str, Any]]) -> None:
+    def took(
+        self,
+        written: Sequence[tuple[int, Any]],
+        rows: Sequence[Mapping[str, Any]],
+        timeline: Sequence[Mapping[str, Any]],
+    ) -> None:
         """Take note of parts; a checkpoint that has all of them is committed, with the rows so far.
 
         Args:
             written: steps and parts.
             rows: of the run so far.
+            timeline: of the run so far.
         """
         for step, part in written:
             self._parts[step].append(part)
@@ -92,6 +98,7 @@ class RunCheckpoints:
                 behind = [row for row in rows if row["step"] <= step]
                 if behind:
                     self._folder.write_metrics(behind)
+                self._folder.write_timeline(timeline)
                 self._store.commit(step, self._parts.pop(step), self._about)
 
 

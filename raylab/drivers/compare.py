@@ -48,8 +48,13 @@ def plan_comparison(
         seeds: each method runs once with each.
 
     Raises:
-        ConfigError: keys do not go together, or a finished run has other settings.
+        ConfigError: keys do not go together, a finished run has other settings, or `storage` is
+            not on this machine.
     """
+    if "://" in config.storage:
+        raise ConfigError(
+            f"a comparison must be stored in a local folder, but got {config.storage}"
+        )
     folder = Path(config.storage).expanduser().absolute() / str(config.name)
     found = []
     for method in methods:
@@ -123,12 +128,12 @@ def compare(
             continue
         say(label)
         try:
-            result = run_pipeline(config, progress=progress)
+            run_pipeline(config, progress=progress)
         except RaylabError as error:
             say(f"{label}: failed: {error}")
             yield {**outcome, "error": str(error)}
         else:
-            yield {**outcome, "error": None, **_figures(result.path)}
+            yield {**outcome, "error": None, **_figures(each.path)}
 
 
 def _figures(path: Path) -> dict[str, Any]:

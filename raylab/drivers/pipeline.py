@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from ray.train import CheckpointConfig, FailureConfig, RunConfig
@@ -16,21 +18,25 @@ from actors.errors import BatchError, MechanismError, PlacementError
 from actors.source import CheckpointPlan, as_tensors
 from actors.stage_actor import Feed
 from actors.supervisor import Supervisor
+from raylab.algorithms.cut_features import CutFeatures
 from raylab.algorithms.delayed_stage import ScheduleFactory
 from raylab.drivers.checkpointing import RunCheckpoints, check_same_run
 from raylab.drivers.cluster import connect, stage_resources, threads_of
 from raylab.drivers.network import Network
+from raylab.drivers.pipeline_plan import first_cuts, in_a_line, plan_of
 from raylab.drivers.pipeline_run import PipelineRun, keep
 from raylab.drivers.recovery import with_recovery
 from raylab.drivers.result import Result
-from raylab.drivers.settings import Delay, PipelineSettings, Precision
+from raylab.drivers.settings import Balance, Delay, PipelineSettings, Precision
 from raylab.errors import ConfigError, DataError, RaylabError, ResourceError
 from raylab.optimizers import Schedule
-from raylab.planner import BlockTrace, balanced_cuts, cut_features, trace_blocks
+from raylab.planner import BlockTrace, cut_features, trace_blocks
 from raylab.records import CheckpointStore, EventWriter, RunFolder, Storage, new_run_name
 from raylab.report import Progress
 
 __all__ = ["PipelineTrainer"]
+
+_Tensors = tuple[Tensor, ...]
 
 
 class PipelineTrainer:
@@ -70,6 +76,10 @@ class PipelineTrainer:
         clip_norm: largest norm of each stage's gradient; stages do not wait for each other to
             form a norm over all, so for K = 1 only is it torch's.
         clip_value: largest magnitude of a gradient's element.
+        sigma_every: updates between two measurements of the sufficient-direction constant (6.10)
+            of HUO, for bp, ddg, fr, adl and dsp; 0: none. A measurement computes as many batches
+            once more, forward and backward, as the stages have different delays; see
+            `raylab.algorithms.sigma`.
         precision: "float32" computes in the dtype of the weights, "bfloat16" under autocast.
         seed: of everything that is drawn inside the network.
         wire: what carries features and gradients: "zmq" or "ray".
@@ -77,6 +87,9 @@ class PipelineTrainer:
             memory; "distributed" by torch.distributed, NCCL between GPUs, gloo between CPUs; "ipc"
             within the memory of a GPU that stages share; "auto": by where the stages of each link
             live, inline on CPUs.
+        balance: what a cut into K stages makes even: "counted" work, the same on every machine;
+            "measured" times of the stages' own devices; or "memory": weights, their versions and
+            all that is in flight. The cut is written into config.yaml, from which the run repeats.
         recompute: keep inputs instead of graphs, and run the forward again at the weights that it
             had: the same numbers in less memory, for one more forward (ddg, adl).
         checkpoint_every: batches between two checkpoints; 0: the time decides alone.
@@ -116,12 +129,14 @@ class PipelineTrainer:
         barrier: bool = False,
         micro_batches: int = 4,
         gradient_shrink: float = 1.0,
+        sigma_every: int = 0,
         clip_norm: float | None = None,
         clip_value: float | None = None,
         precision: Precision = "float32",
         seed: int = 0,
         wire: str = "zmq",
         carrier: str = "auto",
+        balance: Balance = "counted",
         recompute: bool = False,
         checkpoint_every: int = 0,
         checkpoint_minutes: float = 1.0,
@@ -141,6 +156,7 @@ class PipelineTrainer:
             barrier=barrier,
             micro_batches=micro_batches,
             gradient_shrink=gradient_shrink,
+            sigma_every=sigma_every,
             clip_norm=clip_norm,
             clip_value=clip_value,
             precision=precision,
@@ -149,6 +165,7 @@ class PipelineTrainer:
             carrier=carrier,  # type: ignore[arg-type]
             timeline=timeline,
             recompute=recompute,
+            balance=balance,
         )
         if not callable(loss_fn):
             raise ConfigError(f"loss_fn must be callable, but got {type(loss_fn).__name__}")
@@ -207,7 +224,8 @@ class PipelineTrainer:
 
         Args:
             batches: re-iterable of (x, y), read by the first stage; its `set_epoch(epoch)` is
-                called before each epoch if there is one.
+                called before each epoch if there is one, and `from_batch(index)` in place of
+                iterating where a run goes on in the middle of an epoch.
             epochs: how often to go through it.
             test: re-iterable of (x, y) to test with between epochs, with one consistent set of
                 weights, and with the final ones at the end.
@@ -235,14 +253,9 @@ class PipelineTrainer:
         ):
             if not isinstance(value, int) or value < least:
                 raise ConfigError(f"{name} >= {least} must hold for an integer, but got {value!r}")
-        network = Network(self._model)
-        x, y = _first_batch(batches)
         if test is not None:
             _first_batch(test)
-        traces = trace_blocks(network.blocks, network.names, x, y, self._loss_fn)
-        cuts = self._cuts(traces)
-        network.check_cuts(cuts)
-        crossing = cut_features(self.settings.rule, traces, cuts, network.names, y)
+        network, x, y, traces, cuts = self._chain(batches)
         schedule = self._bound_schedule(batches)
         folder = self._folder(resume)
         store = CheckpointStore(folder.folder.child("checkpoints"), self._keep)
@@ -250,7 +263,6 @@ class PipelineTrainer:
             self._check_resumed(store, resume_step)
         checkpoints = RunCheckpoints(store, folder, self.settings)
         own = connect()
-        resources = stage_resources(self._resources, len(cuts) + 1, own=own)
         feed = Feed(
             train=batches,
             test=test,
@@ -268,9 +280,10 @@ class PipelineTrainer:
             self._loss_fn,
             self._optimizer,
             schedule,
-            crossing,
+            self._crossing(network, traces, y),
             resumable=self._checkpoints.on,
             rows=folder.read_metrics() if resume is not None else (),
+            timeline=folder.read_timeline() if resume is not None else (),
         )
         total = _length(batches)
         bar = Progress(
@@ -278,7 +291,7 @@ class PipelineTrainer:
             None if total is None else total * epochs,
             enabled=progress,
         )
-        events = EventWriter(folder.path / "tensorboard" if self._tensorboard else None)
+        events = EventWriter(_events_folder(folder) if self._tensorboard else None)
 
         def show(done: int, rows: Sequence[Mapping[str, Any]]) -> None:
             bar.show(done, rows)
@@ -286,16 +299,11 @@ class PipelineTrainer:
 
         def attempt() -> tuple[list[dict[str, Any]], nn.Module, dict[str, Any]]:
             saved = checkpoints.newest()
-            with Supervisor(
-                resources,
-                threads=threads_of(resources[0]),
-                seed=self.settings.seed,
-                wait_s=self._wait_s,
-                tags={"method": self.settings.method, "run": self._name},
-            ) as supervisor:
+            with self._supervisor(own) as supervisor:
                 plan = run.prepare(supervisor, x, report_every)
                 config = {**self._described(epochs), **run.resolved()}
                 folder.write_config(config)
+                bar.say(in_a_line(self.settings, run.cuts, traces, run.expected_samples_per_s))
                 rows = run.carry_out(supervisor, plan, feed, show, checkpoints, saved)
                 return rows, network.trained(supervisor.states()), config
 
@@ -303,15 +311,8 @@ class PipelineTrainer:
             saved = checkpoints.newest()
             return "the beginning" if saved is None else f"the checkpoint of step {saved.step}"
 
-        try:
-            with bar, events:
-                rows, model, config = with_recovery(attempt, self._most_failures, bar.say, where)
-        except PlacementError as error:
-            raise ResourceError(str(error)) from error
-        except BatchError as error:
-            raise DataError(str(error)) from error
-        except MechanismError as error:
-            raise RaylabError(str(error)) from error
+        with _told(), bar, events:
+            rows, model, config = with_recovery(attempt, self._most_failures, bar.say, where)
         return keep(folder, rows, model, config, run.timeline)
 
     def _folder(self, resume: str | os.PathLike[str] | None) -> RunFolder:
@@ -327,10 +328,66 @@ class PipelineTrainer:
         check_same_run(saved, self.settings)
         store.drop_after(saved.step)
 
-    def _cuts(self, traces: Sequence[BlockTrace]) -> list[int]:
-        if isinstance(self.settings.stages, tuple):
-            return list(self.settings.stages)
-        return balanced_cuts([trace.cost for trace in traces], self.settings.stages)
+    def plan(self, batches: Iterable[Any], *, measure: bool = True) -> dict[str, Any]:
+        """Return the cut and what every method would give on it, without training.
+
+        Args:
+            batches: as for `fit`; the first one is looked at.
+            measure: start the stages and time them and their messages; False counts only, and
+                predicts no times.
+
+        Raises:
+            DataError: a batch is not one, or does not fit the model.
+            ModelError: the model cannot be cut so, or the loss does not fit it.
+            ResourceError: the cluster does not have the resources within `wait_s`.
+        """
+        network, x, y, traces, cuts = self._chain(batches)
+        if not measure:
+            return plan_of(self.settings, network, traces, x, cuts, self._optimizer)
+        run = PipelineRun(
+            self.settings,
+            network,
+            cuts,
+            traces,
+            self._loss_fn,
+            self._optimizer,
+            None,
+            self._crossing(network, traces, y),
+        )
+        with _told(), self._supervisor(connect()) as supervisor:
+            if self.settings.balance == "measured":
+                run.balance(supervisor, x)
+            costs = run.costs(supervisor, x)
+        return plan_of(self.settings, network, traces, x, run.cuts, self._optimizer, costs)
+
+    def _chain(
+        self, batches: Iterable[Any]
+    ) -> tuple[Network, _Tensors, _Tensors, list[BlockTrace], list[int]]:
+        """Return the network, x and y of the first batch, what blocks do to it, and the cuts."""
+        network = Network(self._model)
+        x, y = _first_batch(batches)
+        traces = trace_blocks(network.blocks, network.names, x, y, self._loss_fn)
+        cuts = first_cuts(self.settings, network, traces, x, self._optimizer)
+        network.check_cuts(cuts)
+        return network, x, y, traces, cuts
+
+    def _crossing(
+        self, network: Network, traces: Sequence[BlockTrace], y: Sequence[Tensor]
+    ) -> Callable[[Sequence[int]], Sequence[CutFeatures | None]]:
+        def at(cuts: Sequence[int]) -> Sequence[CutFeatures | None]:
+            return cut_features(self.settings.rule, traces, cuts, network.names, y)
+
+        return at
+
+    def _supervisor(self, own: bool) -> Supervisor:
+        resources = stage_resources(self._resources, self.settings.count, own=own)
+        return Supervisor(
+            resources,
+            threads=threads_of(resources[0]),
+            seed=self.settings.seed,
+            wait_s=self._wait_s,
+            tags={"method": self.settings.method, "run": self._name},
+        )
 
     def _bound_schedule(self, batches: Iterable[Any]) -> ScheduleFactory | None:
         if not isinstance(self._schedule, Schedule):
@@ -356,6 +413,19 @@ class PipelineTrainer:
             "epochs": epochs,
             "tensorboard": self._tensorboard,
         }
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Raise the mechanism's errors as the ones that users know."""
+    try:
+        yield
+    except PlacementError as error:
+        raise ResourceError(str(error)) from error
+    except BatchError as error:
+        raise DataError(str(error)) from error
+    except MechanismError as error:
+        raise RaylabError(str(error)) from error
 
 
 def _first_batch(batches: Iterable[Any]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -387,6 +457,14 @@ def _where(run_config: RunConfig, method: str) -> tuple[Storage, str]:
     storage = run_config.storage_path or "~/raylab_results"
     name = run_config.name or new_run_name(method)
     return Storage.at(storage, run_config.storage_filesystem), name
+
+
+def _events_folder(folder: RunFolder) -> Path:
+    if folder.folder.local is None:
+        raise ConfigError(
+            f"tensorboard=True must have a run's folder on this machine, but got {folder.folder}"
+        )
+    return folder.folder.local / "tensorboard"
 
 
 def _name_of(thing: Any) -> str:

@@ -1,4 +1,4 @@
-"""A configuration becomes objects, and `PipelineTrainer` runs them: what `raylab train` does."""
+"""A configuration becomes objects, and `PipelineTrainer` runs or plans them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from raylab.models import build
 from raylab.optimizers import RECIPES, Schedule, make_optimizer
 from raylab.records import RunFolder, Storage, new_run_name
 
-__all__ = ["resolve", "resume_pipeline", "run_pipeline"]
+__all__ = ["plan_pipeline", "resolve", "resume_pipeline", "run_pipeline"]
 
 _ANY_SIZE = ("mlp", "fcn5", "cnn5")
 """Models that are as good on 8x8 images as they are; the others halve an image several times."""
@@ -96,6 +96,36 @@ def run_pipeline(
         RaylabError: the run failed.
     """
     config = resolve(config)
+    trainer, data = _trainer(config)
+    return trainer.fit(
+        data.train,
+        epochs=config.epochs,
+        test=data.test,
+        evaluate_every=config.evaluate_every,
+        report_every=config.report_every,
+        progress=progress,
+        resume=resume,
+        resume_step=resume_step,
+    )
+
+
+def plan_pipeline(config: PipelineConfig, *, measure: bool) -> dict[str, Any]:
+    """Plan the run that `config` says, see `PipelineTrainer.plan`.
+
+    Args:
+        config: of the run.
+        measure: start the stages and time them; False: count only.
+
+    Raises:
+        InputError: the configuration does not fit together, or the data, or the cluster.
+        RaylabError: a stage failed.
+    """
+    config = resolve(config)
+    trainer, data = _trainer(config)
+    return {"model": config.model, "data": data.name, **trainer.plan(data.train, measure=measure)}
+
+
+def _trainer(config: PipelineConfig) -> tuple[PipelineTrainer, DataSet]:
     data = load(
         config.data,
         batch_size=config.batch_size,
@@ -121,12 +151,14 @@ def run_pipeline(
         barrier=config.barrier,
         micro_batches=config.micro_batches,
         gradient_shrink=config.gradient_shrink,
+        sigma_every=config.sigma_every,
         clip_norm=config.clip_norm,
         clip_value=config.clip_value,
         precision=config.precision,
         seed=config.seed,
         wire=config.wire,
         carrier=config.carrier,
+        balance=config.balance,
         timeline=config.timeline,
         tensorboard=config.tensorboard,
         resources_per_stage=_resources(config),
@@ -142,16 +174,7 @@ def run_pipeline(
         ),
         config=config.model_dump(exclude={"measured"}),
     )
-    return trainer.fit(
-        data.train,
-        epochs=config.epochs,
-        test=data.test,
-        evaluate_every=config.evaluate_every,
-        report_every=config.report_every,
-        progress=progress,
-        resume=resume,
-        resume_step=resume_step,
-    )
+    return trainer, data
 
 
 def resolve(config: PipelineConfig) -> PipelineConfig:

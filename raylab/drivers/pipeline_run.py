@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from ray.train import Checkpoint
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -20,18 +20,27 @@ from raylab.algorithms.cut_features import CutFeatures
 from raylab.algorithms.delayed_stage import ScheduleFactory
 from raylab.algorithms.stage_rules import stage_rule
 from raylab.drivers.checkpointing import RunCheckpoints
+from raylab.drivers.measure import (
+    as_written,
+    block_costs,
+    measured_costs,
+    measured_cuts,
+    stage_inputs,
+)
 from raylab.drivers.network import Network
+from raylab.drivers.predict import predicted
 from raylab.drivers.result import Result
-from raylab.drivers.settings import PipelineSettings, programs, stage_settings
-from raylab.planner import BlockTrace, choose_link_delays
+from raylab.drivers.settings import PipelineSettings, programs, recheck_ages, stage_settings
+from raylab.errors import ModelError
+from raylab.planner import BlockTrace, PipelineCosts, best_cuts
 from raylab.records import RowMerger, RunFolder, SavedCheckpoint, timeline_rows
 from raylab.report import RunRecord
 from raylab.report.page import report_page
 
 __all__ = ["PipelineRun", "keep"]
 
-_MEASUREMENTS = 15
-"""Repeats of each timing for delay="auto"."""
+_REPEATS = 5
+"""Of whole stages, for each cut that balance="measured" tries."""
 
 
 class PipelineRun:
@@ -45,9 +54,10 @@ class PipelineRun:
         loss_fn: (outputs, labels) -> loss.
         optimizer: from a stage's parameters to its optimiser.
         schedule: from an optimiser to its scheduler.
-        crossing: the features above each stage, where the method needs to know them.
+        crossing: from cuts to the features above each stage, where the method needs to know them.
         resumable: whether checkpoints will be saved.
         rows: of the run so far, where it goes on.
+        timeline: of the run so far.
     """
 
     def __init__(
@@ -59,38 +69,65 @@ class PipelineRun:
         loss_fn: Callable[..., Tensor],
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         schedule: ScheduleFactory | None,
-        crossing: Sequence[CutFeatures | None],
+        crossing: Callable[[Sequence[int]], Sequence[CutFeatures | None]],
         *,
         resumable: bool = False,
         rows: Sequence[dict[str, Any]] = (),
+        timeline: Sequence[dict[str, Any]] = (),
     ) -> None:
         self.rows = list(rows)
         self._resumable = resumable
         self._settings = settings
-        self._cuts = list(cuts)
+        self._network = network
         self._traces = traces
-        self._modules = network.stages(cuts)
+        self._crossing_at = crossing
+        self._cut(cuts)
         self._loss_fn = loss_fn
         self._optimizer = optimizer
         self._schedule = schedule
-        self._crossing = crossing
         self._link_delays = settings.link_delays()
         self._measured: dict[str, Any] = {}
-        self.timeline: list[dict[str, Any]] = []
+        self.expected_samples_per_s: float | None = None
+        """What the measurements before the run predict, if there were any."""
+        self.timeline = list(timeline)
         """What the stages did when, in the first batches: rows of timeline.parquet."""
 
     def prepare(
         self, supervisor: Supervisor, x: Sequence[Tensor], report_every: int
     ) -> list[StageProgram]:
-        """Load and wire the stages, measuring first where the delays depend on it."""
-        window = self._settings.accumulate * self._settings.parts
-        if self._settings.delay == "auto":
-            plan = self._load(supervisor, report_every)
-            supervisor.wire(links(plan, window), self._settings.wire, self._settings.carrier)
-            self._measure(supervisor, x)
-        plan = self._load(supervisor, report_every)
-        supervisor.wire(links(plan, window), self._settings.wire, self._settings.carrier)
-        return plan
+        """Load and wire the stages, measuring first where cuts or delays depend on it."""
+        # Once: a run that goes on after a loss keeps what it has begun with.
+        if self.expected_samples_per_s is None:
+            if self._settings.balance == "measured":
+                self.balance(supervisor, x)
+            if self._settings.delay == "auto" or self._settings.balance == "measured":
+                self._resolve(self.costs(supervisor, x), x)
+        return self._ready(supervisor, report_every)
+
+    def costs(self, supervisor: Supervisor, x: Sequence[Tensor]) -> PipelineCosts:
+        """Time the stages and their links."""
+        self._ready(supervisor, 0)
+        return measured_costs(supervisor, x, self._traces, self.cuts)
+
+    def balance(self, supervisor: Supervisor, x: Sequence[Tensor]) -> None:
+        """Cut by times measured on the stages."""
+        blocks = block_costs(
+            supervisor, self._network.blocks, x, self._traces, self._settings, self._optimizer
+        )
+        first = best_cuts(blocks)
+
+        def time_stages(cuts: Sequence[int]) -> list[float]:
+            try:
+                self._cut(cuts)
+            except ModelError:  # a move that separates shared weights
+                if list(cuts) == first:
+                    raise
+                return [math.inf] * self._settings.count
+            self._load(supervisor, 0)
+            times = supervisor.stage_times(stage_inputs(x, self._traces, cuts), _REPEATS)
+            return [each.total_s for each in times]
+
+        self._cut(measured_cuts(blocks, time_stages))
 
     def carry_out(
         self,
@@ -111,16 +148,19 @@ class PipelineRun:
             new = merger.add(look.rows)
             self.rows.extend(new)
             self.timeline.extend(timeline_rows(look.rows))
-            checkpoints.took(look.written, self.rows)
+            checkpoints.took(look.written, self.rows, self.timeline)
             show(look.batches, new)
 
-        keeping = checkpoints.begin(self._cuts, self._link_delays, saved)
+        every = self._settings.sigma_every * self._settings.accumulate
+        if every:
+            feed = replace(feed, recheck_every=every, recheck_ages=recheck_ages(plan))
+        keeping = checkpoints.begin(self.cuts, self._link_delays, saved)
         supervisor.run(plan, feed, watch, keeping)
         return self.rows
 
     def resolved(self) -> dict[str, Any]:
         """Return what was decided: with it in place of "auto" and K the run repeats."""
-        found: dict[str, Any] = {"stages": self._cuts or 1}
+        found: dict[str, Any] = {"stages": self.cuts or 1, "balance": "counted"}
         if self._settings.rule.delayed:
             found["delay"] = self._link_delays
         if self._measured:
@@ -129,7 +169,7 @@ class PipelineRun:
 
     def _load(self, supervisor: Supervisor, report_every: int) -> list[StageProgram]:
         plan = programs(self._settings, self._link_delays, report_every)
-        bounds = [0, *self._cuts, len(self._traces)]
+        bounds = [0, *self.cuts, len(self._traces)]
         device = "cuda" if supervisor.gpus else "cpu"
         supervisor.load(
             [
@@ -155,22 +195,29 @@ class PipelineRun:
         )
         return plan
 
-    def _measure(self, supervisor: Supervisor, x: Sequence[Tensor]) -> None:
-        """Time stages and messages; take the smallest delays that hide the messages."""
-        crossing = [
-            tuple(torch.ones(t.shape, dtype=t.dtype) for t in self._traces[cut - 1].outputs)
-            for cut in self._cuts
-        ]
-        times = supervisor.stage_times([tuple(x), *crossing], _MEASUREMENTS)
-        messages = supervisor.message_times(crossing, _MEASUREMENTS)
-        self._link_delays = list(
-            choose_link_delays(times, messages, replay=self._settings.rule.replay)
-        )
-        self._settings = replace(self._settings, delay=tuple(d or 0 for d in self._link_delays))
+    def _cut(self, cuts: Sequence[int]) -> None:
+        self._network.check_cuts(cuts)
+        self.cuts = list(cuts)
+        self._modules = self._network.stages(cuts)
+        self._crossing = self._crossing_at(cuts)
+
+    def _ready(self, supervisor: Supervisor, report_every: int) -> list[StageProgram]:
+        plan = self._load(supervisor, report_every)
+        window = self._settings.accumulate * self._settings.parts
+        supervisor.wire(links(plan, window), self._settings.wire, self._settings.carrier)
+        return plan
+
+    def _resolve(self, costs: PipelineCosts, x: Sequence[Tensor]) -> None:
+        """Take the smallest delays that hide the messages; note what to expect."""
+        plan = predicted(self._settings, costs)
+        if self._settings.delay == "auto":
+            self._link_delays = list(plan.delays or [])
+            self._settings = replace(self._settings, delay=tuple(plan.delays or []))
+        self.expected_samples_per_s = x[0].shape[0] / plan.period_s
         self._measured = {
-            "stage_forward_s": [round(forward, 6) for forward, _ in times],
-            "stage_backward_s": [round(backward, 6) for _, backward in times],
-            "message_s": [round(message, 6) for message in messages],
+            **as_written(costs),
+            "balance": self._settings.balance,
+            "predicted_samples_per_s": round(self.expected_samples_per_s, 3),
         }
 
 

@@ -18,12 +18,22 @@ from raylab.algorithms.delayed_stage import StageSettings
 from raylab.algorithms.weight_versions import WeightVersion
 from raylab.errors import ConfigError
 
-__all__ = ["MOST_STAGES", "Delay", "PipelineSettings", "Precision", "programs", "stage_settings"]
+__all__ = [
+    "MOST_STAGES",
+    "Balance",
+    "Delay",
+    "PipelineSettings",
+    "Precision",
+    "programs",
+    "recheck_ages",
+    "stage_settings",
+]
 
 MOST_STAGES = 16
 Delay = int | Sequence[int] | Literal["auto"] | None
 Precision = Literal["float32", "bfloat16"]
 _CARRIERS = ("auto", *get_args(CarrierKind))
+Balance = Literal["counted", "measured", "memory"]
 _DELAYED = ", ".join(name for name, method in PIPELINE_METHODS.items() if method.delayed)
 _STALE = ", ".join(name for name, method in PIPELINE_METHODS.items() if method.stale)
 
@@ -48,9 +58,11 @@ class PipelineSettings:
     clip_value: float | None = None
     precision: Precision = "float32"
     gradient_shrink: float = 1.0
+    sigma_every: int = 0
     seed: int = 0
     wire: WireKind = "zmq"
     carrier: CarrierChoice = "auto"
+    balance: Balance = "counted"
     timeline: int = 0
 
     def __post_init__(self) -> None:
@@ -78,6 +90,7 @@ class PipelineSettings:
             ("precision", get_args(Precision)),
             ("wire", get_args(WireKind)),
             ("carrier", _CARRIERS),
+            ("balance", get_args(Balance)),
         ):
             if getattr(self, name) not in choices:
                 raise ConfigError(
@@ -93,8 +106,14 @@ class PipelineSettings:
                 f"carrier={self.carrier} goes beside wire=zmq, which tells of a link that is cut, "
                 "but got wire=ray: choose zmq, or carrier=inline"
             )
+        if self.balance != "counted" and isinstance(self.stages, tuple):
+            raise ConfigError(
+                f"balance says how a number of stages is cut, but got balance={self.balance} with "
+                f"the cut points {list(self.stages)}: leave one of them out"
+            )
         self._check_recompute()
         self._check_shrink()
+        self._check_sigma()
         self._check_delay()
 
     def _check_recompute(self) -> None:
@@ -120,6 +139,19 @@ class PipelineSettings:
             raise ConfigError(
                 f"gradient_shrink is for the late gradients of {_STALE}, but got "
                 f"gradient_shrink={beta} with method={self.method}"
+            )
+
+    def _check_sigma(self) -> None:
+        _at_least("sigma_every", self.sigma_every, 0)
+        if self.sigma_every and (self.rule.flush or self.rule.feedback != "error"):
+            raise ConfigError(
+                f"sigma_every measures the direction of bp, {_STALE}, but got "
+                f"sigma_every={self.sigma_every} with method={self.method}"
+            )
+        if self.sigma_every and self.barrier:
+            raise ConfigError(
+                "sigma_every sends batches through all stages between two ticks, but got "
+                "barrier=True: leave one of them out"
             )
 
     def _check_delay(self) -> None:
@@ -180,6 +212,11 @@ class PipelineSettings:
         if self.delay is None:
             return [self.rule.link_delay] * links
         return [2 if self.delay == "auto" else self.delay] * links
+
+
+def recheck_ages(programs: Sequence[StageProgram]) -> tuple[int, ...]:
+    """Return how old the batches are that sigma is measured with: the delays, each once."""
+    return tuple(sorted({program.delay or 0 for program in programs}))
 
 
 def programs(

@@ -136,14 +136,25 @@ class RunFolder:
         Raises:
             DataError: it is not a parquet file.
         """
-        if not self.folder.exists("metrics.parquet"):
+        return self._read_rows("metrics.parquet")
+
+    def read_timeline(self) -> list[dict[str, Any]]:
+        """Return the spans of timeline.parquet, none where there is no such file yet.
+
+        Raises:
+            DataError: it is not a parquet file.
+        """
+        return self._read_rows("timeline.parquet")
+
+    def _read_rows(self, name: str) -> list[dict[str, Any]]:
+        if not self.folder.exists(name):
             return []
         try:
-            table = pq.read_table(pa.BufferReader(self.folder.read("metrics.parquet")))
+            table = pq.read_table(pa.BufferReader(self.folder.read(name)))
         except (pa.ArrowException, OSError) as error:
             raise DataError(
-                f"{self.folder}/metrics.parquet must be a parquet file, but {error}: move it away "
-                "to go on without the rows so far"
+                f"{self.folder}/{name} must be a parquet file, but {error}: move it away to go on "
+                "without the rows so far"
             ) from error
         rows: list[dict[str, Any]] = table.to_pylist()
         return rows

@@ -3,7 +3,8 @@
 Units stand in the names: `_s` seconds, `_bytes`, and counts without. Columns that begin with
 `stage_` are lists, one value a stage. `staleness_counts` is a histogram: entry i is the number of
 gradients that were i updates old. Only with DGL there are the stages' local losses, `stage_loss`;
-only with DNI `synthesis_mse`, the mean squared error of the synthetic gradients of a sample's loss.
+only where it is measured `sigma`, (6.10) of HUO; only with DNI `synthesis_mse`, the mean squared
+error of the synthetic gradients of a sample's loss.
 """
 
 from __future__ import annotations
@@ -67,6 +68,9 @@ class RowMerger:
             "stage_updates": [s["updates"] for s in stages],
             "stage_graphs_peak": [s["graphs_peak"] for s in stages],
             "stage_inputs_peak": [s["inputs_peak"] for s in stages],
+            "stage_activation_bytes_peak": [s["activation_bytes_peak"] for s in stages],
+            "stage_version_bytes_peak": [s["version_bytes_peak"] for s in stages],
+            "stage_mailbox_bytes_peak": [s["mailbox_bytes_peak"] for s in stages],
             "stage_mailbox_peak_depth": [
                 max(value for name, value in s.items() if name.endswith("_in_peak_depth"))
                 for s in stages
@@ -74,6 +78,10 @@ class RowMerger:
         }
         if any("loss" in s for s in stages[:-1]):
             row["stage_loss"] = [s.get("loss") for s in stages]
+        sums = [s.get("sigma_sums") for s in stages]
+        if any(sums):
+            row["stage_sigma"] = [_ratio([each]) for each in sums]
+            row["sigma"] = _ratio(sums)
         errors = [s.get("synthesis_mse") for s in stages]
         known = [error for error in errors if error is not None]
         if known:
@@ -84,6 +92,13 @@ class RowMerger:
 
 def _over_boxes(report: Row, suffix: str) -> int:
     return sum(int(value) for name, value in report.items() if name.endswith(suffix))
+
+
+def _ratio(sums: Sequence[tuple[float, float] | None]) -> float | None:
+    """Return the sum of the inner products over that of the squared norms."""
+    known = [each for each in sums if each is not None]
+    norm = sum(norm for _, norm in known)
+    return sum(product for product, _ in known) / norm if norm else None
 
 
 def _added(histograms: Sequence[Sequence[int]]) -> list[int]:

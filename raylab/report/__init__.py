@@ -1,8 +1,17 @@
 """Records into what a person sees: progress bar, final table, and the page of a run."""
 
 from raylab.report.compare_table import compare_table
+from raylab.report.plan import plan_tables
 from raylab.report.progress import Progress
 from raylab.report.run_record import RunRecord, read_run, read_runs
 from raylab.report.table import final_table
 
-__all__ = ["Progress", "RunRecord", "compare_table", "final_table", "read_run", "read_runs"]
+__all__ = [
+    "Progress",
+    "RunRecord",
+    "compare_table",
+    "final_table",
+    "plan_tables",
+    "read_run",
+    "read_runs",
+]

@@ -38,11 +38,17 @@ def _timeline(index: int, run: RunRecord) -> Figure:
         if span["end_s"] > zero
     ][:_MOST_BARS]
     stages = max(span["stage"] for span in spans) + 1
-    batches = max(span["batch"] for span in spans) + 1
+    first = min(span["batch"] for span in spans)
+    batches = max(span["batch"] for span in spans) + 1 - first
     end = max(span["end_s"] for span in spans) - zero
     windows = [(f"All {batches:,} batches", 0.0, end * 1e3)]
     if batches > _FIRST:
-        seen = [s["end_s"] - zero for s in spans if s["batch"] < _FIRST and s["kind"] != "waiting"]
+        # A run that went on from a checkpoint may have no spans of its very first batches.
+        seen = [
+            s["end_s"] - zero
+            for s in spans
+            if s["batch"] < first + _FIRST and s["kind"] != "waiting"
+        ]
         windows.insert(0, (f"First {_FIRST} batches", 0.0, max(seen) * 1e3))
     figure = plot(
         [

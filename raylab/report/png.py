@@ -50,8 +50,8 @@ def write_pngs(figures: Sequence[Figure], folder: Path) -> list[Path]:
         )
     except ChromeNotFoundError as error:
         raise ConfigError(
-            "--png must have a browser to draw with, but found neither Chromium nor Chrome: "
-            "install one (apt-get install chromium, or plotly_get_chrome) or name it in BROWSER_PATH"
+            "--png must have a browser to draw with, but found no Chromium or Chrome: install "
+            "one (apt-get install chromium, or plotly_get_chrome) or name it in BROWSER_PATH"
         ) from error
     except OSError as error:
         raise ConfigError(f"--png must be a folder to write to, but {folder}: {error}") from error

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ import pyarrow.parquet as pq
 import yaml
 
 from raylab.errors import DataError
+from raylab.records import Storage
 
-__all__ = ["RunRecord", "read_run", "read_runs"]
+__all__ = ["RunRecord", "number", "read_run", "read_runs"]
 
 _NEEDED = ("step", "time_s")
 
@@ -49,8 +51,12 @@ class RunRecord:
         return next((v for row in reversed(self.rows) if (v := number(row.get(column)))), None)
 
     def by_stage(self, column: str) -> list[list[float]]:
-        """Return a `stage_` column: a list with one value a stage for every row that has it."""
-        return [row[column] for row in self.rows if row.get(column)]
+        """Return a `stage_` column: a list with one value a stage for every row that has it.
+
+        A run that went on with another number of stages has rows of both; the last one counts.
+        """
+        found = [row[column] for row in self.rows if row.get(column)]
+        return [each for each in found if len(each) == len(found[-1])]
 
     def predicted_samples_per_s(self) -> float | None:
         """Return the throughput that was planned, or follows from what was measured before.
@@ -58,12 +64,12 @@ class RunRecord:
         Delayed gradients let all stages work at once, so the slowest one sets the period of a
         batch: its forward and backward, and one more forward if it replays.
         """
-        for place in (self.result.get("plan"), self.config.get("plan")):
+        measured = self.config.get("measured")
+        for place in (self.result.get("plan"), self.config.get("plan"), measured):
             if isinstance(place, Mapping):
                 for key in ("samples_per_s", "predicted_samples_per_s"):
                     if found := number(place.get(key)):
                         return found
-        measured = self.config.get("measured")
         batch_size = number(self.config.get("batch_size"))
         if not isinstance(measured, Mapping) or batch_size is None:
             return None
@@ -83,24 +89,24 @@ def number(value: Any) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def read_runs(paths: Sequence[Path]) -> list[RunRecord]:
+def read_runs(paths: Sequence[str | os.PathLike[str]]) -> list[RunRecord]:
     """Read runs, each with a name of its own.
 
     Args:
-        paths: each the folder of a run, or a folder of such folders.
+        paths: or addresses, each of the folder of a run, or of a folder of such folders.
 
     Raises:
-        DataError: there is no such folder, no run in it, or a file of a run is broken.
+        InputError: there is no such folder, no run in it, or a file of a run is broken.
     """
-    folders = list(dict.fromkeys(run.resolve() for path in paths for run in _runs_in(path)))
-    names = [folder.name for folder in folders]
+    found = {run.uri: run for path in paths for run in _runs_in(Storage.at(path))}
+    names = [Path(uri).name for uri in found]
     return [
-        read_run(folder, name if names.count(name) == 1 else f"{folder.parent.name}/{name}")
-        for folder, name in zip(folders, names, strict=True)
+        read_run(run, name if names.count(name) == 1 else f"{Path(uri).parent.name}/{name}")
+        for (uri, run), name in zip(found.items(), names, strict=True)
     ]
 
 
-def read_run(folder: Path, name: str | None = None) -> RunRecord:
+def read_run(folder: Storage, name: str | None = None) -> RunRecord:
     """Read one run.
 
     Args:
@@ -110,59 +116,64 @@ def read_run(folder: Path, name: str | None = None) -> RunRecord:
     Raises:
         DataError: a file is missing or broken.
     """
-    config, result = folder / "config.yaml", folder / "result.json"
-    timeline = folder / "timeline.parquet"
-    rows = _table(folder / "metrics.parquet")
+    rows = _table(folder, "metrics.parquet")
     if not rows:
         raise DataError(f"a run must have a row of metrics to report, but {folder} has none")
     missing = [column for column in _NEEDED if column not in rows[0]]
     if missing:
         raise DataError(
-            f"{folder / 'metrics.parquet'} must be a run's metrics, but it has no column "
+            f"{folder}/metrics.parquet must be a run's metrics, but it has no column "
             f"{' and no '.join(missing)}"
         )
     return RunRecord(
-        name=name or folder.name,
-        config=_mapping(config, yaml.safe_load) if config.exists() else {},
+        name=name or Path(folder.path).name,
+        config=_mapping(folder, "config.yaml", yaml.safe_load),
         rows=rows,
-        result=_mapping(result, json.loads) if result.exists() else {},
-        timeline=_table(timeline) if timeline.exists() else (),
+        result=_mapping(folder, "result.json", json.loads),
+        timeline=_table(folder, "timeline.parquet"),
     )
 
 
-def _runs_in(path: Path) -> list[Path]:
-    if not path.is_dir():
-        raise DataError(f"PATH must be the folder of a run, but there is no folder {path}")
-    if (path / "metrics.parquet").exists():
-        return [path]
-    runs = sorted(file.parent for file in path.glob("*/metrics.parquet"))
-    if runs:
-        return runs
-    if (path / "config.yaml").exists():
+def _runs_in(folder: Storage) -> list[Storage]:
+    if folder.exists("metrics.parquet"):
+        return [folder]
+    if folder.exists("config.yaml"):
         raise DataError(
-            f"the run in {path} has no metrics.parquet: it has not ended, or it has failed"
+            f"the run in {folder} has no metrics.parquet: it has not ended, or it has failed"
         )
-    raise DataError(
-        f"PATH must be the folder of a run, with a metrics.parquet, or hold such folders, but "
-        f"there is no run in {path}"
-    )
+    inside = [folder.child(name) for name in folder.folders()]
+    runs = [each for each in inside if each.exists("metrics.parquet")]
+    if not runs:
+        raise DataError(
+            "PATH must be the folder of a run, with a metrics.parquet, or hold such folders, but "
+            f"there is no run in {folder}"
+        )
+    return runs
 
 
-def _table(path: Path) -> list[dict[str, Any]]:
+def _table(folder: Storage, name: str) -> list[dict[str, Any]]:
+    """Return the rows of a file, none where it is missing."""
+    if not folder.exists(name):
+        return []
     try:
-        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+        rows: list[dict[str, Any]] = pq.read_table(pa.BufferReader(folder.read(name))).to_pylist()
     except (pa.ArrowException, OSError) as error:
         reason = str(error).partition("\n")[0]
-        raise DataError(f"{path} must be a Parquet file, but it is broken: {reason}") from error
+        raise DataError(
+            f"{folder}/{name} must be a Parquet file, but it is broken: {reason}"
+        ) from error
     return rows
 
 
-def _mapping(path: Path, parse: Any) -> dict[str, Any]:
+def _mapping(folder: Storage, name: str, parse: Callable[[str], Any]) -> dict[str, Any]:
+    """Return the content of a file, nothing where it is missing."""
+    if not folder.exists(name):
+        return {}
     try:
-        content = parse(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        content = parse(folder.read(name).decode())
+    except (ValueError, yaml.YAMLError) as error:
         reason = str(error).partition("\n")[0]
-        raise DataError(f"{path} cannot be read: {reason}") from error
+        raise DataError(f"{folder}/{name} cannot be read: {reason}") from error
     if not isinstance(content, dict):
-        raise DataError(f"{path} must hold a mapping, but holds {type(content).__name__}")
+        raise DataError(f"{folder}/{name} must hold a mapping, but holds {type(content).__name__}")
     return content

@@ -36,7 +36,8 @@ from raylab import (
     Result,
     Schedule,
 )
-from tests.helpers import even_cuts, torch_optimiser
+from raylab.records import RowMerger
+from tests.helpers import even_cuts, run_pipeline, torch_optimiser
 from tests.reference import pipeline as reference
 from tests.reference.networks import batches, conv_bn64, mlp64
 from tests.reference.pipeline import Optimiser
@@ -114,6 +115,31 @@ def test_actors_equal_the_serial_reference(
     assert total == [12] * stages
     late = sum(sum(map(sum, windows)) for windows in expected.staleness)
     assert result.summary["staleness_mean"] == pytest.approx(late / (12 * stages))
+
+
+@pytest.mark.parametrize(
+    ("method", "wire", "more"),
+    [("dni", "zmq", {}), ("dgl", "ray", {}), ("dsp", "zmq", {"sigma_every": 2})],
+)
+def test_actors_compute_what_one_process_does(method, wire, more, tmp_path):
+    model = conv_bn64(1)
+    data = batches("conv", 6, ragged=True, seed=3)
+    given = {"method": method, "accumulate": 2, **more}
+    result = fit(model, data, tmp_path, stages=[2, 5, 7], wire=wire, **given)
+    alone = run_pipeline(model, cuts=[2, 5, 7], epochs=[data, data], optimiser=SGD, **given)
+    for name, tensor in alone.model.state_dict().items():
+        torch.testing.assert_close(result.model.state_dict()[name], tensor, rtol=1e-10, atol=1e-13)
+    row = result.table.to_pylist()[-1]
+    assert row["stage_staleness_counts"] == [
+        next(r["staleness_counts"] for r in alone.rows[::-1] if r["stage"] == k) for k in range(4)
+    ]
+    if method == "dni":
+        assert [each is None for each in row["stage_synthesis_mse"]] == [False, False, False, True]
+    elif method == "dgl":
+        assert all(loss > 0 for loss in row["stage_loss"])
+    else:
+        (merged,) = [r for r in RowMerger(4).add(alone.rows) if r["epoch"] == 2]
+        assert row["sigma"] == pytest.approx(merged["sigma"], rel=1e-9)
 
 
 @pytest.mark.parametrize("method", ["adl", "fr"])

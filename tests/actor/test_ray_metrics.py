@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import functools
 import re
 import time
 import types
 import urllib.request
+from typing import Any
 
 import pytest
 import ray
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from ray.train import RunConfig
+from torch import nn
 
 from actors.ray_metrics import StageMetrics
-from actors.stage_actor import Feed
 from actors.supervisor import Supervisor
-from raylab.drivers.network import Network
-from raylab.drivers.pipeline_run import PipelineRun
-from raylab.drivers.settings import PipelineSettings
-from raylab.planner import trace_blocks
+from raylab import PipelineTrainer
 
 pytestmark = [pytest.mark.actor, pytest.mark.usefixtures("session")]
 
+RUN = "a-run-of-its-own"
 NAMES = (
     "raylab_batches_total",
     "raylab_samples_total",
@@ -36,38 +33,41 @@ NAMES = (
 def scraped() -> str:
     """Return the text of the node's endpoint."""
     (node,) = [node for node in ray.nodes() if node["Alive"]]
+    assert node["MetricsExportPort"] > 0, "ray exports nothing: pip install 'ray[default]'"
     address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     with urllib.request.urlopen(address, timeout=30) as answer:
         text: str = answer.read().decode()
     return text
 
 
-def test_a_stages_figures_are_at_the_endpoint_of_its_node():
-    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
-    batches = [(torch.randn(16, 4), torch.randint(2, (16,))) for _ in range(6)]
-    settings = PipelineSettings(method="ddg", stages=2)
-    network = Network(model)
-    traces = trace_blocks(network.blocks, network.names, *_tuples(batches[0]), F.cross_entropy)
-    sgd = functools.partial(torch.optim.SGD, lr=0.01)
-    run = PipelineRun(settings, network, [1], traces, F.cross_entropy, sgd, None)
-    feed = Feed(train=batches, test=None, epochs=2, parts=1, evaluate_every=1)
-    tags = {"method": "ddg", "run": "a run of its own"}
-    with Supervisor([{"CPU": 0.1}] * 2, threads=1, seed=0, wait_s=120, tags=tags) as supervisor:
-        plan = run.prepare(supervisor, batches[0][:1], 0)
-        run.carry_out(supervisor, plan, feed, lambda *_: None)
-        # The actors live, and export once a second.
+def test_a_stages_figures_are_at_the_endpoint_of_its_node(tmp_path, monkeypatch):
+    texts: list[str] = []
+    leave = Supervisor.__exit__
+
+    def leave_when_exported(supervisor: Supervisor, *error: Any) -> None:
+        # The actors live until here, and export once a second.
         deadline = time.monotonic() + 120
         while not all(_values(text := scraped(), name) for name in NAMES):
             assert time.monotonic() < deadline, text
+        texts.append(text)
+        leave(supervisor, *error)
+
+    monkeypatch.setattr(Supervisor, "__exit__", leave_when_exported)
+    trainer = PipelineTrainer(
+        nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)),
+        nn.CrossEntropyLoss(),
+        method="ddg",
+        stages=[1],
+        resources_per_stage={"CPU": 0.1},
+        run_config=RunConfig(name=RUN, storage_path=str(tmp_path)),
+    )
+    batches = [(torch.randn(16, 4), torch.randint(2, (16,))) for _ in range(6)]
+    trainer.fit(batches, epochs=2, progress=False)
+    (text,) = texts
     assert _values(text, "raylab_batches_total") == {"0": 12.0, "1": 12.0}
     assert _values(text, "raylab_samples_total") == {"1": 12.0 * 16}
-    assert _values(text, "raylab_staleness")["1"] == 0.0
-    assert 0 < _values(text, "raylab_staleness")["0"] <= 1.0
+    assert _values(text, "raylab_staleness") == {"0": 1.0, "1": 0.0}
     assert set(_values(text, "raylab_blocked_seconds")) == {"0", "1"}
-
-
-def _tuples(batch: tuple[Tensor, Tensor]) -> tuple[tuple[Tensor], tuple[Tensor]]:
-    return (batch[0],), (batch[1],)
 
 
 def _values(text: str, name: str) -> dict[str, float]:
@@ -75,7 +75,7 @@ def _values(text: str, name: str) -> dict[str, float]:
     found = {}
     for labels, value in re.findall(rf"^ray_{name}\{{(.*)\}} (\S+)$", text, re.MULTILINE):
         tags = dict(re.findall(r'(\w+)="([^"]*)"', labels))
-        if tags.get("run") == "a run of its own" and tags.get("method") == "ddg":
+        if (tags.get("run"), tags.get("method")) == (RUN, "ddg"):
             found[tags["stage"]] = float(value)
     return found
 

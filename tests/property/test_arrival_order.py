@@ -2,7 +2,8 @@
 
 Random pipelines are run twice in one thread, once with every message delivered at once and once
 late, out of order and with the stages' turns shuffled. Calls and numbers must be identical; and
-the calls must be those of the definition F(n), B(n - D), an update every M batches.
+the calls must be those of the definition F(n), B(n - D), an update every M batches; or, where a
+stage makes its error gradient itself, F(n), B(n), C(n - d), an update every M batches.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor
 from actors.in_process import run_in_process
 from actors.protocols import Tensors, Unit
 from actors.runner import StageRunner
-from actors.stage import StageProgram
+from actors.stage import Feedback, StageProgram
 
 pytestmark = pytest.mark.property
 
@@ -31,7 +32,10 @@ Call = tuple[Any, ...]
 
 
 class RecordingRule:
-    """y = tanh(w·x), w at the forward's version; notes every call with all numbers that it saw."""
+    """y = tanh(w·x), w at the forward's version; notes every call with all numbers that it saw.
+
+    With labels of its own it makes its error gradient from them; what corrects it scales the next.
+    """
 
     def __init__(self, stage: int) -> None:
         self.calls: list[Call] = []
@@ -39,12 +43,14 @@ class RecordingRule:
         self.weight = torch.tensor(0.9 + 0.1 * stage, dtype=torch.float64)
         self._stage = stage
         self._gradient = torch.zeros((), dtype=torch.float64)
+        self._scale = torch.ones((), dtype=torch.float64)
         self._kept: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}
+        self._again: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     def forward(self, unit: Unit, inputs: Tensors, labels: Tensors) -> Tensors:
         (x,) = inputs
         y = torch.tanh(self.weight * x)
-        # The error gradient of the last stage; nobody else has labels.
+        # The error gradient of the last stage, and of those that make their own.
         error = unit.share * (y - labels[0]) / len(y) if labels else torch.empty(0)
         self._kept[unit.batch, unit.part] = (x, self.weight, error)
         self._note("F", unit, x, y, error)
@@ -52,11 +58,30 @@ class RecordingRule:
 
     def backward(self, unit: Unit, gradients: Tensors) -> Tensors:
         x, weight, error = self._kept.pop((unit.batch, unit.part))
-        (above,) = gradients or (error,)
+        (above,) = gradients or (error * self._scale,)
         inside = above * (1 - torch.tanh(weight * x) ** 2)
         self._gradient = self._gradient + (inside * x).sum()
         below = inside * weight
         self._note("B", unit, above, below)
+        return (below,)
+
+    def correct(self, unit: Unit, gradients: Tensors) -> None:
+        (true,) = gradients
+        self._scale = 0.5 * self._scale + true.sum()
+        self._note("C", unit, true, self._scale)
+
+    def recheck(self, unit: Unit, inputs: Tensors, labels: Tensors) -> Tensors:
+        (x,) = inputs
+        y = torch.tanh(self.weight * x)
+        self._again[unit.batch, unit.part] = (x, y - labels[0] if labels else torch.empty(0))
+        self._note("K", unit, x, y)
+        return (y,)
+
+    def compare(self, unit: Unit, gradients: Tensors, *, due: bool) -> Tensors:
+        x, error = self._again.pop((unit.batch, unit.part))
+        (above,) = gradients or (error,)
+        below = above * (1 - torch.tanh(self.weight * x) ** 2) * self.weight
+        self._note("G", unit, torch.tensor(due), above)
         return (below,)
 
     def update(self) -> None:
@@ -100,6 +125,8 @@ class Case:
     tests: int = 0
     report_every: int = 0
     barrier: bool = False
+    feedback: Feedback = "error"
+    recheck_every: int = 0
 
     @property
     def stages(self) -> int:
@@ -114,7 +141,7 @@ class Case:
             return None
         if self.synchronous == "1f1b":
             return self.stages - 1 - k
-        return sum(self.link_delays[k:])
+        return sum(self.link_delays[k:]) if self.feedback == "error" else 0
 
     def programs(self) -> list[StageProgram]:
         offsets = [sum(d >= 2 for d in self.link_delays[:k]) for k in range(self.stages)]
@@ -130,6 +157,9 @@ class Case:
                 barrier=self.barrier,
                 offset=offsets[k],
                 span=max(o + (d or 0) for o, d in zip(offsets, delays, strict=True)),
+                feedback=self.feedback,
+                link_delay=[*self.link_delays, 0][k],
+                labelled=self.feedback != "error",
             )
             for k in range(self.stages)
         ]
@@ -178,7 +208,9 @@ def run(case: Case, shuffle: int | None = None) -> Outcome:
         case.data([3] * case.tests, seed=2) if case.tests else None,
         epochs=case.epochs,
         parts=case.parts,
-        shuffle=None if shuffle is None else random.Random(shuffle),  # noqa: S311
+        recheck_every=case.recheck_every,
+        recheck_ages=sorted({case.delay(k) or 0 for k in range(case.stages)}),
+        shuffle=None if shuffle is None else random.Random(shuffle),
     )
     return Outcome(
         calls=[rule.calls for rule in rules],
@@ -196,7 +228,7 @@ def figures(outcome: Outcome) -> list[list[dict[str, Any]]]:
             {
                 name: value
                 for name, value in row.items()
-                if name not in TIMES and not name.endswith("_peak_depth")
+                if name not in TIMES and not name.endswith(("_peak_depth", "_bytes_peak"))
             }
             for row in rows
         ]
@@ -296,3 +328,61 @@ def test_the_delays_of_the_links_are_seen_in_the_numbers(case: Case, seed: int):
     assume(sum(case.link_delays) and case.batches > case.accumulate)
     prompt = replace(case, link_delays=(0,) * len(case.link_delays))
     assert run(case, shuffle=seed).weights != run(prompt).weights
+
+
+@st.composite
+def local_cases(draw: st.DrawFn) -> Case:
+    feedback: Feedback = draw(st.sampled_from(["target", "none"]))
+    return replace(draw(cases(synchronous=False, parts=False)), feedback=feedback)
+
+
+@CASES
+@given(case=local_cases(), seed=st.integers(0, 2**32))
+def test_stages_with_gradients_of_their_own_do_not_depend_on_arrivals_either(case: Case, seed: int):
+    plain, shuffled = run(case), run(case, shuffle=seed)
+    assert shuffled.calls == plain.calls
+    assert figures(shuffled) == figures(plain)
+    for runner in shuffled.runners:
+        assert runner.finished
+        assert runner.remains() == {}
+
+
+@CASES
+@given(case=local_cases(), seed=st.integers(0, 2**32))
+def test_such_a_stage_makes_the_calls_of_its_definition(case: Case, seed: int):
+    outcome = run(replace(case, report_every=0, tests=0), shuffle=seed)
+    for k, calls in enumerate(outcome.calls):
+        corrected = case.feedback == "target" and k < case.stages - 1
+        late = case.link_delays[k] if corrected else 0
+        expected: list[str] = []
+        for n in range(case.batches):
+            expected += [f"F{n}", f"B{n}"]
+            expected += [f"C{n - late}"] if corrected and n >= late else []
+            expected += ["U"] if (n + 1) % case.accumulate == 0 else []
+        expected += ["U"] if case.batches % case.accumulate else []
+        if corrected:
+            expected += [f"C{b}" for b in range(max(0, case.batches - late), case.batches)]
+        made = [c[0] + (str(c[1]) if c[0] in "FBC" else "") for c in calls if c[0] != "R"]
+        assert made == expected
+
+
+@CASES
+@given(
+    case=cases(synchronous=False, parts=False), every=st.integers(1, 3), seed=st.integers(0, 2**32)
+)
+def test_rechecks_change_no_other_call_and_meet_every_stage_at_one_index(
+    case: Case, every: int, seed: int
+):
+    plain, measured = run(case), run(replace(case, recheck_every=every), shuffle=seed)
+    oldest = case.delay(0) or 0
+    due = [n for n in range(case.batches) if n % every == 0 and n >= oldest]
+    for k, calls in enumerate(measured.calls):
+        assert [call for call in calls if call[0] not in "KG"] == plain.calls[k]
+        seen, wanted = 0, []
+        for call in calls:
+            seen += call[0] == "F"
+            if call[0] == "G" and call[-2]:
+                wanted.append((seen, call[1]))
+        assert wanted == [(n, n - (case.delay(k) or 0)) for n in due]
+    for runner in measured.runners:
+        assert runner.remains() == {}

@@ -84,7 +84,7 @@ class History:
     """
 
     def __init__(self, seed: int) -> None:
-        self.random = random.Random(seed)  # noqa: S311
+        self.random = random.Random(seed)
         self.capacity = self.random.randint(1, 6)
         self.sender, receiver = local_wire(self.random)
         self.wire = Noting(receiver)

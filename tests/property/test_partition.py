@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raylab.errors import ModelError
-from raylab.planner import balanced_cuts
+from raylab.planner import balanced_cuts, best_cuts, one_move, stage_costs
 
 pytestmark = pytest.mark.property
 
@@ -67,3 +67,42 @@ def test_a_number_of_stages_that_the_chain_has_not_is_an_error(costs, stages):
     else:
         with pytest.raises(ModelError, match=f"stages={stages} for a chain of {len(costs)}"):
             balanced_cuts(costs, stages)
+
+
+@st.composite
+def unlike_stages(draw: st.DrawFn) -> tuple[list[list[float]], list[list[float]]]:
+    blocks = draw(st.integers(1, 7))
+    stages = draw(st.integers(1, blocks))
+    row = st.lists(st.integers(0, 20), min_size=blocks, max_size=blocks)
+    matrix = st.lists(row, min_size=stages, max_size=stages)
+    return draw(matrix), draw(matrix)
+
+
+def largest_of(costs, entries, cuts) -> float:
+    firsts = [0, *cuts]
+    return max(cost + entries[k][firsts[k]] for k, cost in enumerate(stage_costs(costs, cuts)))
+
+
+@given(unlike_stages())
+def test_no_other_way_to_cut_is_cheaper_on_unlike_stages(chain):
+    costs, entries = chain
+    ways = itertools.combinations(range(1, len(costs[0])), len(costs) - 1)
+    least = min(largest_of(costs, entries, cuts) for cuts in ways)
+    assert largest_of(costs, entries, best_cuts(costs, entries)) == least
+    free = [[0] * len(costs[0])] * len(costs)
+    assert largest_of(costs, free, best_cuts(costs)) <= largest_of(costs, entries, best_cuts(costs))
+
+
+@given(unlike_stages(), st.data())
+def test_a_move_is_one_block_over_one_cut_and_helps_by_the_measured_ratios(chain, data):
+    costs, _ = chain
+    cuts = best_cuts(costs)
+    sums = stage_costs(costs, cuts)
+    ratios = [data.draw(st.floats(0.5, 2)) for _ in sums]
+    measured = [r * s for r, s in zip(ratios, sums, strict=True)]
+    moved = one_move(costs, cuts, measured)
+    if moved is None:
+        return
+    assert sum(abs(a - b) for a, b in zip(cuts, moved, strict=True)) == 1
+    scaled = [[r * c for c in row] for r, row in zip(ratios, costs, strict=True)]
+    assert max(stage_costs(scaled, moved)) < 0.98 * max(measured) * (1 + 1e-12)

@@ -135,6 +135,24 @@ def test_random_programs_resume_bit_for_bit_under_shuffled_deliveries(seed):
         assert_identical(resumed, undisturbed)
 
 
+@pytest.mark.parametrize("method", ["fr", "adl"])
+def test_a_run_that_measures_sigma_goes_on_with_the_same_weights(method):
+    given: dict[str, Any] = {
+        "model": network("mlp"),
+        "method": method,
+        "cuts": [3, 6],
+        "epochs": [batches("mlp", 7, seed=s) for s in range(2)],
+        "optimiser": ADAM,
+    }
+    plain = run_pipeline(**given).model.state_dict()
+    _, checkpoints = saved_parts(**given, sigma_every=2)
+    for step in (3, 6, 9):
+        resumed = run_pipeline(**given, sigma_every=2, parts_saved=checkpoints[step])
+        for name, tensor in resumed.model.state_dict().items():
+            assert torch.equal(tensor, plain[name])
+        assert any("sigma_sums" in row for row in resumed.rows)
+
+
 def test_a_shuffling_data_loader_gives_the_same_batches_again():
     x = torch.arange(60, dtype=torch.float64).reshape(20, 3)
     loader = DataLoader(TensorDataset(x, torch.arange(20) % 2), batch_size=3, shuffle=True)

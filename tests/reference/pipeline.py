@@ -26,13 +26,30 @@ import copy
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["METHODS", "Optimiser", "Outcome", "eq17", "train"]
+__all__ = [
+    "METHODS",
+    "Batch",
+    "LossFn",
+    "Optimiser",
+    "Outcome",
+    "State",
+    "Stepper",
+    "buffers_of",
+    "cut_model",
+    "eq17",
+    "load",
+    "parameters_of",
+    "scaled_sum",
+    "state_dict_of",
+    "train",
+    "trained_of",
+]
 
 METHODS = ("bp", "gpipe", "1f1b", "ddg", "fr", "adl", "dsp", "family")
 
@@ -67,6 +84,9 @@ class Outcome:
             window made of nothing else is an empty list.
         updates: how many updates each stage applied.
         losses: the loss of each batch at its forward through the last stage.
+        sigma: (6.10) of HUO, for every measurement and stage <fresh, applied> and |fresh|^2: the
+            gradient that stage k applies at index n, of batch n - D_k, and stage k's part of the
+            gradient of the same batch with all stages at their weights of index n.
         epoch_states: at the end of each epoch, every stage at its own index n = N_1 + ... + N_e:
             floor(n / M) updates and the buffers after all its operations of indices < n. This is
             the papers' consistent w^t; for the last epoch it precedes the drain and the update of
@@ -78,6 +98,7 @@ class Outcome:
     updates: list[int]
     losses: list[float]
     epoch_states: list[State]
+    sigma: list[list[tuple[float, float]]] = field(default_factory=list)
 
 
 def eq17(K: int, k: int, M: int, s: int, j: int) -> int:  # noqa: N803
@@ -102,6 +123,7 @@ def train(
     weight_version: Literal["forward", "current"] = "forward",
     micro_batches: int = 4,
     gradient_shrink: float = 1.0,
+    sigma_every: int = 0,
     lr_factor: Callable[[int], float] | None = None,
 ) -> Outcome:
     """Train a copy of `model` with one of the pipeline methods, serially.
@@ -123,6 +145,8 @@ def train(
             activations. A replay uses current weights for both, so that it ignores this.
         micro_batches: how many at most a batch is cut into, for "gpipe" and "1f1b" only.
         gradient_shrink: beta, by which what a stage sends down is multiplied (FDG).
+        sigma_every: batches between two measurements of sigma, from the first index at which every
+            stage applies a gradient; 0: none. Not for "gpipe" and "1f1b".
         lr_factor: of a stage's update number s, multiplies the learning rate; default 1.
 
     Raises:
@@ -163,7 +187,10 @@ def train(
         _tick_skewed(run, chain)
     else:
         _tick_locked(run, chain, delays)
-    return _outcome(run, chain)
+    outcome = _outcome(run, chain)
+    if sigma_every:
+        outcome.sigma = _sigma(run, chain, sigma_every)
+    return outcome
 
 
 # --- the ticks ----------------------------------------------------------------------------------
@@ -279,6 +306,7 @@ class _Stage:
         self.errors: dict[int, Tensor] = {}
         self.stepper = Stepper(run.optimiser)
         self.window: list[State] = []
+        self.applied: dict[int, State] = {}
         self.window_staleness: list[int] = []
         self.staleness: list[list[int]] = []
 
@@ -342,6 +370,7 @@ class _Stage:
         if self.replays:
             self.live = buffers_of(module)
         self.window.append(gradient)
+        self.applied[b] = gradient
         return None if error is None else self.run.shrink * error
 
     def close(self, n: int) -> None:
@@ -381,6 +410,30 @@ def _outcome(run: _Run, chain: list[_Stage]) -> Outcome:
         losses=chain[-1].losses,
         epoch_states=[merge([stage.state_at(n) for stage in chain]) for n in run.epoch_ends],
     )
+
+
+def _sigma(run: _Run, chain: list[_Stage], every: int) -> list[list[tuple[float, float]]]:
+    """Return (6.10) at every measured index, stage by stage; nothing but whole networks."""
+    found = []
+    for n in range(max(stage.delay for stage in chain), run.count):
+        if n % every:
+            continue
+        sums = []
+        for k, stage in enumerate(chain):
+            b = stage.batch_of(n)
+            # In training mode no buffer has a say in what comes out.
+            whole = [load(s.template, s.versions[n // run.accumulate], s.buffers[0]) for s in chain]
+            x, y = run.batches[b]
+            loss = run.loss_fn(nn.Sequential(*whole)(x.clone()), y)
+            fresh, _ = _differentiate(loss, None, whole[k], x)
+            sums.append(
+                (
+                    sum(float((g * stage.applied[b][name]).sum()) for name, g in fresh.items()),
+                    sum(float(g.square().sum()) for g in fresh.values()),
+                )
+            )
+        found.append(sums)
+    return found
 
 
 # --- the micro-batched, synchronous methods -----------------------------------------------------

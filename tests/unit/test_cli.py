@@ -103,7 +103,7 @@ def test_python_m_raylab_is_raylab():
     )
     assert done.returncode == 2
     assert done.stdout == ""
-    assert "did you mean adl?" in done.stderr
+    assert "did you mean adl" in done.stderr
 
 
 # --- bad input: exit code 2 and a message with the way out, before Ray is started
@@ -112,10 +112,20 @@ def test_python_m_raylab_is_raylab():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("tran", "COMMAND must be one of train, but got 'tran': did you mean train?"),
+        ("tran", "but got 'tran': did you mean train?"),
         ("train", "NAME or FILE.yaml must be given"),
+        ("plan", "what is planned must be pipeline, but got nothing"),
+        ("plan adl", "what is planned must be pipeline, but got 'adl'"),
+        ("plan pipeline", "for instance: raylab plan pipeline adl"),
+        ("plan pipeline adll", "but got 'adll': did you mean adl?"),
+        ("plan pipeline adl model=mlp stages=9", "but got stages=9 for a chain of 3 blocks"),
+        ("plan pipeline adl stages=[1] balance=memory", "leave one of them out"),
+        (
+            "train adl balance=mesured",
+            "`balance` must be one of counted, measured, memory, but got",
+        ),
         ("train --bogus", "unrecognized arguments: --bogus"),
-        ("train adll", "but got 'adll': did you mean adl?"),
+        ("train adll", "but got 'adll': did you mean adl"),
         ("train ddg_resnet", "did you mean ddg_resnet110"),
         ("train xyzzy", "raylab train --list shows them"),
         ("train stages=3", "for instance raylab train adl stages=3"),
@@ -164,6 +174,41 @@ def test_a_file_is_checked_like_the_command_line(capsys, tmp_path):
     assert lines[0].startswith("raylab: error: `stages` must be")
     assert lines[1].startswith("               a key must be one that is known")
     assert len(lines) == 2
+
+
+# --- plans that start nothing
+
+
+def test_a_counted_plan_starts_nothing_and_is_one_json_object(capsys):
+    running = ray.is_initialized()
+    words = ["model=mlp", "model_options.hidden=[32,16]", "stages=3", "--counted", "--json"]
+    plan = json.loads(helped(capsys, "plan", "pipeline", "fr", *words))
+    assert ray.is_initialized() is running
+    assert (plan["model"], plan["cuts"], plan["measured"]) == ("mlp", [1, 2], False)
+    assert [stage["blocks"] for stage in plan["stages"]] == [["layer1"], ["layer2"], ["layer3"]]
+    assert [stage["parameters"] for stage in plan["stages"]] == [64 * 32 + 32, 32 * 16 + 16, 170]
+    assert [link["bytes"] for link in plan["links"]] == [64 * 32 * 4, 64 * 16 * 4]
+    methods = {row["method"]: row for row in plan["methods"]}
+    assert set(methods) == {*METHODS, "auto"}
+    assert [name for name, row in methods.items() if row["asked"]] == ["fr"]
+    assert methods["bp"]["speed_up"] == 1.0
+    assert methods["bp"]["samples_per_s"] is None
+    assert methods["adl"]["staleness"] == 2 * methods["ddg"]["staleness"] == 2.0
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_a_plan_fits_the_terminal(capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    text = helped(capsys, "plan", "pipeline", "adl", "model=resnet20", "stages=4", "--counted")
+    assert max(map(len, text.splitlines())) <= columns
+    for said in ("stem … group1_block2 (3)", "0 – 1", "adl *", "choose ddg: "):
+        assert said in text
+
+
+def test_help_of_plan_has_examples_and_exit_codes(capsys):
+    text = helped(capsys, "plan", "--help")
+    for said in ("raylab plan pipeline adl stages=4", "--counted", "--json", "  130  interrupted"):
+        assert said in text
 
 
 # --- other ends

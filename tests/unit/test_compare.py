@@ -15,7 +15,7 @@ from raylab.cli.main import main
 from raylab.config import PipelineConfig
 from raylab.drivers.compare import compare, plan_comparison
 from raylab.errors import ConfigError, NonFiniteLossError
-from raylab.records import RunFolder
+from raylab.records import RunFolder, Storage
 from raylab.report import compare_table
 
 pytestmark = pytest.mark.unit
@@ -32,7 +32,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[PipelineConfig]:
 
     def run(config: PipelineConfig, *, progress: bool) -> Any:
         configs.append(config)
-        folder = RunFolder(Path(config.storage), str(config.name))
+        folder = RunFolder(Storage.at(config.storage), str(config.name))
         folder.write_config({**config.model_dump(), "stages": [1], "delay": [1]})
         if config.method == "ddg":
             raise NonFiniteLossError("the loss must be finite, but got nan")

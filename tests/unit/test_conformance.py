@@ -243,7 +243,7 @@ def test_what_is_in_flight_stays_within_its_bound(method, graphs, inputs, stages
     ]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [m for m in METHODS if m in reference.METHODS])
 def test_testing_between_epochs_sees_the_weights_of_one_index_and_changes_nothing(method):
     model = conv_bn64(10)
     data = epochs_of("conv")

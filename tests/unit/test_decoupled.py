@@ -73,7 +73,7 @@ def test_late_and_shuffled_messages_change_no_weight(method):
     given = {"method": method, "cuts": [2, 4, 7], "epochs": epochs_of("mlp"), "optimiser": ADAM}
     plain = run_pipeline(model, **given)
     for seed in range(3):
-        shuffled = run_pipeline(model, shuffle=random.Random(seed), **given)  # noqa: S311
+        shuffled = run_pipeline(model, shuffle=random.Random(seed), **given)
         assert_equal(shuffled.model.state_dict(), plain.model.state_dict(), rtol=0)
 
 

@@ -477,7 +477,8 @@ def test_updates_cover_batches_and_drain(method, accumulate):
     model, data = mlp64(12), batches("mlp", 7, size=3, seed=12)
     links = {"link_delays": [3, 0]} if method == "family" else {}
     outcome = run(model, data, method=method, stages=3, accumulate=accumulate, **links)
-    delays = {"ddg": [2, 1, 0], "fr": [2, 1, 0], "adl": [4, 2, 0], "family": [3, 0, 0]}
+    one, two = [2, 1, 0], [4, 2, 0]
+    delays = {"ddg": one, "fr": one, "adl": two, "dsp": two, "family": [3, 0, 0]}
     expected = [math.ceil((7 + d) / accumulate) for d in delays.get(method, [0, 0, 0])]
     assert outcome.updates == expected
     assert len(outcome.losses) == 7

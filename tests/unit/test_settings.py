@@ -144,6 +144,13 @@ def test_micro_batches_count_for_the_methods_that_have_them():
     assert [make(method, micro_batches=8).parts for method in METHODS] == [1, 8, 8] + [1] * 6
 
 
+@pytest.mark.parametrize("balance", ["measured", "memory"])
+def test_a_balance_is_for_a_number_of_stages_not_for_cut_points(balance):
+    PipelineSettings(method="adl", stages=3, balance=balance)
+    with pytest.raises(ConfigError, match=rf"balance={balance} with the cut points \[1, 2\]"):
+        PipelineSettings(method="adl", stages=(1, 2), balance=balance)
+
+
 def test_settings_are_frozen_and_survive_pickling():
     settings = make(delay=(1, 2, 1), clip_norm=1.0)
     assert pickle.loads(pickle.dumps(settings)) == settings  # noqa: S301

@@ -31,7 +31,7 @@ def numbered(count: int, size: int = 2, start: int = 0) -> list[Batch]:
 class Bench:
     """A source and the inbox that its labels lead to."""
 
-    def __init__(self, train: Any, test: Any = None, *, capacity: int = 100, **more: int) -> None:
+    def __init__(self, train: Any, test: Any = None, *, capacity: int = 100, **more: Any) -> None:
         sending, receiving = local_wire()
         self.labels = Inbox("labels", receiving, capacity)
         self.source = Source(
@@ -61,6 +61,7 @@ def spell(messages: Sequence[Message]) -> str:
     letters = {
         Kind.BATCH: "b",
         Kind.EVALUATE: "t",
+        Kind.RECHECK: "r",
         Kind.DRAIN: "drain",
         Kind.EPOCH: "epoch",
         Kind.FINISH: "end",
@@ -264,6 +265,57 @@ def test_the_wait_for_a_credit_is_that_of_the_label_box():
     )
     assert source.take(0.75) is None
     assert asked == [0.75]
+
+
+# ------------------------------------------------------------------ labels for others, rechecks
+
+
+def test_labels_of_training_batches_go_to_every_box_before_their_features_and_tests_to_one():
+    bench = Bench(numbered(2), numbered(1))
+    ends = [local_wire() for _ in range(2)]
+    bench.source = Source(
+        numbered(2),
+        numbered(1),
+        epochs=1,
+        parts=1,
+        labels=Outbox("loss", ends[1][0], 9),
+        local_labels=[Outbox("own", ends[0][0], 9)],
+    )
+    own, loss = (Inbox("labels", end, 9) for _, end in ends)
+    bench.features()
+    assert spell([own.take(), own.take()]) == "b0 b1"
+    assert own.take() is None
+    assert spell([loss.take(), loss.take(), loss.take()]) == "b0 b1 t0"
+
+
+def test_no_box_gets_labels_while_another_is_full():
+    ends = [local_wire() for _ in range(2)]
+    full = Outbox("own", ends[0][0], 1)
+    source = Source(
+        numbered(2),
+        None,
+        epochs=1,
+        parts=1,
+        labels=Outbox("loss", ends[1][0], 9),
+        local_labels=[full],
+    )
+    loss = Inbox("labels", ends[1][1], 9)
+    assert source.take() is not None
+    assert source.take() is None
+    assert loss.take() is not None
+    assert loss.take() is None
+    Inbox("own", ends[0][1], 1).take()
+    assert source.take() is not None
+
+
+def test_a_group_of_rechecks_comes_ahead_of_its_batch_when_all_its_batches_have_been():
+    bench = Bench(numbered(4), epochs=2, recheck_every=3, recheck_ages=(0, 2))
+    features = bench.features()
+    assert spell(features) == ("b0 b1 b2 r3 r1 b3 epoch0 b4 b5 r6 r4 b6 b7 drain8 epoch1 end8")
+    again = [m for m in features if m.kind is Kind.RECHECK]
+    assert [(m.part, m.parts) for m in again] == [(0, 2), (1, 2)] * 2
+    assert [first(m) for m in again] == [3, 1, 2, 0], "the second epoch's batches begin anew"
+    assert [m.index for m in bench.all_labels() if m.kind is Kind.RECHECK] == [3, 1, 6, 4]
 
 
 # ------------------------------------------------------------------ what is no batch

@@ -2,7 +2,8 @@
 
 Instructions are spelled in short: F3 and B3 are forward and backward of batch 3, F3.1 of its
 second micro-batch, U0 closes window 0, E0 tests batch 0, R4 reports within an epoch and R4e0 at
-the end of epoch 0, v2 and ^2 pass the token of tick 2 below and above.
+the end of epoch 0, v2 and ^2 pass the token of tick 2 below and above. C3 corrects batch 3, K3 and
+G3 recheck it up and down, G3! if its gradient is the next to be applied.
 """
 
 from __future__ import annotations
@@ -21,11 +22,15 @@ from actors.protocols import Unit
 from actors.stage import (
     Backward,
     Box,
+    Compare,
+    Correct,
     Evaluate,
+    Feedback,
     Finish,
     Forward,
     Instruction,
     PassToken,
+    Recheck,
     Report,
     StageLoop,
     StageProgram,
@@ -42,6 +47,12 @@ def spell(instruction: Instruction) -> str:
             return "F" + spell_unit(unit)
         case Backward(unit):
             return "B" + spell_unit(unit)
+        case Correct(unit):
+            return "C" + spell_unit(unit)
+        case Recheck(unit):
+            return f"K{unit.batch}"
+        case Compare(unit, due):
+            return f"G{unit.batch}" + "!" * due
         case Update(window):
             return f"U{window}"
         case Evaluate(index):
@@ -261,6 +272,98 @@ def test_a_stage_whose_gradients_do_not_come_stops_after_one_forward_more_than_t
     assert loop.awaits == "gradients"
 
 
+# ------------------------------------------------------------------ gradients of one's own
+
+
+def local(feedback: Feedback, *, late: int = 1, stage: int = 0, accumulate: int = 1) -> StageLoop:
+    return StageLoop(
+        StageProgram(
+            stage=stage,
+            stages=2,
+            delay=0,
+            accumulate=accumulate,
+            feedback=feedback,
+            link_delay=late,
+            labelled=True,
+        )
+    )
+
+
+def test_a_stage_with_a_loss_of_its_own_needs_labels_and_no_gradient():
+    loop = local("none")
+    assert loop.arrived("features", batch(0)) == []
+    assert loop.awaits == "labels"
+    assert spell_all(loop.arrived("labels", batch(0))) == "F0 B0 U0"
+    assert loop.awaits == "features"
+    assert loop.arrived("features", Message(Kind.DRAIN, 1)) != []
+    assert spell_all(loop.arrived("features", evaluate(0))) == "E0", "tests need no labels here"
+    assert spell_all(loop.arrived("features", Message(Kind.FINISH, 1))) == "end"
+
+
+def test_an_estimate_is_corrected_when_its_gradient_has_come_and_not_before_its_turn():
+    loop = local("target")
+    assert loop.arrived("gradients", batch(0)) == []
+    for n, expected in ((0, "F0 B0 U0"), (1, "F1 B1 C0 U1"), (2, "F2 B2")):
+        assert loop.arrived("labels", batch(n)) == []
+        assert spell_all(loop.arrived("features", batch(n))) == expected
+    assert loop.awaits == "gradients"
+    assert spell_all(loop.arrived("gradients", batch(1))) == "C1 U2"
+
+
+def test_the_drain_makes_every_correction_that_is_left_after_the_last_window():
+    loop = local("target", late=3, accumulate=2)
+    for n in range(3):
+        loop.arrived("labels", batch(n))
+        loop.arrived("features", batch(n))
+    assert spell_all(loop.arrived("features", Message(Kind.DRAIN, 3))) == "drain U1"
+    assert loop.awaits == "gradients"
+    released = [spell_all(loop.arrived("gradients", batch(n))) for n in range(3)]
+    assert released == ["C0", "C1", "C2"]
+    assert spell_all(loop.arrived("features", Message(Kind.FINISH, 3))) == "end"
+
+
+def test_the_last_stage_has_nothing_to_correct():
+    loop = local("target", stage=1)
+    loop.arrived("labels", batch(0))
+    assert spell_all(loop.arrived("features", batch(0))) == "F0 B0 U0"
+    assert loop.awaits == "features"
+
+
+def test_an_estimate_that_is_never_corrected_is_an_error():
+    loop = local("target")
+    loop.arrived("labels", batch(0))
+    loop.arrived("features", batch(0))
+    with pytest.raises(MailboxError, match="stage 0 finished, but"):
+        loop.arrived("features", Message(Kind.FINISH, 1))
+
+
+# ------------------------------------------------------------------ rechecks
+
+
+def recheck(n: int, part: int, parts: int) -> Message:
+    return Message(Kind.RECHECK, n, (), part, parts)
+
+
+def test_a_group_of_rechecks_goes_up_whole_and_then_down_while_nothing_else_goes_on():
+    loop = StageLoop(delayed(1))
+    loop.arrived("features", batch(0))
+    assert spell_all(loop.arrived("features", recheck(1, 0, 2))) == "K1"
+    assert spell_all(loop.arrived("features", recheck(0, 1, 2))) == "K0"
+    assert loop.arrived("features", batch(1)) == []
+    assert loop.awaits == "gradients"
+    assert loop.arrived("gradients", batch(0)) == []
+    assert spell_all(loop.arrived("gradients", recheck(1, 0, 2))) == "G1"
+    assert spell_all(loop.arrived("gradients", recheck(0, 1, 2))) == "G0! F1 B0 U1"
+
+
+def test_the_last_stage_needs_the_labels_of_a_recheck():
+    loop = StageLoop(ddg(2))
+    assert loop.arrived("features", recheck(0, 0, 1)) == []
+    assert loop.arrived("labels", batch(0)) == []
+    assert loop.awaits == "labels"
+    assert spell_all(loop.arrived("labels", recheck(0, 0, 1))) == "K0 G0!"
+
+
 # ------------------------------------------------------------------ reports and tests
 
 
@@ -455,7 +558,7 @@ def run_together(
 
     Returns (stage, instruction) in the order in which they were carried out.
     """
-    rng = random.Random(seed)  # noqa: S311
+    rng = random.Random(seed)
     loops = [StageLoop(program) for program in programs]
     top = len(loops) - 1
     queues: dict[tuple[Box, int], deque[Message]] = {

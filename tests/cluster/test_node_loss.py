@@ -1,0 +1,59 @@
+"""A node whose raylet is killed: its stage goes on elsewhere, and the numbers are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import ray
+import torch
+from ray.cluster_utils import Cluster
+from ray.train import FailureConfig, RunConfig
+from torch.nn import functional as F
+
+from raylab import PipelineTrainer
+from tests.helpers import run_pipeline, torch_optimiser
+from tests.mines import MinedBlock
+from tests.reference.networks import batches, mlp64
+from tests.reference.pipeline import Optimiser
+
+pytestmark = pytest.mark.cluster
+
+SGD = Optimiser(kind="sgd", lr=0.05, momentum=0.9)
+
+
+@pytest.fixture
+def three_nodes() -> Iterator[Cluster]:
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    for _ in range(3):
+        cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+    ray.init(address=cluster.address, log_to_driver=False)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.mark.usefixtures("three_nodes")
+def test_a_lost_node_is_replaced_by_one_that_is_there(tmp_path):
+    model, data = mlp64(1, blocks=4), batches("mlp", 10, ragged=True, seed=2)
+    alone = run_pipeline(model, method="adl", cuts=[2], epochs=[data, data], optimiser=SGD)
+    model[2] = MinedBlock(model[2], tmp_path / "mines", [(13, "backward")], victim="raylet")
+    result = PipelineTrainer(
+        model,
+        F.cross_entropy,
+        method="adl",
+        stages=[2],
+        optimizer=torch_optimiser(SGD),
+        resources_per_stage={"CPU": 1},
+        checkpoint_every=4,
+        checkpoint_minutes=0,
+        run_config=RunConfig(
+            storage_path=str(tmp_path), failure_config=FailureConfig(max_failures=1)
+        ),
+    ).fit(data, epochs=2, progress=False)
+    assert len(list((tmp_path / "mines").iterdir())) == 1
+    assert sum(node["Alive"] for node in ray.nodes()) == 3  # the head and two of three
+    expected = alone.model.state_dict().values()
+    for found, tensor in zip(result.model.state_dict().values(), expected, strict=True):
+        assert torch.equal(found, tensor)
