@@ -29,9 +29,10 @@ __all__ = ["LOOPBACK", "Membership", "Place", "open_store"]
 
 LOOPBACK = "127.0.0.1"
 _MEET_S = 60.0
-_MOVE_S = 300.0
-"""Longest time that one tensor may take. A peer that dies closes its connection, and is missed at
-once; a node that loses its power is missed by Ray."""
+_MOVE_S = {"gloo": 30.0, "nccl": 300.0}
+"""Longest time that one tensor may take. gloo tells at once that a peer has died, but not always
+if that was in the middle of a tensor: then a stage that waits for it gives up after this time.
+NCCL counts the computation before a send, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +129,7 @@ class Membership:
     def _group(link: Link, backend: str) -> dist.ProcessGroup:
         group: dist.ProcessGroup = dist.new_group(
             sorted((link.source, link.target)),
-            timeout=timedelta(seconds=_MOVE_S),
+            timeout=timedelta(seconds=_MOVE_S[backend]),
             backend=backend,
         )
         return group

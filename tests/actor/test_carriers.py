@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import ray
 import torch
+from ray.exceptions import RayActorError
 from ray.train import CheckpointConfig, FailureConfig, RunConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -152,6 +153,8 @@ def test_a_peer_that_dies_with_a_tensor_under_way_is_a_cut_link(peers):
     ray.get(below.put.remote(0, (torch.ones(2_000_000),)))
     assert ray.get(above.header_there.remote())
     ray.kill(below)
+    with pytest.raises(RayActorError):
+        ray.get(below.kept.remote("features"))
     with pytest.raises(LinkError, match=r"features 0->1 was cut: its tensors cannot pass"):
         ray.get(above.take.remote(), timeout=PATIENCE_S)
     with pytest.raises(LinkError, match=r"gradients 1->0 was cut"):
