@@ -9,6 +9,9 @@ A sender holds `capacity` credits at the start, spends one a message and gets it
 receiver *takes* the message out, so never more than `capacity` messages are under way or waiting:
 a fast stage waits, it does not buffer. Messages carry a sequence number; an inbox hands them out
 in that order however the wire delivers them, each once.
+
+The tensors of a message may go by a carrier of their own: it is asked for them in the order of the
+sequence numbers, as soon as their header is there, and lets go of them when the credit is back.
 """
 
 from __future__ import annotations
@@ -22,10 +25,12 @@ from typing import Protocol
 
 from typing_extensions import Buffer
 
+from actors.carrier import Arrival, TensorCarrier
 from actors.errors import MailboxError
-from actors.messages import Message, decode, encode, size_bytes
+from actors.inline_carrier import INLINE
+from actors.messages import Envelope, Message, encode, size_bytes, unpack
 
-__all__ = ["BoxStatistics", "Inbox", "Outbox", "ReceiveEnd", "SendEnd"]
+__all__ = ["BoxStatistics", "FeatureBox", "Inbox", "Outbox", "ReceiveEnd", "SendEnd"]
 
 
 class SendEnd(Protocol):
@@ -78,6 +83,21 @@ class BoxStatistics:
         return asdict(self)
 
 
+class FeatureBox(Protocol):
+    """What messages are taken from: an inbox, or the source at stage 0."""
+
+    name: str
+    statistics: BoxStatistics
+
+    def take(self, timeout_s: float = 0.0) -> Message | None:
+        """Return the next message, None if it has not come within `timeout_s`."""
+        ...
+
+    def close(self) -> None:
+        """Give back what it holds."""
+        ...
+
+
 class Outbox:
     """The sending side: numbers the messages and never exceeds its credits.
 
@@ -85,15 +105,19 @@ class Outbox:
         name: what it is called in errors and metrics.
         end: the sender's end of a wire.
         capacity: credits at the start, >= 1.
+        carrier: of the messages' tensors, the sender's end.
     """
 
-    def __init__(self, name: str, end: SendEnd, capacity: int) -> None:
+    def __init__(
+        self, name: str, end: SendEnd, capacity: int, carrier: TensorCarrier = INLINE
+    ) -> None:
         if capacity < 1:
             raise MailboxError(f"capacity >= 1 must hold, but got {capacity} for {name}")
         self.name = name
         self.capacity = capacity
         self.statistics = BoxStatistics()
         self._end = end
+        self._carrier = carrier
         self._credits = capacity
         self._sequence = 0
         self._sizes: deque[int] = deque(maxlen=capacity)
@@ -111,11 +135,12 @@ class Outbox:
         """Send a message.
 
         Raises:
+            LinkError: the carrier of its tensors was cut.
             MailboxError: there is no credit; ask `ready` before.
         """
         if not self._credits:
             raise MailboxError(f"{self.name} is full: {self.capacity} messages are not yet taken")
-        self._end.send(encode(self._sequence, message))
+        self._end.send(encode(self._sequence, message, self._carrier))
         self._sequence += 1
         self._credits -= 1
         figures = self.statistics
@@ -138,11 +163,14 @@ class Outbox:
     def close(self) -> None:
         """Give the wire back."""
         self._end.close()
+        self._carrier.close()
 
     def _collect(self, timeout_s: float) -> None:
-        self._credits += self._end.credits(timeout_s)
+        back = self._end.credits(timeout_s)
+        self._credits += back
         if self._credits > self.capacity:
             raise MailboxError(f"{self.name} got more credits back than it had spent")
+        self._carrier.taken(back)
         self.statistics.depth = self.capacity - self._credits
 
 
@@ -153,15 +181,21 @@ class Inbox:
         name: what it is called in errors and metrics.
         end: the receiver's end of a wire.
         capacity: credits that the sender holds; more messages than that at a time are an error.
+        carrier: of the messages' tensors, the receiver's end.
     """
 
-    def __init__(self, name: str, end: ReceiveEnd, capacity: int) -> None:
+    def __init__(
+        self, name: str, end: ReceiveEnd, capacity: int, carrier: TensorCarrier = INLINE
+    ) -> None:
         self.name = name
         self.capacity = capacity
         self.statistics = BoxStatistics()
         self._end = end
+        self._carrier = carrier
         self._next = 0
-        self._waiting: dict[int, Message] = {}
+        self._begun = 0
+        self._waiting: dict[int, Envelope] = {}
+        self._arrivals: dict[int, Arrival] = {}
 
     def take(self, timeout_s: float = 0.0) -> Message | None:
         """Return the next message in order, None if it has not come within `timeout_s`.
@@ -181,30 +215,38 @@ class Inbox:
                     break
                 self._collect(left)
             self.statistics.waited_s += time.perf_counter() - started
-        message = self._waiting.pop(self._next, None)
-        if message is not None:
-            self._next += 1
-            self._end.grant(1)
-            self.statistics.messages += 1
-            self.statistics.bytes += size_bytes(message)
-            self.statistics.depth = len(self._waiting)
+        envelope = self._waiting.pop(self._next, None)
+        if envelope is None:
+            return None
+        message = envelope.opened(self._arrivals.pop(self._next))
+        self._next += 1
+        self._end.grant(1)
+        self.statistics.messages += 1
+        self.statistics.bytes += size_bytes(message)
+        self.statistics.depth = len(self._waiting)
         return message
 
     def close(self) -> None:
         """Give the wire back."""
         self._end.close()
+        self._carrier.close()
 
     def _collect(self, timeout_s: float) -> None:
         """Take everything that has come off the wire, waiting only for the first."""
         frames = self._end.receive(timeout_s)
         while frames is not None:
-            sequence, message = decode(frames, self.name)
+            envelope = unpack(frames, self.name)
+            sequence = envelope.sequence
             if sequence < self._next or sequence in self._waiting:
                 raise MailboxError(f"{self.name} got message {sequence} twice")
-            self._waiting[sequence] = message
+            self._waiting[sequence] = envelope
             depth = len(self._waiting)
             if depth > self.capacity:
                 raise MailboxError(f"{self.name} holds {depth} messages, but {self.capacity} fit")
             self.statistics.depth = depth
             self.statistics.peak_depth = max(self.statistics.peak_depth, depth)
+            while self._begun in self._waiting:
+                begun = self._waiting[self._begun]
+                self._arrivals[self._begun] = begun.receive(self._carrier, self.name)
+                self._begun += 1
             frames = self._end.receive(0.0)

@@ -2,19 +2,21 @@
 
 frame 0   checksum       xxh3_64 of all that follows, frame by frame
           fixed part     sequence, kind, tensors, index, part, parts, share
-          per tensor     dtype, dimensions, sizes
-frame 1…  one frame per tensor, its elements in C order; none for an absent gradient
+          per tensor     dtype and whether it is carried outside the frames, dimensions, sizes
+frame 1…  one frame per tensor, its elements in C order; none for an absent or empty one;
+          where tensors are carried: what their carrier sends along (`carrier`)
 
 The checksum is made of the tensors' memory as it is when the message is put, and made again of
 what has arrived. So it tells of damage on the way, and just as well of a sender that wrote into a
-tensor after it had sent it.
+tensor after it had sent it. What is carried outside the frames is not in it.
 """
 
 from __future__ import annotations
 
+import math
 import struct
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import torch
@@ -22,15 +24,19 @@ import xxhash
 from torch import Tensor
 from typing_extensions import Buffer
 
+from actors.carrier import Arrival, TensorCarrier, TensorSpec
 from actors.errors import CorruptMessageError, MailboxError
+from actors.inline_carrier import INLINE
 from actors.protocols import Tensors, Unit
 
-__all__ = ["Kind", "Message", "decode", "encode", "size_bytes"]
+__all__ = ["Envelope", "Kind", "Message", "decode", "encode", "size_bytes", "unpack"]
 
 _CHECKSUM = struct.Struct("<Q")
 _FIXED = struct.Struct("<QBBQIId")
 _TENSOR = struct.Struct("<BB")
 _ABSENT = 255
+_CARRIED = 64
+"""Added to the dtype of a tensor whose elements are not in the frames."""
 _DTYPES = (
     torch.float32,
     torch.float64,
@@ -45,8 +51,6 @@ _DTYPES = (
     torch.complex64,
     torch.complex128,
 )
-_AS_THEY_ARE = {torch.float32, torch.float64, torch.int64, torch.int32, torch.uint8}
-"""What numpy knows too, so that a contiguous tensor's memory is its buffer."""
 _CODES = {dtype: code for code, dtype in enumerate(_DTYPES)}
 
 
@@ -100,13 +104,53 @@ def size_bytes(message: Message) -> int:
     return sum(t.numel() * t.element_size() for t in message.tensors if t is not None)
 
 
-def encode(sequence: int, message: Message) -> list[Buffer]:
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """A message whose tensors may still be on their way.
+
+    Args:
+        sequence: its number.
+        message: without its tensors.
+        specs: of its tensors; None for an absent one.
+        frames: behind the header.
+    """
+
+    sequence: int
+    message: Message
+    specs: tuple[TensorSpec | None, ...]
+    frames: Sequence[Buffer]
+
+    def receive(self, carrier: TensorCarrier, link: str = "a link") -> Arrival:
+        """Start receiving the tensors.
+
+        Raises:
+            MailboxError: they come by another carrier.
+        """
+        specs = [spec for spec in self.specs if spec is not None and spec.bytes]
+        if any(spec.carried is not carrier.carries for spec in specs):
+            raise MailboxError(f"{link}: its two ends have chosen different carriers of tensors")
+        return carrier.receive(specs, self.frames)
+
+    def opened(self, arrival: Arrival) -> Message:
+        """Return the message with its tensors, waiting for them."""
+        there = iter(arrival.wait())
+        tensors: list[Tensor | None] = []
+        for spec in self.specs:
+            if spec is None:
+                tensors.append(None)
+            else:
+                empty = torch.empty(spec.shape, dtype=spec.dtype) if not spec.bytes else None
+                tensors.append(next(there) if empty is None else empty)
+        return replace(self.message, tensors=tuple(tensors))
+
+
+def encode(sequence: int, message: Message, carrier: TensorCarrier = INLINE) -> list[Buffer]:
     """Return the frames of a message; the tensors' memory is referred to, not copied.
 
-    Whoever calls must leave the tensors unwritten from now on. Tensors elsewhere than on the CPU
-    are copied to it.
+    Whoever calls must leave the tensors unwritten from now on.
 
     Raises:
+        LinkError: the carrier's other end is gone.
         MailboxError: a tensor has a dtype that messages cannot carry.
     """
     header = bytearray(
@@ -120,7 +164,7 @@ def encode(sequence: int, message: Message) -> list[Buffer]:
             message.share,
         )
     )
-    frames: list[Buffer] = []
+    full: list[Tensor] = []
     for tensor in message.tensors:
         if tensor is None:
             header += _TENSOR.pack(_ABSENT, 0)
@@ -131,15 +175,30 @@ def encode(sequence: int, message: Message) -> list[Buffer]:
                 f"a message carries tensors of {', '.join(str(d) for d in _DTYPES)}, "
                 f"but got {tensor.dtype}: convert it in the block before the cut"
             )
-        header += _TENSOR.pack(code, tensor.ndim)
+        header += _TENSOR.pack(code | (_CARRIED if carrier.carries else 0), tensor.ndim)
         header += struct.pack(f"<{tensor.ndim}Q", *tensor.shape)
         if tensor.numel():
-            frames.append(_plain(tensor).numpy().data.cast("B"))
+            full.append(tensor)
+    frames = carrier.send(full)
     return [_CHECKSUM.pack(_checksum(header, frames)) + header, *frames]
 
 
 def decode(frames: Sequence[Buffer], link: str = "a link") -> tuple[int, Message]:
-    """Return sequence number and message; the tensors share the frames' memory.
+    """Return sequence number and message of inline frames, whose memory its tensors share.
+
+    Args:
+        frames: as they came.
+        link: what the link is called in errors.
+
+    Raises:
+        CorruptMessageError: the frames are not those of one message as it was put.
+    """
+    envelope = unpack(frames, link)
+    return envelope.sequence, envelope.opened(envelope.receive(INLINE, link))
+
+
+def unpack(frames: Sequence[Buffer], link: str = "a link") -> Envelope:
+    """Return what frames say, its tensors not yet received.
 
     Args:
         frames: as they came.
@@ -156,24 +215,41 @@ def decode(frames: Sequence[Buffer], link: str = "a link") -> tuple[int, Message
             raise CorruptMessageError(_corrupt(link, header, frames, expected, found))
         sequence, kind, count, index, part, parts, share = _FIXED.unpack_from(header)
         offset = _FIXED.size
-        tensors: list[Tensor | None] = []
-        bodies = iter(frames[1:])
+        specs: list[TensorSpec | None] = []
         for _ in range(count):
             code, ndim = _TENSOR.unpack_from(header, offset)
             offset += _TENSOR.size
             if code == _ABSENT:
-                tensors.append(None)
+                specs.append(None)
                 continue
             shape = struct.unpack_from(f"<{ndim}Q", header, offset)
             offset += 8 * ndim
-            tensors.append(_tensor(_DTYPES[code], shape, bodies))
-        if offset != header.nbytes or next(bodies, None) is not None:
+            specs.append(_spec(code, shape))
+        if offset != header.nbytes:
             raise ValueError("there is more than the header says")
-        return sequence, Message(Kind(kind), index, tuple(tensors), part, parts, share)
+        _check_sizes(specs, frames[1:])
+        message = Message(Kind(kind), index, (), part, parts, share)
+        return Envelope(sequence, message, tuple(specs), frames[1:])
     except _MALFORMED as error:
         raise CorruptMessageError(
             f"{link}: frames of {_sizes(frames)} bytes are not one message: {error}"
         ) from error
+
+
+def _spec(code: int, shape: tuple[int, ...]) -> TensorSpec:
+    spec = TensorSpec(_DTYPES[code & ~_CARRIED], shape, carried=bool(code & _CARRIED))
+    if math.prod(max(1, size) for size in shape) * spec.dtype.itemsize >= 2**63:
+        raise ValueError(f"no memory holds a tensor of the shape {shape}")
+    return spec
+
+
+def _check_sizes(specs: Sequence[TensorSpec | None], frames: Sequence[Buffer]) -> None:
+    """Compare the frames with what the header says of them; carriers check their own."""
+    full = [spec for spec in specs if spec is not None and spec.bytes]
+    if not any(spec.carried for spec in full):
+        expected = [spec.bytes for spec in full]
+        if _sizes(frames) != expected:
+            raise ValueError(f"the header says that they are {expected}")
 
 
 def _checksum(header: Buffer, bodies: Sequence[Buffer]) -> int:
@@ -209,27 +285,3 @@ _MALFORMED = (
     TypeError,
     OverflowError,
 )
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    """Return the elements in C order, one after another in the CPU's memory."""
-    if tensor.is_contiguous() and tensor.numel() > 1 and tensor.dtype in _AS_THEY_ARE:
-        return tensor.detach().cpu()
-    flat = tensor.detach().resolve_conj().resolve_neg().cpu().reshape(-1)
-    # One element of a view may keep the view's stride, which means nothing but stops `view`.
-    flat = flat.as_strided((1,), (1,)) if flat.numel() == 1 else flat.contiguous()
-    return flat.view(torch.uint8)
-
-
-def _tensor(dtype: torch.dtype, shape: Sequence[int], bodies: Iterator[Buffer]) -> Tensor:
-    if 0 in shape:
-        return torch.empty(shape, dtype=dtype)
-    body = memoryview(next(bodies))
-    if body.readonly:
-        # torch would hand out writable memory all the same; what Ray maps must not be written.
-        body = memoryview(bytearray(body))
-    # As bytes first: operators read whole elements from where the processor expects them.
-    flat = torch.frombuffer(body, dtype=torch.uint8)
-    if flat.data_ptr() % dtype.itemsize:
-        flat = flat.clone()
-    return flat.view(dtype).reshape(shape)

@@ -8,11 +8,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from actors.errors import MechanismError, StageError
-from actors.mailbox import BoxStatistics, Inbox, Outbox
+from actors.mailbox import FeatureBox, Outbox
 from actors.messages import Kind, Message, size_bytes
+from actors.prefetch import Prefetcher
 from actors.protocols import StageRule, Tensors, Unit
 from actors.snapshot import StageSnapshot, gradients_of, loop_of
 from actors.source import Source
@@ -36,7 +37,7 @@ from actors.stage import (
 )
 from actors.timeline import SpanKind, Timeline
 
-__all__ = ["Boxes", "FeatureBox", "StageRunner"]
+__all__ = ["Boxes", "StageRunner"]
 
 
 _SPANS: dict[type[Instruction], SpanKind] = {
@@ -48,28 +49,13 @@ _SPANS: dict[type[Instruction], SpanKind] = {
 """Instructions that the timeline shows."""
 
 
-class FeatureBox(Protocol):
-    """Where features come from: an inbox, or the source at stage 0."""
-
-    name: str
-    statistics: BoxStatistics
-
-    def take(self, timeout_s: float = 0.0) -> Message | None:
-        """Return the next message, None if it has not come within `timeout_s`."""
-        ...
-
-    def close(self) -> None:
-        """Give back what it holds."""
-        ...
-
-
 @dataclass(slots=True, kw_only=True)
 class Boxes:
     """The boxes of one stage. Stage 0 has nothing below it, the last stage nothing above."""
 
     features_in: FeatureBox
-    labels_in: Inbox | None = None
-    gradients_in: Inbox | None = None
+    labels_in: FeatureBox | None = None
+    gradients_in: FeatureBox | None = None
     features_out: Outbox | None = None
     gradients_out: Outbox | None = None
 
@@ -333,8 +319,11 @@ class StageRunner:
                 "boxes": {name: self._since_report(name) for name in self._boxes.named()},
             },
         }
-        if isinstance(self._boxes.features_in, Source):
-            content["source"] = self._boxes.features_in.state()
+        source = self._boxes.features_in
+        if isinstance(source, Prefetcher):
+            source = source.box
+        if isinstance(source, Source):
+            content["source"] = source.state()
         snapshot = StageSnapshot(self.loop.program, instruction.state, content)
         self._saving.append(snapshot)
         # What has been taken already waits for its turn.

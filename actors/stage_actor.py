@@ -18,16 +18,22 @@ import numpy as np
 import ray
 import torch
 
+from actors.carrier import CarrierKind, TensorCarrier
+from actors.device_copies import DeviceCopies
 from actors.errors import LinkError, MechanismError
+from actors.inline_carrier import INLINE
+from actors.ipc_carrier import CudaMemory, IpcCarrier
 from actors.local_wire import local_wire
-from actors.mailbox import Inbox, Outbox, ReceiveEnd, SendEnd
+from actors.mailbox import FeatureBox, Inbox, Outbox, ReceiveEnd, SendEnd
 from actors.messages import Message
 from actors.part_writer import PartWriter, WritePart
+from actors.prefetch import Prefetcher
 from actors.probes import MessageTimes, StageTimes, echo, probe, time_stage
+from actors.process_groups import Membership, Place, open_store
 from actors.protocols import StageRule, Tensors
 from actors.ray_metrics import StageMetrics
 from actors.ray_wire import RayReceiveEnd, RaySendEnd
-from actors.runner import Boxes, FeatureBox, StageRunner
+from actors.runner import Boxes, StageRunner
 from actors.source import CheckpointPlan, Source
 from actors.stage import StageProgram
 from actors.wiring import Link
@@ -43,13 +49,16 @@ _CREDITS_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """Where an actor lives, its public key for encrypted links, the cores that it may run on."""
+    """Where an actor lives, its public key for encrypted links, the cores that it may run on, and
+    the card's own name for the GPU that it computes on, the same in every process; empty: none.
+    """
 
     node_id: str
     host: str
     pid: int
     public_key: bytes
     cores: int = 1
+    gpu: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +113,9 @@ class StageWorker:
         self._receivers: dict[str, RayReceiveEnd] = {}
         self._senders: dict[str, RaySendEnd] = {}
         self._accepting: dict[str, ZmqReceiveEnd] = {}
+        self._store: Any = None
+        self._membership: Membership | None = None
+        self._device_copies: DeviceCopies | None = None
         self._rule: StageRule | None = None
         self._runner: StageRunner | None = None
         self._rows: list[dict[str, Any]] = []
@@ -123,10 +135,27 @@ class StageWorker:
         self._hub = ZmqHub(host)
         node_id = ray.get_runtime_context().get_node_id()
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        return Home(node_id, host, os.getpid(), self._hub.public_key, cores or 1)
+        return Home(node_id, host, os.getpid(), self._hub.public_key, cores or 1, _gpu())
+
+    def open_store(self, host: str) -> Place:
+        """Open the store at which the stages meet whose links torch.distributed carries."""
+        self._store, place = open_store(host)
+        return place
+
+    def join(self, place: Place, stages: int, links: Sequence[Link]) -> None:
+        """Meet the other stages; `links` are all that torch.distributed carries."""
+        if self._membership is not None:
+            self._membership.close()
+        self._membership = Membership(place, self._stage, stages, links, self._copies())
 
     def listen(
-        self, link: Link, wire: WireKind, transport: Literal["ipc", "tcp"], sender: Any, key: bytes
+        self,
+        link: Link,
+        wire: WireKind,
+        transport: Literal["ipc", "tcp"],
+        sender: Any,
+        key: bytes,
+        carrier: CarrierKind = "inline",
     ) -> Address | None:
         """Open the receiver's end of a link from the actor `sender` with public key `key`."""
         end: ReceiveEnd
@@ -140,17 +169,19 @@ class StageWorker:
             peers: Collection[bytes] = {key}
             address, end = self._its_hub().listen(link.name, link.capacity, transport, peers)
             self._accepting[link.name] = end
-        self._inboxes[link.box] = Inbox(link.name, end, link.capacity)
+        self._inboxes[link.box] = Inbox(link.name, end, link.capacity, self._carrier(link, carrier))
         return address
 
-    def connect(self, link: Link, address: Address | None, receiver: Any) -> None:
+    def connect(
+        self, link: Link, address: Address | None, receiver: Any, carrier: CarrierKind = "inline"
+    ) -> None:
         """Open the sender's end of a link to the actor `receiver`."""
         end: SendEnd
         if address is None:
             end = self._senders[link.name] = RaySendEnd(link.name, receiver)
         else:
             end = self._its_hub().connect(link.name, link.capacity, address)
-        self._keep(link, end)
+        self._keep(link, end, self._carrier(link, carrier))
 
     def accept(self) -> None:
         """Wait until every sender is there."""
@@ -234,6 +265,8 @@ class StageWorker:
         """Close every box."""
         if self._hub is not None:
             self._hub.close()
+        if self._membership is not None:
+            self._membership.close()
 
     @ray.method(concurrency_group="control")
     def progress(self) -> tuple[int, list[dict[str, Any]], list[tuple[int, Any]]]:
@@ -273,7 +306,7 @@ class StageWorker:
             features = self._inboxes["features"]
         else:
             *local_labels, labels = [box for _, box in sorted(self._labels.items())]
-            features = Source(
+            source = Source(
                 feed.train,
                 feed.test,
                 epochs=feed.epochs,
@@ -287,16 +320,38 @@ class StageWorker:
                 checkpoints=feed.checkpoints,
                 start=None if part is None else part["source"],
             )
+            features = self._ahead(source)
+        targets = self._inboxes.get("labels")
         return Boxes(
             features_in=features,
-            labels_in=self._inboxes.get("labels"),
+            labels_in=None if targets is None else self._ahead(targets),
             gradients_in=self._inboxes.get("gradients"),
             features_out=self._outboxes.get("features"),
             gradients_out=self._outboxes.get("gradients"),
         )
 
-    def _keep(self, link: Link, end: SendEnd) -> None:
-        box = Outbox(link.name, end, link.capacity)
+    def _carrier(self, link: Link, kind: CarrierKind) -> TensorCarrier:
+        if kind == "inline":
+            return INLINE
+        if kind == "ipc":
+            copies = self._copies()
+            return IpcCarrier(link.name, copies, CudaMemory(copies.device))
+        if self._membership is None:
+            raise MechanismError(f"stage {self._stage} has not met the others yet: call join first")
+        return self._membership.carriers[link.name]
+
+    def _copies(self) -> DeviceCopies:
+        """Return the one of this process, made when it is first asked for."""
+        if self._device_copies is None:
+            self._device_copies = DeviceCopies(torch.device("cuda" if _has_gpu() else "cpu"))
+        return self._device_copies
+
+    def _ahead(self, box: FeatureBox) -> FeatureBox:
+        """Return a box whose batches of the host are on their way to the GPU, if there is one."""
+        return Prefetcher(box, self._copies()) if _has_gpu() else box
+
+    def _keep(self, link: Link, end: SendEnd, carrier: TensorCarrier = INLINE) -> None:
+        box = Outbox(link.name, end, link.capacity, carrier)
         if link.box == "labels":
             # Only the first stage has these, one for every stage that needs labels.
             self._labels[link.target] = box
@@ -326,6 +381,15 @@ class StageWorker:
         if self._hub is None:
             raise MechanismError(f"stage {self._stage} has no sockets yet: call home first")
         return self._hub
+
+
+def _has_gpu() -> bool:
+    return bool(ray.get_gpu_ids())
+
+
+def _gpu() -> str:
+    """Return the name that the card of this actor has everywhere, empty without one."""
+    return str(torch.cuda.get_device_properties(0).uuid) if _has_gpu() else ""
 
 
 def _emptied(items: list[Any]) -> list[Any]:

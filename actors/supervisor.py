@@ -20,12 +20,14 @@ from ray.exceptions import (
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from actors.carrier import CarrierKind
 from actors.errors import LinkError, MechanismError, PlacementError, StageLostError
 from actors.probes import MessageTimes, StageTimes
+from actors.process_groups import LOOPBACK
 from actors.protocols import Tensors
 from actors.stage import StageProgram
 from actors.stage_actor import Feed, Home, Keeping, RuleFactory, StageActor, WireKind
-from actors.wiring import Link
+from actors.wiring import CarrierChoice, Link, carrier_of
 
 __all__ = ["Look", "Supervisor"]
 
@@ -107,21 +109,46 @@ class Supervisor:
 
     # ------------------------------------------------------------------ start
 
-    def wire(self, links: Sequence[Link], wire: WireKind) -> None:
-        """Open all links: receivers listen, senders connect, receivers greet."""
+    def wire(
+        self, links: Sequence[Link], wire: WireKind, carrier: CarrierChoice = "auto"
+    ) -> list[CarrierKind]:
+        """Open all links: receivers listen, senders connect, receivers greet.
+
+        Args:
+            links: of the pipeline.
+            wire: of headers, markers and credits.
+            carrier: of the tensors; "auto": by where the ends of each link live.
+
+        Returns:
+            What carries the tensors of each link.
+
+        Raises:
+            MechanismError: the carrier cannot serve two stages that live where they do.
+        """
+        kinds = self._carriers(links, wire, carrier)
+        carried = [link for link, kind in zip(links, kinds, strict=True) if kind == "distributed"]
+        if carried:
+            one_node = len({home.node_id for home in self.homes}) == 1
+            host = LOOPBACK if one_node else self.homes[0].host
+            (place,) = self.ask([self._stages[0].open_store.remote(host)])
+            count = len(self._stages)
+            self.ask(stage.join.remote(place, count, carried) for stage in self._stages)
         ends = [(self._stages[link.source], self._stages[link.target]) for link in links]
         addresses = self.ask(
             target.listen.remote(
-                link, wire, self._transport(link), source, self.homes[link.source].public_key
+                link, wire, self._transport(link), source, self.homes[link.source].public_key, kind
             )
-            for link, (source, target) in zip(links, ends, strict=True)
+            for link, kind, (source, target) in zip(links, kinds, ends, strict=True)
         )
         self.ask(
-            source.connect.remote(link, address, target)
-            for link, address, (source, target) in zip(links, addresses, ends, strict=True)
+            source.connect.remote(link, address, target, kind)
+            for link, kind, address, (source, target) in zip(
+                links, kinds, addresses, ends, strict=True
+            )
             if link.source != link.target
         )
         self.ask(stage.accept.remote() for stage in self._stages)
+        return kinds
 
     def load(self, rules: Sequence[RuleFactory]) -> None:
         """Build every stage's rule."""
@@ -306,6 +333,14 @@ class Supervisor:
     def _transport(self, link: Link) -> str:
         same = self.homes[link.source].node_id == self.homes[link.target].node_id
         return "ipc" if same else "tcp"
+
+    def _carriers(
+        self, links: Sequence[Link], wire: WireKind, asked: CarrierChoice
+    ) -> list[CarrierKind]:
+        places = [(home.node_id, home.gpu) for home in self.homes]
+        if wire == "ray" and asked == "auto":
+            asked = "inline"
+        return [carrier_of(link, places[link.source], places[link.target], asked) for link in links]
 
     def _look(self) -> Look:
         looks = self.ask(stage.progress.remote() for stage in self._stages)

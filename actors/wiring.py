@@ -14,10 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
+from actors.carrier import CarrierKind
+from actors.errors import MechanismError
 from actors.stage import Box, StageProgram
 
-__all__ = ["Link", "links"]
+__all__ = ["CarrierChoice", "Link", "carrier_of", "links"]
+
+CarrierChoice = Literal["auto"] | CarrierKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,3 +70,44 @@ def links(programs: Sequence[StageProgram], window_units: int = 1) -> list[Link]
             found.append(Link(box="gradients", source=k + 1, target=k, capacity=capacity))
         below += capacity + 1
     return found
+
+
+def carrier_of(
+    link: Link, source: tuple[str, str], target: tuple[str, str], asked: CarrierChoice
+) -> CarrierKind:
+    """Return what carries the tensors of a link.
+
+    Labels come from the host's memory and stay inline.
+
+    Args:
+        link: between two stages.
+        source: node and GPU of the sender; "": no GPU.
+        target: node and GPU of the receiver.
+        asked: for all links; "auto": ipc within a card, torch.distributed between cards, else
+            inline.
+
+    Raises:
+        MechanismError: what is asked for cannot be between these two.
+    """
+    if link.box == "labels" or link.source == link.target:
+        return "inline"
+    gpus = bool(source[1]) and bool(target[1])
+    one_card = gpus and source == target
+    if asked == "auto":
+        return "ipc" if one_card else "distributed" if gpus else "inline"
+    if asked == "ipc" and not one_card:
+        raise MechanismError(
+            "carrier=ipc shares the memory of one GPU, but the stages of "
+            f"{link.name} do not compute on the same one: choose auto, distributed or inline"
+        )
+    if asked == "distributed" and one_card:
+        raise MechanismError(
+            "carrier=distributed is NCCL between GPUs, which wants one each, but the stages of "
+            f"{link.name} share a card: choose auto, ipc or inline"
+        )
+    if asked == "distributed" and bool(source[1]) is not bool(target[1]):
+        raise MechanismError(
+            f"carrier=distributed needs a GPU at both ends of {link.name} or at none: choose auto "
+            "or inline"
+        )
+    return asked

@@ -7,7 +7,6 @@ in one process, and under a simulated clock.
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from torch.func import functional_call
 
 from raylab.algorithms.batch_buffers import BatchBuffers
 from raylab.algorithms.in_flight import InFlight, OpenUnit
+from raylab.algorithms.late_losses import LateLosses
 from raylab.algorithms.memory import GraphBytes, bytes_of
 from raylab.algorithms.packing import as_list, packed
 from raylab.algorithms.sigma import SufficientDirection
@@ -40,7 +40,7 @@ from raylab.algorithms.stage_state import (
     optimizer_state,
 )
 from raylab.algorithms.weight_versions import WeightVersions
-from raylab.errors import ModelError, NonFiniteLossError
+from raylab.errors import ModelError
 
 __all__ = ["DelayedStage"]
 
@@ -93,6 +93,7 @@ class DelayedStage:
         self._rechecks: dict[tuple[int, int], InFlight] = {}
         self._sigma = SufficientDirection()
         self._figures = StageFigures()
+        self._losses = LateLosses(self.device, lambda *each: self._figures.train.add(*each))
 
     # ----------------------------------------------------------------- training
 
@@ -100,7 +101,8 @@ class DelayedStage:
         """Compute the features of `unit`; at the last stage its loss, and return nothing.
 
         Raises:
-            NonFiniteLossError: the loss is NaN or infinite.
+            NonFiniteLossError: the loss is NaN or infinite. On a GPU it is told up to 15 batches
+                later, or at the next report, with the number of the batch that it was.
         """
         self._mode(training=True)
         entry = InFlight(self._receive(inputs), labels, self.updates)
@@ -201,12 +203,14 @@ class DelayedStage:
                 loss, score, targets = self._loss(outputs, labels)
                 size = targets[0].shape[0]
                 mean = float(loss) / (size if self._sums else 1)
-                self._figures.test.add(mean, size, correct_predictions(score, targets[0]))
+                correct = correct_predictions(score, targets[0])
+                self._figures.test.add(mean, size, None if correct is None else int(correct))
                 return ()
         return tuple(outputs)
 
     def report(self) -> dict[str, Any]:
         """Return the figures since the last report, and the learning rate of the next update."""
+        self._losses.fetch()
         row = self._figures.row()
         self._figures = StageFigures()
         if self._optimizer is not None:
@@ -255,6 +259,7 @@ class DelayedStage:
 
         What may be written to later is copied; old weights and inputs in flight never are.
         """
+        self._losses.fetch()
         names = self._parameter_names()
         versions = {
             entry.version: self._weights_of(entry)
@@ -433,15 +438,9 @@ class DelayedStage:
 
     def _count_loss(self, unit: Unit, outputs: Sequence[Tensor], labels: Tensors) -> Tensor:
         loss, score, targets = self._loss(outputs, labels)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise NonFiniteLossError(
-                f"the loss must be finite, but batch {unit.batch} gave {value}: lower the learning "
-                "rate, warm up, accumulate more batches, or clip the gradients"
-            )
         size = targets[0].shape[0]
-        value = value / size if self._sums else value
-        self._figures.train.add(value, size, correct_predictions(score.detach(), targets[0]))
+        correct = correct_predictions(score.detach(), targets[0])
+        self._losses.came(unit.batch, loss.detach(), size if self._sums else 1, size, correct)
         # A sum over samples adds up over micro-batches as it is; a mean counts by its share.
         return loss if self._sums else loss * unit.share
 

@@ -11,11 +11,11 @@ from torch import Tensor
 __all__ = ["StageFigures", "correct_predictions"]
 
 
-def correct_predictions(outputs: Tensor, labels: Tensor) -> int | None:
-    """Return how many class scores (N, C) have their maximum at the label (N,); else None."""
+def correct_predictions(outputs: Tensor, labels: Tensor) -> Tensor | None:
+    """Return how many class scores (N, C) have their maximum at the label (N,) as (); else None."""
     if outputs.ndim != 2 or labels.ndim != 1 or labels.is_floating_point():
         return None
-    return int((outputs.argmax(dim=1) == labels).sum())
+    return (outputs.argmax(dim=1) == labels).sum()
 
 
 class _Mean:

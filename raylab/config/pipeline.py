@@ -165,6 +165,12 @@ class PipelineConfig(BaseModel):
     wire: Literal["zmq", "ray"] = Field(
         "zmq", description="what carries features and gradients between the stages"
     )
+    carrier: Literal["auto", "inline", "distributed", "ipc"] = Field(
+        "auto",
+        description="of the tensors beside wire=zmq: inline, through the host's memory; "
+        "distributed, NCCL between GPUs and gloo between CPUs; ipc, within a GPU that stages "
+        "share; auto: by where the two stages live, inline on CPUs",
+    )
     cpus_per_stage: Positive | None = Field(
         None, description="CPUs of a stage; null: 1, or a share of this machine's if it has fewer"
     )

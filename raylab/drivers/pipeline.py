@@ -83,6 +83,10 @@ class PipelineTrainer:
         precision: "float32" computes in the dtype of the weights, "bfloat16" under autocast.
         seed: of everything that is drawn inside the network.
         wire: what carries features and gradients: "zmq" or "ray".
+        carrier: of their tensors beside the zmq wire: "inline" in its messages, through the host's
+            memory; "distributed" by torch.distributed, NCCL between GPUs, gloo between CPUs; "ipc"
+            within the memory of a GPU that stages share; "auto": by where the stages of each link
+            live, inline on CPUs.
         balance: what a cut into K stages makes even: "counted" work, the same on every machine;
             "measured" times of the stages' own devices; or "memory": weights, their versions and
             all that is in flight. The cut is written into config.yaml, from which the run repeats.
@@ -131,6 +135,7 @@ class PipelineTrainer:
         precision: Precision = "float32",
         seed: int = 0,
         wire: str = "zmq",
+        carrier: str = "auto",
         balance: Balance = "counted",
         recompute: bool = False,
         checkpoint_every: int = 0,
@@ -157,6 +162,7 @@ class PipelineTrainer:
             precision=precision,
             seed=seed,
             wire=wire,  # type: ignore[arg-type]
+            carrier=carrier,  # type: ignore[arg-type]
             timeline=timeline,
             recompute=recompute,
             balance=balance,

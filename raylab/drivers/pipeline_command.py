@@ -29,7 +29,7 @@ _DIGITS_SIZE_PX = 32
 
 
 _MAY_CHANGE = {
-    *("stages", "delay", "epochs", "wire", "cpus_per_stage", "gpus_per_stage", "wait_s"),
+    *("stages", "delay", "epochs", "wire", "carrier", "cpus_per_stage", "gpus_per_stage", "wait_s"),
     *("checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "max_failures"),
     *("evaluate_every", "eval_batch_size", "report_every", "timeline", "tensorboard"),
     *("recompute", "barrier", "data_root", "download"),
@@ -157,6 +157,7 @@ def _trainer(config: PipelineConfig) -> tuple[PipelineTrainer, DataSet]:
         precision=config.precision,
         seed=config.seed,
         wire=config.wire,
+        carrier=config.carrier,
         balance=config.balance,
         timeline=config.timeline,
         tensorboard=config.tensorboard,

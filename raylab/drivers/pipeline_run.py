@@ -204,7 +204,7 @@ class PipelineRun:
     def _ready(self, supervisor: Supervisor, report_every: int) -> list[StageProgram]:
         plan = self._load(supervisor, report_every)
         window = self._settings.accumulate * self._settings.parts
-        supervisor.wire(links(plan, window), self._settings.wire)
+        supervisor.wire(links(plan, window), self._settings.wire, self._settings.carrier)
         return plan
 
     def _resolve(self, costs: PipelineCosts, x: Sequence[Tensor]) -> None:

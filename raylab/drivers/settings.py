@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from actors.carrier import CarrierKind
 from actors.stage import StageProgram
 from actors.stage_actor import WireKind
+from actors.wiring import CarrierChoice
 from raylab.algorithms import PIPELINE_METHODS, PipelineMethod
 from raylab.algorithms.cut_features import CutFeatures
 from raylab.algorithms.stage_settings import StageSettings
@@ -30,6 +32,7 @@ __all__ = [
 MOST_STAGES = 16
 Delay = int | Sequence[int] | Literal["auto"] | None
 Precision = Literal["float32", "bfloat16"]
+_CARRIERS = ("auto", *get_args(CarrierKind))
 Balance = Literal["counted", "measured", "memory"]
 _DELAYED = ", ".join(name for name, method in PIPELINE_METHODS.items() if method.delayed)
 _STALE = ", ".join(name for name, method in PIPELINE_METHODS.items() if method.stale)
@@ -58,6 +61,7 @@ class PipelineSettings:
     sigma_every: int = 0
     seed: int = 0
     wire: WireKind = "zmq"
+    carrier: CarrierChoice = "auto"
     balance: Balance = "counted"
     timeline: int = 0
 
@@ -85,6 +89,7 @@ class PipelineSettings:
             ("weight_version", get_args(WeightVersion)),
             ("precision", get_args(Precision)),
             ("wire", get_args(WireKind)),
+            ("carrier", _CARRIERS),
             ("balance", get_args(Balance)),
         ):
             if getattr(self, name) not in choices:
@@ -96,6 +101,11 @@ class PipelineSettings:
             number = isinstance(limit, (int, float)) and limit > 0 and math.isfinite(limit)
             if limit is not None and not number:
                 raise ConfigError(f"{name} > 0 must hold, but got {limit!r}")
+        if self.wire == "ray" and self.carrier in ("distributed", "ipc"):
+            raise ConfigError(
+                f"carrier={self.carrier} goes beside wire=zmq, which tells of a link that is cut, "
+                "but got wire=ray: choose zmq, or carrier=inline"
+            )
         if self.balance != "counted" and isinstance(self.stages, tuple):
             raise ConfigError(
                 f"balance says how a number of stages is cut, but got balance={self.balance} with "

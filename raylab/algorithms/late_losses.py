@@ -1,0 +1,84 @@
+"""Losses that stay on the GPU until somebody asks for them: a number on the host is a wait.
+
+On the CPU each is looked at as it comes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from raylab.errors import NonFiniteLossError
+
+__all__ = ["LateLosses"]
+
+_EVERY = 16
+"""Batches on a GPU between two looks."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Late:
+    batch: int
+    loss: Tensor
+    terms: int
+    samples: int
+    correct: Tensor | None
+
+
+class LateLosses:
+    """The losses of the last few batches, with their counts of correct predictions.
+
+    Args:
+        device: where they are.
+        add: takes (loss, samples, correct predictions) of each, in order.
+    """
+
+    def __init__(self, device: torch.device, add: Callable[[float, int, int | None], None]) -> None:
+        self.every = 1 if device.type == "cpu" else _EVERY
+        self._add = add
+        self._late: list[_Late] = []
+
+    def came(
+        self, batch: int, loss: Tensor, terms: int, samples: int, correct: Tensor | None
+    ) -> None:
+        """Keep the loss of a batch, and look at all that are kept once they are a few.
+
+        Args:
+            batch: its index n.
+            loss: (), a sum of `terms` losses or, with 1, their mean.
+            terms: see `loss`.
+            samples: that the mean is over.
+            correct: (), how many of them are predicted; None: that is no question here.
+
+        Raises:
+            NonFiniteLossError: one is NaN or infinite.
+        """
+        self._late.append(_Late(batch, loss, terms, samples, correct))
+        if len(self._late) >= self.every:
+            self.fetch()
+
+    def fetch(self) -> None:
+        """Look at all that are kept, with one wait.
+
+        Raises:
+            NonFiniteLossError: one is NaN or infinite.
+        """
+        late, self._late = self._late, []
+        if not late:
+            return
+        losses = torch.stack([each.loss for each in late]).tolist()
+        counts = [each.correct for each in late if each.correct is not None]
+        correct = iter(torch.stack(counts).tolist() if counts else ())
+        for each, loss in zip(late, losses, strict=True):
+            if not math.isfinite(loss):
+                raise NonFiniteLossError(
+                    f"the loss must be finite, but batch {each.batch} gave {loss}: lower the "
+                    "learning rate, warm up, accumulate more batches, or clip the gradients"
+                )
+            self._add(
+                loss / each.terms, each.samples, None if each.correct is None else next(correct)
+            )
