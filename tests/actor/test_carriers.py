@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import select
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,6 @@ from typing import Any
 import pytest
 import ray
 import torch
-from ray.exceptions import RayActorError
 from ray.train import CheckpointConfig, FailureConfig, RunConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -89,6 +91,9 @@ class Peer(StageWorker):
         self._outboxes[box].settle(PATIENCE_S)
         return self.kept(box)
 
+    def pid(self) -> int:
+        return os.getpid()
+
     def kept(self, box: str) -> int:
         carrier: Any = self._outboxes[box]._carrier
         return carrier.held
@@ -152,9 +157,11 @@ def test_a_peer_that_dies_with_a_tensor_under_way_is_a_cut_link(peers):
     below, above = peers
     ray.get(below.put.remote(0, (torch.ones(2_000_000),)))
     assert ray.get(above.header_there.remote())
-    ray.kill(below)
-    with pytest.raises(RayActorError):
-        ray.get(below.kept.remote("features"))
+    dying = ray.get(below.pid.remote())
+    ended = os.pidfd_open(dying)
+    os.kill(dying, signal.SIGKILL)
+    assert select.select([ended], [], [], PATIENCE_S)[0]
+    os.close(ended)
     with pytest.raises(LinkError, match=r"features 0->1 was cut: its tensors cannot pass"):
         ray.get(above.take.remote(), timeout=PATIENCE_S)
     with pytest.raises(LinkError, match=r"gradients 1->0 was cut"):
