@@ -12,9 +12,14 @@ import plotly.graph_objects as go
 from raylab.report.palette import LIGHT, run_tone
 from raylab.report.run_record import RunRecord
 
-__all__ = ["Figure", "axis", "plot", "safe", "stage_bars"]
+__all__ = ["LEGEND_ABOVE", "Figure", "axis", "plot", "safe", "stage_bars"]
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+LEGEND_ABOVE: dict[str, Any] = {
+    "showlegend": True,
+    "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+}
+"""Layout of a plot whose colours are kinds of things, and not runs."""
 
 
 @dataclass(frozen=True, kw_only=True)

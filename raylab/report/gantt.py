@@ -8,7 +8,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from raylab.report.figure import Figure, axis, plot, safe
+from raylab.report.figure import LEGEND_ABOVE, Figure, axis, plot, safe
 from raylab.report.palette import LIGHT
 from raylab.report.run_record import RunRecord
 
@@ -68,8 +68,7 @@ def _timeline(index: int, run: RunRecord) -> Figure:
         barmode="overlay",
         bargap=0.2,
         dragmode="zoom",
-        showlegend=True,
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        **LEGEND_ABOVE,
         uniformtext={"minsize": 9, "mode": "hide"},
     )
     return Figure(

@@ -7,7 +7,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from raylab.report.figure import Figure, axis, plot, safe, stage_bars
+from raylab.report.figure import LEGEND_ABOVE, Figure, axis, plot, safe, stage_bars
 from raylab.report.palette import LIGHT, run_tone
 from raylab.report.run_record import RunRecord, number
 
@@ -128,8 +128,7 @@ def memory(runs: Sequence[RunRecord]) -> Iterator[Figure]:
                 axis("memory (MiB)", rangemode="tozero", tickformat=","),
                 barmode="stack",
                 bargap=_gap(runs),
-                showlegend=True,
-                legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+                **LEGEND_ABOVE,
             ),
         )
     if traces := _parts(runs, _KEPT, 1.0, "%{y:,}"):
@@ -144,8 +143,7 @@ def memory(runs: Sequence[RunRecord]) -> Iterator[Figure]:
                 axis("kept at once (count)", rangemode="tozero", tickformat=",d"),
                 barmode="group",
                 bargap=_gap(runs),
-                showlegend=True,
-                legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+                **LEGEND_ABOVE,
             ),
         )
 
