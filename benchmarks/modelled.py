@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from actors.protocols import Tensors, Unit
+from raylab.algorithms.stage_figures import StageFigures
 
 __all__ = ["BATCH", "WIDTH", "NapBatches", "NapRule"]
 
@@ -50,8 +51,7 @@ class NapRule:
         self._updates = 0
         self._open: dict[tuple[int, int], tuple[int, int]] = {}
         self._window: list[int] = []
-        self._row: dict[str, Any] = {}
-        self._reset()
+        self._figures = StageFigures()
 
     def forward(self, unit: Unit, inputs: Tensors, labels: Tensors) -> Tensors:  # noqa: ARG002
         """Nap; return new features."""
@@ -59,7 +59,7 @@ class NapRule:
         samples = _first(inputs).shape[0]
         self._open[unit.batch, unit.part] = (self._updates, samples)
         features = () if self.last else (torch.empty(samples, WIDTH),)
-        self._row["samples"] += samples
+        self._figures.train.add(0.0, samples, None)
         _nap(began, self.forward_s * samples / BATCH)
         return features
 
@@ -77,14 +77,7 @@ class NapRule:
     def update(self) -> None:
         """Count the staleness of the window."""
         self._updates += 1
-        row = self._row
-        row["updates"] += 1
-        row["gradients"] += len(self._window)
-        row["staleness_sum"] += sum(self._window)
-        row["staleness_max"] = max([row["staleness_max"], *self._window])
-        for each in self._window:
-            row["staleness_counts"] += [0] * (each + 1 - len(row["staleness_counts"]))
-            row["staleness_counts"][each] += 1
+        self._figures.applied(self._window)
         self._window = []
 
     def evaluate(self, inputs: Tensors, labels: Tensors) -> Tensors:  # noqa: ARG002
@@ -93,8 +86,8 @@ class NapRule:
 
     def report(self) -> dict[str, Any]:
         """Return what has been counted since the last report."""
-        row = dict(self._row)
-        self._reset()
+        row = self._figures.row()
+        self._figures = StageFigures()
         return row
 
     def state(self) -> dict[str, Tensor]:
@@ -113,13 +106,8 @@ class NapRule:
             again = self.forward_s if self.replays else 0.0
             times.append((middle - began, time.perf_counter() - middle - again))
         self._window = []
-        self._reset()
+        self._figures = StageFigures()
         return times
-
-    def _reset(self) -> None:
-        counts = ("samples", "updates", "gradients", "staleness_sum", "staleness_max")
-        self._row = {**dict.fromkeys(counts, 0), "graphs_peak": 0, "inputs_peak": 0, "loss": 0.0}
-        self._row["staleness_counts"] = []
 
 
 def _first(tensors: Tensors) -> Tensor:
