@@ -1,0 +1,452 @@
+"""The order of a parameter server: a push comes in, orders go out. No clock, no wire, no Ray.
+
+    worker k   ── push (number, era, phase) ──▶  a repeat?            forget it
+                                                 of an old phase?     reply "discard", new task
+                                                 a gather?            hold until all are there
+                                                 late for others?     hold until they came
+                                                 too stale?           reply "discard", new task
+                                                 else                 apply, reply "commit", task
+
+**Staleness** of a message is the updates between the w that it was computed at and its application.
+It is bounded by `Bound.updates` in one of two ways. "wait": a message is held while applying it
+would make another one, which is still computed, too stale. Let the versions of the messages under
+way be v_0 <= v_1 <= …, and t the updates so far; all can still be applied in time if
+t + i - v_i <= bound for every i, and it is enough to hold what would break that. K workers at one w
+need a bound of K - 1. "refresh": the message itself is refused, and its worker computes it anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from actors.errors import MechanismError
+from actors.protocols import Tensors
+from actors.server_messages import News, Order, Proof, Push, Reply, Verdict
+from actors.server_protocols import Certificate, ServerRule, Task
+
+__all__ = ["Bound", "Ends", "ServerLoop"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bound:
+    """How stale a message may be.
+
+    Args:
+        updates: Delta; None: any.
+        late: what happens to a message that would be later, see the module.
+    """
+
+    updates: int | None = None
+    late: Literal["wait", "refresh"] = "wait"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ends:
+    """When a run ends: at whichever comes first.
+
+    Args:
+        samples: looked at, in all; None: any number.
+        messages: applied; None: any number.
+        tolerance: largest `figure` of a certificate that is good enough; 0: none is.
+        figure: of the certificate, e.g. duality_gap.
+        certify_samples: samples between two certificates.
+    """
+
+    samples: float | None = None
+    messages: int | None = None
+    tolerance: float = 0.0
+    figure: str = ""
+    certify_samples: float = float("inf")
+
+
+@dataclass(slots=True)
+class _Seat:
+    """What the server knows of one worker."""
+
+    number: int = 0
+    """Of the message that is expected."""
+    version: int = 0
+    phase: int = -1
+    """That its worker has the opening of."""
+    busy: bool = False
+    away: bool = False
+    """Whether it is lost, and another process will come in its place."""
+    held: Push | None = None
+    pending: set[str] = field(default_factory=set)
+    """What the next reply must say besides: "certify", "save", "rewind"."""
+
+
+class ServerLoop:
+    """One server.
+
+    Args:
+        rule: what is computed.
+        bound: of the staleness.
+        ends: of the run.
+        broadcast_every: T, updates between two broadcasts of w to all workers; 0: none.
+    """
+
+    def __init__(
+        self, rule: ServerRule, bound: Bound, ends: Ends, broadcast_every: int = 0
+    ) -> None:
+        self.rule = rule
+        self.bound = bound
+        self.ends = ends
+        self.version = 0
+        """t, updates so far."""
+        self.samples = 0
+        self.era = 0
+        self.messages = 0
+        self.refused = 0
+        self.repeats = 0
+        self.staleness: dict[int, int] = {}
+        """How many messages had which, since the last row."""
+        self.ended_by = ""
+        """Why the run ends; empty while it goes on."""
+        self.final: Tensors | None = None
+        """The answer that the run ends with, once every worker has been told that it is over."""
+        self.rows: list[dict[str, Any]] = []
+        self._seats: dict[int, _Seat] = {}
+        self._broadcast_every = broadcast_every
+        self._paused = False
+        self._in_phase = 0
+        self._certificates = 0
+        self._proofs: dict[int, Certificate] = {}
+        self._awaited: set[int] = set()
+        self._certified_answer: Tensors = ()
+        self._next_certificate = ends.certify_samples
+        self._good: int | None = None
+        self._checkpoint: int | None = None
+        self._unsaved: set[int] = set()
+
+    # ----------------------------------------------------------------- workers come and go
+
+    @property
+    def workers(self) -> list[int]:
+        """The workers that are there, ascending."""
+        return sorted(self._seats)
+
+    def joined(self, worker: int) -> list[Order]:
+        """A worker is there: a new one, or another process in the place of a lost one."""
+        seat = self._seats.setdefault(worker, _Seat())
+        seat.away = False
+        seat.phase = -1
+        seat.pending.discard("rewind")
+        orders = [self._reply(worker, "none")]
+        return orders + self._finish()
+
+    def lost(self, worker: int) -> list[Order]:
+        """A worker is gone with its state since it was last kept: take that back.
+
+        The others go on, but for rounds and certificates, which need every worker's samples and
+        wait until another process has come in its place.
+        """
+        seat = self._seats[worker]
+        seat.away, seat.busy, seat.held = True, False, None
+        self.rule.take_back(worker)
+        if worker in self._awaited:
+            seat.pending.add("certify")
+        # A checkpoint that it was to be part of cannot become whole.
+        self._unsaved.clear()
+        for each in self._seats.values():
+            each.pending.discard("save")
+        return self._release()
+
+    def pause(self) -> list[Order]:
+        """Give out no more tasks; once `idle`, workers may be added and removed."""
+        self._paused = True
+        return self._release()
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is under way."""
+        return not any(seat.busy or seat.held for seat in self._seats.values())
+
+    def resume(self, workers: Sequence[int]) -> list[Order]:
+        """Go on after a pause with these workers, each with the samples that it now has.
+
+        Raises:
+            MechanismError: messages are under way.
+        """
+        if not self.idle:
+            raise MechanismError("workers may change only while nothing is under way")
+        self._paused = False
+        self._awaited.clear()
+        kept = {worker: self._seats.get(worker, _Seat()) for worker in workers}
+        self._seats = {worker: _Seat(number=seat.number) for worker, seat in kept.items()}
+        self._good = None
+        return [order for worker in self.workers for order in self.joined(worker)]
+
+    # ----------------------------------------------------------------- messages
+
+    def arrived(self, worker: int, push: Push) -> list[Order]:
+        """A push came.
+
+        Raises:
+            MechanismError: it is not the one that is expected.
+        """
+        seat = self._seats[worker]
+        if push.number < seat.number:
+            self.repeats += 1
+            return []
+        if push.number > seat.number or not seat.busy:
+            raise MechanismError(
+                f"worker {worker} sent message {push.number}, but {seat.number} was expected"
+            )
+        seat.busy = False
+        phase = self.rule.phase()
+        if push.era != self.era or push.phase != phase.number:
+            return [self._reply(worker, "discard")]
+        if self._too_stale(seat):
+            self.refused += 1
+            return [self._reply(worker, "discard")]
+        seat.held = push
+        return self._release()
+
+    def proved(self, worker: int, proof: Proof) -> list[Order]:
+        """A worker's part of a certificate came."""
+        if proof.number != self._certificates or worker not in self._awaited:
+            return []
+        self._awaited.discard(worker)
+        self._proofs[worker] = proof.certificate
+        if self._awaited:
+            return []
+        return self._certified(self.rule.certify(self._proofs, self._certified_answer))
+
+    # ----------------------------------------------------------------- checkpoints, ends
+
+    def checkpoint(self, step: int) -> None:
+        """Let every worker keep its state for a checkpoint with its next reply."""
+        self._checkpoint = step
+        self._unsaved = set(self._seats)
+        for seat in self._seats.values():
+            seat.pending.add("save")
+
+    @property
+    def saving(self) -> bool:
+        """Whether a checkpoint is begun that not every worker has been told of."""
+        return bool(self._unsaved)
+
+    def stop(self, why: str) -> list[Order]:
+        """End the run: what is under way is still applied, then a last certificate is made."""
+        if not self.ended_by:
+            self.ended_by = why
+        return self._release()
+
+    def save(self) -> dict[str, Any]:
+        """Return where the loop stands, for the server's part of a checkpoint."""
+        return {
+            "version": self.version,
+            "samples": self.samples,
+            "messages": self.messages,
+            "in_phase": self._in_phase,
+            "next_certificate": self._next_certificate,
+        }
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Go on from what `save` returned, before any worker has joined."""
+        self.version = saved["version"]
+        self.samples = saved["samples"]
+        self.messages = saved["messages"]
+        self._in_phase = saved["in_phase"]
+        self._next_certificate = saved["next_certificate"]
+
+    # ----------------------------------------------------------------- inside
+
+    def _release(self) -> list[Order]:
+        """Apply what is held and may be applied now."""
+        orders: list[Order] = []
+        while True:
+            phase = self.rule.phase()
+            held = sorted(w for w, seat in self._seats.items() if seat.held is not None)
+            if not held:
+                break
+            if phase.gather:
+                if len(held) < len(self._seats):
+                    break
+                orders += self._round(held)
+                continue
+            ready = [worker for worker in held if self._in_time(worker)]
+            if not ready:
+                break
+            orders += self._apply_one(min(ready, key=lambda w: (self._seats[w].version, w)))
+        return orders + self._finish()
+
+    def _in_time(self, worker: int) -> bool:
+        """Tell whether every other message can still be applied in time after this one."""
+        if self.bound.updates is None or self.bound.late != "wait":
+            return True
+        versions = sorted(
+            seat.version
+            for other, seat in self._seats.items()
+            if other != worker and (seat.busy or seat.held is not None)
+        )
+        return all(
+            self.version + 1 + i - version <= self.bound.updates
+            for i, version in enumerate(versions)
+        )
+
+    def _too_stale(self, seat: _Seat) -> bool:
+        bound = self.bound
+        return (
+            bound.updates is not None
+            and bound.late == "refresh"
+            and not self.rule.phase().gather
+            and self.version - seat.version > bound.updates
+        )
+
+    def _round(self, workers: list[int]) -> list[Order]:
+        for worker in workers:
+            self._apply(worker, 0)
+        self._in_phase += 1
+        self._count_update()
+        self._close_if_full()
+        return [self._reply(worker, "commit") for worker in workers]
+
+    def _apply_one(self, worker: int) -> list[Order]:
+        seat = self._seats[worker]
+        staleness = self.version - seat.version
+        self.staleness[staleness] = self.staleness.get(staleness, 0) + 1
+        self._apply(worker, staleness)
+        self._in_phase += 1
+        self._count_update()
+        self._close_if_full()
+        orders = [self._reply(worker, "commit")]
+        if self._broadcast_every and self.version % self._broadcast_every == 0:
+            orders += self._news(besides=worker)
+        return orders
+
+    def _apply(self, worker: int, staleness: int) -> None:
+        seat = self._seats[worker]
+        push, seat.held = seat.held, None
+        if push is None:
+            raise MechanismError(f"nothing of worker {worker} is held")
+        self.rule.apply(worker, push.tensors, staleness)
+        seat.number += 1
+        self.messages += 1
+        self.samples += push.samples
+
+    def _count_update(self) -> None:
+        self.version += 1
+        if self.ends.samples is not None and self.samples >= self.ends.samples:
+            self.ended_by = self.ended_by or "epochs"
+        if self.ends.messages is not None and self.messages >= self.ends.messages:
+            self.ended_by = self.ended_by or "messages"
+        if self.samples >= self._next_certificate and not self._awaited and not self.ended_by:
+            self._next_certificate = self.samples + self.ends.certify_samples
+            self._ask_for_certificate()
+
+    def _close_if_full(self) -> None:
+        phase = self.rule.phase()
+        if phase.messages is not None and self._in_phase >= phase.messages:
+            self.rule.close_phase()
+            self._in_phase = 0
+
+    def _reply(self, worker: int, verdict: Verdict) -> Order:
+        """Tell a worker what became of its push, and what to do now."""
+        seat = self._seats[worker]
+        phase = self.rule.phase()
+        going = not self.ended_by and not self._paused
+        if going:
+            seat.busy = True
+            seat.version = self.version
+        if "save" in seat.pending:
+            self.rule.kept(worker)
+            self._unsaved.discard(worker)
+        certify = None
+        if "certify" in seat.pending:
+            certify = (self._certificates, self._certified_answer)
+            self.rule.mark(worker, self._certificates)
+        opening = None
+        if going and seat.phase != phase.number:
+            opening = self.rule.opening()
+            seat.phase = phase.number
+        reply = Reply(
+            verdict=verdict,
+            rewind="rewind" in seat.pending,
+            good=self._good,
+            save=self._checkpoint if "save" in seat.pending else None,
+            certify=certify,
+            era=self.era,
+            opening=opening,
+            task=Task(phase=phase, number=seat.number, version=self.version) if going else None,
+            answer=self.rule.answer(worker) if going else (),
+            over=self.final is not None,
+        )
+        seat.pending.clear()
+        return Order(worker=worker, message=reply)
+
+    def _news(self, besides: int) -> list[Order]:
+        return [
+            Order(
+                worker=worker,
+                message=News(era=self.era, version=self.version, answer=self.rule.answer(worker)),
+            )
+            for worker, seat in sorted(self._seats.items())
+            if worker != besides and seat.busy
+        ]
+
+    # ----------------------------------------------------------------- certificates
+
+    def _ask_for_certificate(self) -> None:
+        self._certificates += 1
+        self._proofs = {}
+        self._awaited = set(self._seats)
+        self._certified_answer = self.rule.answer(-1)
+        for seat in self._seats.values():
+            seat.pending.add("certify")
+
+    def _certified(self, figures: dict[str, float]) -> list[Order]:
+        self.rows.append(self._row(figures))
+        value = figures.get(self.ends.figure)
+        if value is not None and value <= self.ends.tolerance:
+            self.ended_by = "tolerance"
+            return self._finish()
+        if self.ended_by:
+            return self._over()
+        reason = self.rule.judge(figures)
+        if reason is None:
+            self._good = self._certificates
+            return []
+        self.rows[-1]["rewound"] = reason
+        self.era += 1
+        self.rule.rewind(self._good)
+        orders = []
+        for worker, seat in sorted(self._seats.items()):
+            seat.pending.add("rewind")
+            if seat.held is not None:
+                seat.held = None
+                orders.append(self._reply(worker, "discard"))
+        return orders
+
+    def _finish(self) -> list[Order]:
+        """Once the run has ended and nothing is under way, certify what there is, and stop all."""
+        if not self.ended_by or not self.idle or self.final is not None or self._awaited:
+            return []
+        if self.ended_by == "tolerance":
+            return self._over()
+        self._ask_for_certificate()
+        return [self._reply(w, "none") for w in self.workers if not self._seats[w].away]
+
+    def _over(self) -> list[Order]:
+        """End with what the last certificate is of."""
+        self.final = self._certified_answer
+        return [self._reply(w, "none") for w in self.workers if not self._seats[w].away]
+
+    def _row(self, figures: Mapping[str, float]) -> dict[str, Any]:
+        counts = self.staleness
+        self.staleness = {}
+        total = sum(counts.values())
+        return {
+            "step": self.version,
+            "messages": self.messages,
+            "samples_seen": self.samples,
+            **figures,
+            "staleness_mean": sum(s * c for s, c in counts.items()) / total if total else 0.0,
+            "staleness_max": max(counts, default=0),
+            "staleness_counts": [counts.get(s, 0) for s in range(max(counts, default=-1) + 1)],
+            "refused": self.refused,
+            **self.rule.report(),
+        }

@@ -1,0 +1,1 @@
+"""Problems of the parameter server: losses on rows of data, their gradients and duals."""
