@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from actors.errors import LinkError, StageLostError
+from actors.errors import ActorLostError, LinkError
 from raylab.errors import RaylabError
 
 __all__ = ["with_recovery"]
@@ -37,7 +37,7 @@ def with_recovery(
     while True:
         try:
             return attempt()
-        except (StageLostError, LinkError) as error:  # noqa: PERF203 - minutes, not loops
+        except (ActorLostError, LinkError) as error:  # noqa: PERF203 - minutes, not loops
             failures += 1
             if 0 <= most_failures < failures:
                 raise RaylabError(

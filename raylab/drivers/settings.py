@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from actors.carrier import CarrierKind
+from actors.link import CarrierChoice, WireKind
 from actors.stage import StageProgram
-from actors.stage_actor import WireKind
-from actors.wiring import CarrierChoice
 from raylab.algorithms import PIPELINE_METHODS, PipelineMethod
 from raylab.algorithms.cut_features import CutFeatures
 from raylab.algorithms.stage_settings import StageSettings
