@@ -30,6 +30,8 @@ __all__ = ["Group"]
 _NOTICE_S = 5.0
 """Time that Ray takes at most, as a rule, to notice that a process is gone."""
 _CLOSE_S = 3.0
+_BUSY_HELLO_S = 5.0
+"""A member that runs does not wait longer for one that may be dead already."""
 
 
 @dataclass(slots=True)
@@ -120,18 +122,26 @@ class Group:
         for bundle, (index, post) in enumerate(posts.items()):
             handle = start(post, bundles, bundle)
             self._placed[index] = _Placed(post, bundles, bundle, handle, _NOWHERE)
-        self._settle(posts)
+        homes = self.ask(self.handle(index).home.remote() for index in posts)
+        for index, home in zip(posts, homes, strict=True):
+            self._placed[index].home = home
 
-    def replace(self, index: int) -> None:
-        """Start a member again in the place of one that is lost, or is to go.
-
-        Raises:
-            ActorLostError: its place is lost, too.
+    def restart(self, index: int) -> Any:
+        """Start a member again in the place of one that is lost; return the call that tells its
+        home, for `settle`. The cluster may have to find a place for it first.
         """
         placed = self._placed[index]
         ray.kill(placed.handle)
         placed.handle = start(placed.post, placed.bundles, placed.bundle)
-        self._settle([index])
+        return placed.handle.home.remote()
+
+    def settle(self, index: int, home: Any) -> None:
+        """Take note of where a member lives that was started again.
+
+        Raises:
+            ActorLostError: it is lost already.
+        """
+        (self._placed[index].home,) = self.ask([home])
 
     def remove(self, index: int) -> None:
         """End one member; a placement group that has none left is given back."""
@@ -198,7 +208,10 @@ class Group:
             for link, kind, address in zip(links, kinds, addresses, strict=True)
             if link.source != link.target
         )
-        self.ask(call(index, "accept") for index in sorted({link.target for link in links}))
+        self.ask(
+            call(index, "accept", *([_BUSY_HELLO_S] if index in busy else []))
+            for index in sorted({link.target for link in links})
+        )
         return kinds
 
     def ask(self, calls: Iterable[Any]) -> list[Any]:
@@ -248,12 +261,6 @@ class Group:
             ray.wait(calls, num_returns=len(calls), timeout=_CLOSE_S)
         for handle in handles:
             ray.kill(handle)
-
-    def _settle(self, indices: Iterable[int]) -> None:
-        new = list(indices)
-        homes = self.ask(self.handle(index).home.remote() for index in new)
-        for index, home in zip(new, homes, strict=True):
-            self._placed[index].home = home
 
     def _answer(self, call: Any) -> Any:
         try:

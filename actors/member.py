@@ -127,6 +127,8 @@ class Member:
             peers: Collection[bytes] = {key}
             address, end = self._its_hub().listen(link.name, link.capacity, transport, peers)
             self._accepting[link.name] = end
+        if before := self._inboxes.pop((link.box, link.source), None):
+            before.close()
         self._inboxes[link.box, link.source] = Inbox(
             link.name, end, link.capacity, self._carrier(link, carrier)
         )
@@ -141,15 +143,17 @@ class Member:
             end = self._senders[link.name] = RaySendEnd(link.name, receiver, self._ring)
         else:
             end = self._its_hub().connect(link.name, link.capacity, address)
+        if before := self._outboxes.pop((link.box, link.target), None):
+            before.close()
         self._outboxes[link.box, link.target] = Outbox(
             link.name, end, link.capacity, self._carrier(link, carrier)
         )
 
-    def accept(self) -> None:
+    def accept(self, patience_s: float = _HELLO_S) -> None:
         """Wait until every sender is there."""
         accepting, self._accepting = self._accepting, {}
         for end in accepting.values():
-            end.accept(_HELLO_S)
+            end.accept(patience_s)
         self._its_hub().settle()
 
     @ray.method(concurrency_group="mail")
