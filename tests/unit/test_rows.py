@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 
 import numpy as np
@@ -27,7 +28,7 @@ def test_shards_are_parts_of_the_whole_wherever_it_is_cut(spec):
     source = open_rows(spec)
     whole = source.block(0, source.n)
     cuts = [0, 7, source.n // 2 + 1, source.n]
-    parts = [source.block(lo, hi) for lo, hi in zip(cuts, cuts[1:], strict=False)]
+    parts = [source.block(lo, hi) for lo, hi in itertools.pairwise(cuts)]
     assert [part.rows for part in parts] == np.diff(cuts).tolist()
     for name in ("values", "labels"):
         together = np.concatenate([getattr(part, name) for part in parts])
