@@ -38,6 +38,7 @@ class ServerProgram:
         broadcast_every: updates between two broadcasts of w; 0: none.
         epoch_samples: n.
         checkpoints: when to save, counted in updates.
+        adopt: called with the rule once it is restored, where the workers have changed since.
     """
 
     workers: tuple[int, ...]
@@ -46,6 +47,7 @@ class ServerProgram:
     broadcast_every: int = 0
     epoch_samples: int = 1
     checkpoints: CheckpointPlan = field(default_factory=CheckpointPlan)
+    adopt: Callable[[Any], None] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +106,8 @@ class ServerMember(Member):
             save=writer,
         )
         try:
-            runner.start({worker: self._seat(worker) for worker in program.workers}, part)
+            seats = {worker: self._seat(worker) for worker in program.workers}
+            runner.start(seats, part, program.adopt)
             self._runner = runner
             self._errands.begin()
             while not runner.finished and not self._stop.is_set():
@@ -129,12 +132,13 @@ class ServerMember(Member):
     # ------------------------------------------------------------------ while it runs
 
     @ray.method(concurrency_group="control")
-    def progress(self) -> ServerNews:
-        """Return what is new since the last call."""
+    def progress(self, committed: int) -> ServerNews:
+        """Return what is new since the last call; `committed` is the newest whole checkpoint."""
         rows, written = self._news()
         runner = self._runner
         if runner is None:
             return ServerNews(rows=rows, written=written)
+        runner.committed = committed
         cut = [runner.cut.pop(0) for _ in range(len(runner.cut))]
         return ServerNews(
             samples=runner.loop.samples,

@@ -15,7 +15,7 @@ from actors.part_writer import Keeping
 from actors.placement import Post
 from actors.server_actor import ServerActor, ServerNews, ServerProgram, ServerRuleFactory
 from actors.server_wire import SERVER, server_links
-from actors.worker_actor import WorkerActor, WorkerProgram, WorkerRuleFactory
+from actors.worker_actor import Supply, WorkerActor, WorkerProgram, WorkerRuleFactory
 
 __all__ = ["Company", "Return", "ServerGroup"]
 
@@ -42,6 +42,7 @@ class Company:
 
     Args:
         server: makes the server's rule.
+        supplies: make what the workers' rules are made from, by worker.
         workers: make the workers' rules, by worker.
         program: of the server.
         paces: of the workers: how fast they are.
@@ -50,6 +51,7 @@ class Company:
     """
 
     server: ServerRuleFactory
+    supplies: Mapping[int, Supply]
     workers: Mapping[int, WorkerRuleFactory]
     program: ServerProgram
     paces: WorkerProgram = field(default_factory=WorkerProgram)
@@ -111,18 +113,41 @@ class ServerGroup(Group):
         if new:
             self.add({k + 1: self._post(k) for k in new}, wait_s)
 
+    def supply(
+        self, supplies: Mapping[int, Supply], question: Callable[[Any], Any]
+    ) -> dict[int, Any]:
+        """Let every worker make what its rule will be made from; return what `question`, called
+        with it, finds out.
+        """
+        calls = [self.handle(k + 1).supply.remote(make, question) for k, make in supplies.items()]
+        return dict(zip(supplies, self.ask(calls), strict=True))
+
+    def load(self, company: Company) -> None:
+        """Build all rules and open all links; `supply` has been called."""
+        loads = [self.handle(SERVER).load.remote(company.server)]
+        for k, rule in company.workers.items():
+            loads.append(self.handle(k + 1).load.remote(rule, company.keepings.get(k)))
+        self.ask(loads)
+        self.wire([e for k in company.workers for e in server_links(k)], self._wire, "inline")
+
+    def examine(self, question: Callable[[Any], Any]) -> dict[int, Any]:
+        """Return what `question` finds out about each worker's rule."""
+        calls = [self.handle(k + 1).examine.remote(question) for k in self.workers]
+        return dict(zip(self.workers, self.ask(calls), strict=True))
+
     def run(
         self,
         company: Company,
-        watch: Callable[[ServerNews], None],
+        watch: Callable[[ServerNews], int],
         lost: Callable[[int, Exception], Return],
         suspend: Callable[[], bool] = lambda: False,
     ) -> str:
-        """Load, wire and run all to the end; the driver only watches.
+        """Run all to the end; the driver only watches.
 
         Args:
-            company: what is computed, by the workers that are there.
-            watch: called a few times a second with what is new.
+            company: what is computed, by the workers that are there; `load` has been called.
+            watch: called a few times a second with what is new; returns the step of the newest
+                checkpoint that is whole, -1: none.
             lost: called with a worker that is lost and what it was lost by; says how to go on, or
                 raises.
             suspend: asked a few times a second whether to end soon, with everything kept.
@@ -135,15 +160,6 @@ class ServerGroup(Group):
             LinkError: a link was cut that belongs to no worker. What a computation raised is
                 raised as it is.
         """
-        server = self.handle(SERVER)
-        self.ask(
-            [
-                server.load.remote(company.server),
-                *(self.handle(k + 1).load.remote(rule) for k, rule in company.workers.items()),
-            ]
-        )
-        links = [link for k in company.workers for link in server_links(k)]
-        self.wire(links, self._wire, "inline")
         return _Run(self, company, watch, lost, suspend, self._wire).to_the_end()
 
     def weights(self) -> dict[str, Any]:
@@ -159,7 +175,7 @@ class _Run:
         self,
         group: ServerGroup,
         company: Company,
-        watch: Callable[[ServerNews], None],
+        watch: Callable[[ServerNews], int],
         lost: Callable[[int, Exception], Return],
         suspend: Callable[[], bool],
         wire: WireKind,
@@ -177,6 +193,7 @@ class _Run:
             for k in company.workers
         }
         self._coming: dict[Any, tuple[int, Keeping | None]] = {}
+        self._committed = -1
 
     def to_the_end(self) -> str:
         suspended = False
@@ -229,8 +246,11 @@ class _Run:
             self._group.settle(worker + 1, call)
             self._group.wire(server_links(worker), self._wire, "inline", busy=[SERVER])
             handle = self._group.handle(worker + 1)
-            rule = self._company.workers[worker]
-            self._running[handle.start.remote(rule, self._company.paces, keeping)] = worker
+            company = self._company
+            begun = handle.start.remote(
+                company.supplies[worker], company.workers[worker], company.paces, keeping
+            )
+            self._running[begun] = worker
             self._tell("take_in", worker)
         except (ActorLostError, MechanismError) as error:
             if self._server_lives():
@@ -264,14 +284,14 @@ class _Run:
 
     def _look(self) -> ServerNews:
         """Tell whoever watches what is new, and return it."""
-        told: list[ServerNews] = self._group.ask([self._server.progress.remote()])
+        told: list[ServerNews] = self._group.ask([self._server.progress.remote(self._committed)])
         away = {worker for worker, _ in self._coming.values()}
         present = [k for k in self._company.workers if k not in away]
         calls = [self._group.handle(k + 1).progress.remote() for k in present]
         ready, _ = ray.wait(calls, num_returns=len(calls), timeout=_NOTICE_S)
         written = [part for call in ready for part in self._parts(call)]
         news = replace(told[0], written=[*told[0].written, *written])
-        self._watch(news)
+        self._committed = self._watch(news)
         return news
 
     def _parts(self, call: Any) -> list[tuple[int, Any]]:

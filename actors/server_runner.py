@@ -78,7 +78,10 @@ class ServerRunner:
         self._save = save
         self._bell = bell
         self._seats: dict[int, Seat] = {}
+        self.committed = -1
+        """Step of the newest checkpoint of which every part is known to be written."""
         self._begun: int | None = None
+        self._uncommitted = -1
         self._since = (loop.version, time.perf_counter())
         self._started = time.perf_counter()
         self._bytes = 0
@@ -87,20 +90,30 @@ class ServerRunner:
 
     # ------------------------------------------------------------------ workers
 
-    def start(self, seats: Mapping[int, Seat], part: Mapping[str, Any] | None = None) -> None:
+    def start(
+        self,
+        seats: Mapping[int, Seat],
+        part: Mapping[str, Any] | None = None,
+        adopt: Callable[[Any], None] | None = None,
+    ) -> None:
         """Begin, with all workers there.
 
         Args:
             seats: of the workers.
             part: of a checkpoint, to go on from.
+            adopt: called with the rule then, where the workers are others than the checkpoint's.
         """
         if part is not None:
-            self.loop.rule.restore(part["rule"])
+            with told(_WHO, f"checkpoint {part['step']}"):
+                self.loop.rule.restore(part["rule"])
             self.loop.restore(part["loop"])
             self._started -= part["figures"]["ran_s"]
             self._bytes = part["figures"]["bytes"]
             self._row = _Mark(self._time_s(), self.loop.samples, 0.0)
             self._since = (self.loop.version, time.perf_counter())
+            self.committed = part["step"]
+        if adopt is not None:
+            adopt(self.loop.rule)
         for worker, seat in seats.items():
             self._sit(worker, seat)
         self.loop.expect(sorted(seats))
@@ -115,6 +128,7 @@ class ServerRunner:
     def lose(self, worker: int, step: int | None) -> None:
         """A worker is lost; another process will come, with its part of checkpoint `step`."""
         self._leave(worker)
+        self._uncommitted = -1
         with told(_WHO, f"taking back what worker {worker} had not kept"):
             orders = self.loop.lost(worker, step)
         self._order(orders)
@@ -255,6 +269,7 @@ class ServerRunner:
         if self._begun is not None and not loop.saving:
             if loop.told == self._begun and self._save is not None:
                 self._save(self._begun, self._part(self._begun))
+                self._uncommitted = self._begun
             self._begun = None
             self._since = (loop.version, time.perf_counter())
         if self._suspending:
@@ -262,10 +277,17 @@ class ServerRunner:
                 self._begin()
                 # The last certificate goes to every worker, and with it the word to keep its state.
                 self._order(loop.stop(SUSPENDED))
-        elif self._begun is None and not loop.ended_by and not self._away:
+        elif self._may_begin():
             updates, then = self._since
             if self._plan.due(loop.version, loop.version - updates, time.perf_counter() - then):
                 self._begin()
+
+    def _may_begin(self) -> bool:
+        """Tell whether there is room for a checkpoint: a rule remembers two, of which one is to be
+        whole, for the workers that may be lost before the other is.
+        """
+        unsettled = self._begun is not None or self._uncommitted > self.committed
+        return not (unsettled or self.loop.ended_by or self._away)
 
     @property
     def _away(self) -> bool:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from actors.changes import ChangesIn, ChangesOut
+from actors.changes import ChangesIn, ChangesOut, sent_tensors
 from actors.errors import MailboxError
 from actors.link import Link
 from actors.messages import Kind, Message
@@ -180,10 +180,10 @@ class WorkerSide:
 
         certify = None
         if certificate >= 0:
-            there = some(self._changes.tensors(proving))
+            there = some(sent_tensors(proving))
             certify = (certificate, self._changes.unpack(proving, there))
         opened = some(opening) if opening >= 0 else None
-        answer = self._changes.unpack(how, some(self._changes.tensors(how)))
+        answer = self._changes.unpack(how, some(sent_tensors(how)))
         task = None
         if has:
             number, gather, messages, pieces, version, index, length = words[11:_REPLY_WORDS]

@@ -16,9 +16,12 @@ from actors.server_protocols import WorkerRule
 from actors.server_worker import WorkerLoop
 from actors.worker_runner import Straggler, WorkerRunner
 
-__all__ = ["WorkerActor", "WorkerMember", "WorkerProgram", "WorkerRuleFactory"]
+__all__ = ["Supply", "WorkerActor", "WorkerMember", "WorkerProgram", "WorkerRuleFactory"]
 
-WorkerRuleFactory = Callable[[], WorkerRule]
+Supply = Callable[[], Any]
+"""Makes what a worker's rule is made from, e.g. the objective of its samples."""
+WorkerRuleFactory = Callable[[Any], WorkerRule]
+"""Makes a rule from what was supplied."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,18 +49,36 @@ class WorkerMember(Member):
     def __init__(self, worker: int, threads: int, seed: int) -> None:
         super().__init__(worker + 1, f"worker {worker}", threads, seed)
         self._worker = worker
+        self._supplies: Any = None
         self._rule: WorkerRule | None = None
 
-    def load(self, rule: WorkerRuleFactory) -> None:
-        """Build the worker's rule, with the data that it needs."""
+    def supply(self, make: Supply, question: Callable[[Any], Any]) -> Any:
+        """Make what the rule will be made from; return what `question` finds out about it."""
         torch.set_num_threads(self._threads)
-        self._rule = rule()
+        self._rule = None
+        self._supplies = make()
+        return question(self._supplies)
+
+    def load(self, rule: WorkerRuleFactory, keeping: Keeping | None) -> None:
+        """Build the worker's rule, and let it go on from a checkpoint."""
+        self._rule = rule(self._supplies)
+        if keeping is not None and keeping.resume is not None:
+            self._rule.restore(keeping.resume()["rule"])
+
+    def examine(self, question: Callable[[Any], Any]) -> Any:
+        """Return what `question` finds out about the rule."""
+        return question(self._rule)
 
     def start(
-        self, rule: WorkerRuleFactory, program: WorkerProgram, keeping: Keeping | None
+        self,
+        make: Supply,
+        rule: WorkerRuleFactory,
+        program: WorkerProgram,
+        keeping: Keeping | None,
     ) -> None:
-        """Load and run."""
-        self.load(rule)
+        """Supply, load and run: for a process that comes in the place of another."""
+        self.supply(make, lambda _: None)
+        self.load(rule, keeping)
         self.run(program, keeping)
 
     def run(self, program: WorkerProgram, keeping: Keeping | None) -> None:
@@ -65,8 +86,6 @@ class WorkerMember(Member):
         rule, inbox, outbox = self._rule, self._inbox("answers"), self._outbox("pushes")
         if rule is None or inbox is None or outbox is None:
             raise MechanismError(f"{self._title} has no rule or no links yet: load and wire it")
-        if keeping is not None and keeping.resume is not None:
-            rule.restore(keeping.resume()["rule"])
         writer = self._writer(keeping)
 
         def save(step: int, state: Mapping[str, Any]) -> None:

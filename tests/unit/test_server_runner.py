@@ -95,6 +95,8 @@ class Town:
         if self.shuffle is not None:
             self.shuffle.shuffle(runners)
         moved = [each.advance() for each in runners if not each.finished]
+        steps = [step for name, step in self.saved if name == "server"]
+        self.server.committed = max(steps, default=-1)
         return any(moved)
 
     def run(self) -> None:
