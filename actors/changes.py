@@ -1,8 +1,8 @@
 """A vector that is sent again and again: whole, or what has changed of it where that is smaller.
 
-An answer is a vector, and perhaps some numbers behind it, which always go whole. Both ends of a link
-remember the last vector that passed, and a link keeps the order of its messages, so that what the
-receiver puts together has the sender's bits.
+An answer is a vector, and perhaps some numbers behind it, which always go whole. Both ends of a
+link remember the last vector that passed, and a link keeps the order of its messages, so that what
+the receiver puts together has the sender's bits.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +39,7 @@ class ServerProgram:
         epoch_samples: n.
         checkpoints: when to save, counted in updates.
         adopt: called with the rule once it is restored, where the workers have changed since.
+        late: workers that join later, and by how many seconds.
     """
 
     workers: tuple[int, ...]
@@ -48,6 +49,7 @@ class ServerProgram:
     epoch_samples: int = 1
     checkpoints: CheckpointPlan = field(default_factory=CheckpointPlan)
     adopt: Callable[[Any], None] | None = None
+    late: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +109,7 @@ class ServerMember(Member):
         )
         try:
             seats = {worker: self._seat(worker) for worker in program.workers}
-            runner.start(seats, part, program.adopt)
+            runner.start(seats, part, program.adopt, program.late)
             self._runner = runner
             self._errands.begin()
             while not runner.finished and not self._stop.is_set():

@@ -5,6 +5,7 @@ No Ray in here: the same runner runs in an actor, and with its workers in one pr
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -87,6 +88,7 @@ class ServerRunner:
         self._bytes = 0
         self._row = _Mark(0.0, loop.samples, 0.0)
         self._suspending = False
+        self._late: dict[int, tuple[float, Seat]] = {}
 
     # ------------------------------------------------------------------ workers
 
@@ -95,6 +97,7 @@ class ServerRunner:
         seats: Mapping[int, Seat],
         part: Mapping[str, Any] | None = None,
         adopt: Callable[[Any], None] | None = None,
+        late: Mapping[int, float] | None = None,
     ) -> None:
         """Begin, with all workers there.
 
@@ -102,6 +105,7 @@ class ServerRunner:
             seats: of the workers.
             part: of a checkpoint, to go on from.
             adopt: called with the rule then, where the workers are others than the checkpoint's.
+            late: workers that join later, and by how many seconds.
         """
         if part is not None:
             with told(_WHO, f"checkpoint {part['step']}"):
@@ -114,14 +118,16 @@ class ServerRunner:
             self.committed = part["step"]
         if adopt is not None:
             adopt(self.loop.rule)
-        for worker, seat in seats.items():
-            self._sit(worker, seat)
+        late = late or {}
         self.loop.expect(sorted(seats))
+        now = time.perf_counter()
+        self._late = {worker: (now + late_s, seats[worker]) for worker, late_s in late.items()}
         for worker in sorted(seats):
-            self._order(self.loop.joined(worker))
+            if worker not in late:
+                self.join(worker, seats[worker])
 
     def join(self, worker: int, seat: Seat) -> None:
-        """Take in another process in the place of a lost one."""
+        """Take in a worker: a new one, or another process in the place of a lost one."""
         self._sit(worker, seat)
         self._order(self.loop.joined(worker))
 
@@ -155,6 +161,8 @@ class ServerRunner:
         Raises:
             StageError: the rule failed; the message tells at what.
         """
+        if self._late:
+            timeout_s = min(timeout_s, self._let_in())
         ready = self._bell.wait(timeout_s)
         moved = False
         for worker, seat in list(self._seats.items()):
@@ -172,6 +180,15 @@ class ServerRunner:
             seat.outbox.settle(timeout_s)
 
     # ------------------------------------------------------------------ inside
+
+    def _let_in(self) -> float:
+        """Let workers join for whom it is time; return the seconds until the next one."""
+        now = time.perf_counter()
+        for worker, (when, seat) in list(self._late.items()):
+            if when <= now:
+                del self._late[worker]
+                self.join(worker, seat)
+        return min((when - now for when, _ in self._late.values()), default=math.inf)
 
     def _sit(self, worker: int, seat: Seat) -> None:
         self._seats[worker] = seat
@@ -198,6 +215,7 @@ class ServerRunner:
         return moved
 
     def _leave(self, worker: int) -> None:
+        self._late.pop(worker, None)
         seat = self._seats.pop(worker, None)
         if seat is not None:
             for side in ("in", "out"):

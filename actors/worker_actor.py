@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -30,11 +32,11 @@ class WorkerProgram:
 
     Args:
         straggler: that slows it down.
-        compute_s: modelled time of a message's computation; None: what it really takes.
+        sample_s: modelled time of a sample's computation; None: what it really takes.
     """
 
     straggler: Straggler | None = None
-    compute_s: float | None = None
+    sample_s: float | None = None
 
 
 class WorkerMember(Member):
@@ -99,7 +101,8 @@ class WorkerMember(Member):
             outbox,
             nap=self._stop.wait,
             straggler=program.straggler,
-            compute_s=program.compute_s,
+            sample_s=program.sample_s,
+            die=_die,
         )
         try:
             try:
@@ -119,6 +122,10 @@ class WorkerMember(Member):
     def progress(self) -> list[tuple[int, Any]]:
         """Return the parts of checkpoints that were written since the last call."""
         return self._news()[1]
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 WorkerActor: Any = ray.remote(concurrency_groups=GROUPS)(WorkerMember)  # type: ignore[call-overload]

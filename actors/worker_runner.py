@@ -13,7 +13,7 @@ from typing import Protocol
 
 from actors.mailbox import Inbox, Outbox
 from actors.messages import Message
-from actors.server_messages import News, Push
+from actors.server_messages import News
 from actors.server_wire import WorkerSide
 from actors.server_worker import WorkerLoop
 from actors.story import told
@@ -22,16 +22,20 @@ __all__ = ["Straggler", "WorkerRunner"]
 
 
 class Straggler(Protocol):
-    """Makes workers slow."""
+    """Makes workers slow, or lets them die."""
 
     def delay_s(self, worker: int, message: int, compute_s: float) -> float:
-        """Return by how much one message comes later than its computation lets it, in seconds.
+        """Return by how much a piece of a message takes longer than its computation, in seconds.
 
         Args:
             worker: from 0.
-            message: its number.
-            compute_s: what its computation takes.
+            message: number of its task.
+            compute_s: what the computation of the piece takes.
         """
+        ...
+
+    def dies(self, worker: int, message: int) -> bool:
+        """Tell whether the worker dies in the middle of this message."""
         ...
 
 
@@ -44,9 +48,10 @@ class WorkerRunner:
         inbox: of replies and news.
         outbox: of pushes and proofs.
         nap: waits for so many seconds without computing, or until the run is to end.
+        die: ends the process at once, as a straggler may ask.
         straggler: that slows it down.
-        compute_s: time that the computation of a message is to take, of which what it really
-            takes is a part; None: what it really takes.
+        sample_s: time that the computation of a sample is to take, of which what it really takes
+            is a part; None: what it really takes.
     """
 
     def __init__(
@@ -57,8 +62,9 @@ class WorkerRunner:
         outbox: Outbox,
         *,
         nap: Callable[[float], object] = time.sleep,
+        die: Callable[[], object] | None = None,
         straggler: Straggler | None = None,
-        compute_s: float | None = None,
+        sample_s: float | None = None,
     ) -> None:
         self.loop = loop
         self.waited_s = 0.0
@@ -68,14 +74,15 @@ class WorkerRunner:
         self._worker = worker
         self._who = f"worker {worker}"
         self._number = 0
+        self._piece = 0
         self._inbox = inbox
         self._outbox = outbox
         self._side = WorkerSide()
         self._nap = nap
         self._straggler = straggler
-        self._compute_s = compute_s
+        self._sample_s = sample_s
+        self._die = die
         self._outgoing: deque[Message] = deque()
-        self._spent_s = 0.0
 
     @property
     def finished(self) -> bool:
@@ -125,27 +132,27 @@ class WorkerRunner:
             self._outgoing.append(self._side.packed(proof))
 
     def _compute(self) -> None:
-        pieces = self.loop.pieces_left
+        """Compute a piece of a message, and take the time that it is to take."""
+        rule, first = self.loop.rule, not self._piece
+        before = 0 if first else rule.samples()
         started = time.perf_counter()
         with told(self._who, f"the computation of message {self._number}"):
             push = self.loop.compute()
         took_s = time.perf_counter() - started
-        self._spent_s += took_s
-        if self._compute_s is not None:
-            # What is left of the time, in equal naps, so that news come in between.
-            pause_s = (self._compute_s - self._spent_s) / pieces
-            if pause_s > 0:
-                self._nap(pause_s)
-                self._spent_s += pause_s
-        if push is not None:
-            self._push(push)
-
-    def _push(self, push: Push) -> None:
-        spent_s, self._spent_s = self._spent_s, 0.0
+        self._piece = 0 if push is not None else self._piece + 1
+        compute_s = took_s
+        if self._sample_s is not None:
+            compute_s = max(took_s, self._sample_s * (rule.samples() - before))
+        pause_s = compute_s - took_s
         if self._straggler is not None:
-            compute_s = spent_s if self._compute_s is None else self._compute_s
-            delay_s = self._straggler.delay_s(self._worker, push.number, compute_s)
-            if delay_s > 0:
-                self._nap(delay_s)
-        self.messages += 1
-        self._outgoing.append(self._side.packed(replace(push, waited_s=self.waited_s)))
+            dies = push is not None and self._straggler.dies(self._worker, self._number)
+            if dies and self._die is not None:
+                self._nap(pause_s / 2)
+                self._die()
+            pause_s += self._straggler.delay_s(self._worker, self._number, compute_s)
+        if pause_s > 0:
+            self._nap(pause_s)
+        if push is not None:
+            self.messages += 1
+            push = replace(push, waited_s=self.waited_s)
+            self._outgoing.append(self._side.packed(push))

@@ -7,12 +7,8 @@ two is that of (3.3) of HUO: at every certificate both sums are the same, to the
 
 from __future__ import annotations
 
-import math
-import os
-import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,19 +34,16 @@ class CountPart:
 
 @dataclass
 class Late:
-    """Makes one worker slow, and kills it in its own process at one message."""
+    """Makes workers slow, and lets them die at some messages."""
 
     seconds: dict[int, float] = field(default_factory=dict)
-    dies: dict[int, int] = field(default_factory=dict)
-    folder: Path | None = None
+    deaths: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
     def delay_s(self, worker: int, message: int, compute_s: float) -> float:
-        if self.folder is not None and message >= self.dies.get(worker, math.inf):
-            mine = self.folder / f"{worker}"
-            if not mine.exists():
-                mine.touch()
-                os.kill(os.getpid(), signal.SIGKILL)
         return self.seconds.get(worker, 0.0)
+
+    def dies(self, worker: int, message: int) -> bool:
+        return message in self.deaths.get(worker, ())
 
 
 def draw(worker: int, number: int, dim: int) -> Tensor:
@@ -174,11 +167,10 @@ class CountingWorker:
 
     def work(self, task: Any, answer: tuple[Tensor, ...], piece: int) -> None:
         assert answer[0].shape == (self.dim,)
-        self.pieces.append(answer[0])
+        self.pieces = [answer[0]] if piece == 0 else [*self.pieces, answer[0]]
         self._number = task.number
 
     def message(self) -> tuple[Tensor, ...]:
-        self.pieces.clear()
         self.open = draw(self.worker, self._number, self.dim)
         return (self.open, torch.tensor(self._number))
 
@@ -201,7 +193,7 @@ class CountingWorker:
         self.sum = self.start if found is None else found
 
     def samples(self) -> int:
-        return 1
+        return len(self.pieces)
 
     def save(self) -> dict[str, Any]:
         return {"sum": self.sum, "messages": self.messages}

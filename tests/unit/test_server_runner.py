@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -39,6 +40,7 @@ class Town:
         broadcast: int = 0,
         checkpoints: CheckpointPlan | None = None,
         parts: dict[str, dict[str, Any]] | None = None,
+        late: dict[int, float] | None = None,
     ) -> None:
         self.shuffle = None if seed is None else random.Random(seed)
         self.rule = rule
@@ -61,7 +63,7 @@ class Town:
             k: self.arrive(k, None if parts is None else parts[f"worker-{k}"])
             for k in range(workers)
         }
-        self.server.start(seats, None if parts is None else parts["server"])
+        self.server.start(seats, None if parts is None else parts["server"], late=late)
 
     def arrive(self, k: int, part: dict[str, Any] | None = None) -> Seat:
         rule = CountingWorker(k)
@@ -266,16 +268,34 @@ def test_a_worker_naps_for_its_straggler_and_its_modelled_time_only(found):
     class Slow:
         def delay_s(self, worker: int, message: int, compute_s: float) -> float:
             assert worker == 0
-            return 100.0 * (message + 1) + compute_s
+            return 100.0 * (message + 1)
+
+        def dies(self, worker: int, message: int) -> bool:
+            return message == 2
 
     runner = town.workers[0]
-    runner._straggler, runner._compute_s = Slow(), 50.0
+    deaths: list[int] = []
+    runner._straggler, runner._sample_s = Slow(), 50.0
+    runner._die = lambda: deaths.append(runner._number)
     town.run()
-    late = [each for each in town.napped if each > 50]
-    assert late == [150.0, 250.0, 350.0]
-    paused = [each for each in town.napped if each <= 50]
-    assert len(paused) == 6
-    assert sum(paused) == pytest.approx(150.0, abs=1.0)
+    *_, dying = [each for each in town.napped if each < 50]
+    assert dying == pytest.approx(25.0, abs=1.0)
+    assert deaths == [2]
+    assert [round(each, -1) for each in town.napped if each > 50][:4] == [150, 150, 250, 250]
+
+
+def test_a_worker_that_is_late_joins_when_it_comes(found):
+    town = found(CountingServer(2), 2, ends=Ends(messages=60, certify_samples=20), late={1: 0.0})
+    while town.server.loop.messages < 10:
+        town.workers[0].advance()
+        town.server._late = {w: (math.inf, seat) for w, (_, seat) in town.server._late.items()}
+        town.server.advance()
+    assert {worker for worker, _ in town.rule.applied} == {0}
+    assert town.rows == []
+    town.server._late = {w: (0.0, seat) for w, (_, seat) in town.server._late.items()}
+    town.run()
+    assert {worker for worker, _ in town.rule.applied} == {0, 1}
+    assert_applied_once(town)
 
 
 def test_a_failing_rule_tells_who_was_at_what(found):
