@@ -1,16 +1,8 @@
-"""The checkpoints of a run, from the driver's side: who writes, when one is whole, where to go on.
-
-    stage 0 … K-1   write their parts ──▶ <run>/checkpoints/step-…/stage-k.pt
-    driver          has heard of all K: rows so far ──▶ metrics.parquet, then the manifest
-
-A manifest that is there stands for parts and rows that are there, so that the newest of them is
-where a run goes on, whatever was being written when it ended.
-"""
+"""The checkpoints of a pipeline's run, from the driver's side: who writes, and where to go on."""
 
 from __future__ import annotations
 
 import functools
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -18,6 +10,7 @@ from typing import Any
 from actors.part_writer import Keeping
 from actors.stage import LoopState
 from raylab.algorithms.stage_state import merged_state
+from raylab.drivers.commits import Commits
 from raylab.drivers.settings import PipelineSettings
 from raylab.errors import ConfigError
 from raylab.records import CheckpointStore, RunFolder, SavedCheckpoint
@@ -41,10 +34,8 @@ class RunCheckpoints:
         self, store: CheckpointStore, folder: RunFolder, settings: PipelineSettings
     ) -> None:
         self._store = store
-        self._folder = folder
+        self._commits = Commits(store, folder)
         self._about: dict[str, Any] = {"kind": "pipeline", **_fixed(settings)}
-        self._stages = 0
-        self._parts: dict[int, list[Any]] = defaultdict(list)
 
     def newest(self) -> SavedCheckpoint | None:
         """Return where to go on, None: at the beginning."""
@@ -65,11 +56,10 @@ class RunCheckpoints:
             saved: where to go on.
         """
         same = {"cuts": list(cuts), "link_delays": list(link_delays)}
-        self._about |= same
-        self._stages = len(cuts) + 1
-        self._parts.clear()
+        stages = range(len(cuts) + 1)
+        self._commits.expect([f"stage-{k}" for k in stages], {**self._about, **same})
         keepings = []
-        for k in range(self._stages):
+        for k in stages:
             resume = None
             if saved is not None and {key: saved.about.get(key) for key in same} == same:
                 resume = functools.partial(saved.part, f"stage-{k}")
@@ -84,22 +74,8 @@ class RunCheckpoints:
         rows: Sequence[Mapping[str, Any]],
         timeline: Sequence[Mapping[str, Any]],
     ) -> None:
-        """Take note of parts; a checkpoint that has all of them is committed, with the rows so far.
-
-        Args:
-            written: steps and parts.
-            rows: of the run so far.
-            timeline: of the run so far.
-        """
-        for step, part in written:
-            self._parts[step].append(part)
-        for step in sorted(self._parts):
-            if len(self._parts[step]) == self._stages:
-                behind = [row for row in rows if row["step"] <= step]
-                if behind:
-                    self._folder.write_metrics(behind)
-                self._folder.write_timeline(timeline)
-                self._store.commit(step, self._parts.pop(step), self._about)
+        """Take note of parts and of the run so far, see `Commits.took`."""
+        self._commits.took(written, rows, timeline)
 
 
 def check_same_run(saved: SavedCheckpoint, settings: PipelineSettings) -> None:

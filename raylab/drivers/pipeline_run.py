@@ -258,6 +258,7 @@ def keep(
         metrics=last,
         table=table,
         model=model,
+        weights=model.state_dict(),
         path=folder.path,
         filesystem=folder.folder.filesystem,
         checkpoint=Checkpoint(weights.path, filesystem=weights.filesystem),

@@ -1,0 +1,76 @@
+"""Parts of checkpoints that actors have written, until a checkpoint has all of them.
+
+    actors   write their parts ──▶ <run>/checkpoints/step-…/NAME.pt
+    driver   has heard of all: rows so far ──▶ metrics.parquet, then the manifest
+
+A manifest that is there stands for parts and rows that are there, so that the newest of them is
+where a run goes on, whatever was being written when it ended.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from raylab.records import CheckpointStore, Part, RunFolder
+
+__all__ = ["Commits"]
+
+
+class Commits:
+    """The checkpoints of one run that are not whole yet.
+
+    Args:
+        store: of the run.
+        folder: of the run.
+    """
+
+    def __init__(self, store: CheckpointStore, folder: RunFolder) -> None:
+        self.latest: dict[str, tuple[int, Part]] = {}
+        """Each actor's newest part with its step, whether or not that checkpoint is whole."""
+        self._written: dict[int, dict[str, Part]] = defaultdict(dict)
+        self.newest = -1
+        """Step of the newest whole one since `expect`."""
+        self._store = store
+        self._folder = folder
+        self._names: frozenset[str] = frozenset()
+        self._about: dict[str, Any] = {}
+
+    def expect(self, names: Collection[str], about: Mapping[str, Any]) -> None:
+        """Begin anew: a checkpoint is whole with these parts, and the run says this of it."""
+        self._names = frozenset(names)
+        self._about = dict(about)
+        self.newest = -1
+        self.latest.clear()
+        self._written.clear()
+
+    def took(
+        self,
+        written: Sequence[tuple[int, Any]],
+        rows: Sequence[Mapping[str, Any]],
+        timeline: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        """Take note of parts; a checkpoint that has all of them is committed, with the rows so far.
+
+        Args:
+            written: steps and parts.
+            rows: of the run so far.
+            timeline: of the run so far.
+        """
+        for step, part in written:
+            self._written[step][part.name] = part
+            self.latest[part.name] = (step, part)
+        for step in sorted(self._written):
+            parts = self._written[step]
+            if not self._names <= parts.keys():
+                continue
+            behind = [row for row in rows if row["step"] <= step]
+            if behind:
+                self._folder.write_metrics(behind)
+            self._folder.write_timeline(timeline)
+            self._store.commit(step, list(parts.values()), self._about)
+            self.newest = max(self.newest, step)
+            # What came before it and is not whole will never be.
+            for old in [each for each in self._written if each <= step]:
+                del self._written[old]
