@@ -24,7 +24,7 @@ __all__ = [
     "LOGISTIC",
     "RIDGE",
     "add_rows",
-    "add_rows_touching",
+    "add_rows_sparse",
     "compiled",
     "conjugate_sum",
     "loss_sum",
@@ -102,28 +102,40 @@ def add_rows(indptr: Any, indices: Any, values: Any, factors: Any, rows: Any, ou
 
 
 @compiled
-def add_rows_touching(
+def add_rows_sparse(
     indptr: Any, indices: Any, values: Any, factors: Any, rows: Any, out: Any, seen: Any
-) -> Any:
-    """As `add_rows` of sparse rows; returns the columns that they have, in no order.
+) -> tuple[Any, Any]:
+    """As `add_rows`, of sparse rows, to zeros: returns coordinates that are not zero, and values.
 
-    `seen` is zero before, and marks those columns afterwards.
+    Where these would be as many numbers as the vector has, returned are none, and the vector. `out`
+    and `seen`, a byte for each coordinate and padded to whole words, are zero before and after.
     """
-    most = 0
     for k in range(len(rows)):
-        _check(rows[k], len(indptr) - 1)
-        most += indptr[rows[k] + 1] - indptr[rows[k]]
-    touched = np.empty(min(most, len(out)), dtype=np.int64)
+        _check(rows[k], len(indptr) - 1)  # before anything is written
     count = 0
     for k in range(len(rows)):
         for j in range(indptr[rows[k]], indptr[rows[k] + 1]):
             column = indices[j]
             out[column] += factors[k] * values[j]
-            if seen[column] == 0:
-                seen[column] = 1
-                touched[count] = column
-                count += 1
-    return touched[:count]
+            count += 1 - seen[column]
+            seen[column] = 1
+    if 2 * count >= len(out):
+        total = out.copy()
+        out[:] = 0.0
+        seen[:] = 0
+        return np.empty(0, dtype=np.int64), total
+    columns, sums = np.empty(count, dtype=np.int64), np.empty(count)
+    words = seen.view(np.uint64)
+    place = 0
+    for word in range(len(words)):  # faster than to sort the columns in the order they came
+        if words[word] != 0:
+            for column in range(8 * word, 8 * word + 8):
+                if seen[column] != 0:
+                    columns[place], sums[place] = column, out[column]
+                    out[column] = 0.0
+                    place += 1
+            words[word] = 0
+    return columns, sums
 
 
 @compiled
@@ -301,10 +313,11 @@ def sequential_pass(
     Δ, and mark the rows that were changed. `touched` receives the numbers of those rows; returned
     is how many they are.
     """
+    for k in range(len(rows)):
+        _check(rows[k], len(indptr) - 1)  # before anything is written
     count = 0
     for k in range(len(rows)):
         i = rows[k]
-        _check(i, len(indptr) - 1)
         z = _product(indptr, indices, values, i, u)
         a = duals[i] + change[i]
         if step > 0.0:
