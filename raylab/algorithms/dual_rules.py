@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from raylab.algorithms.sampling import ordered_rows
 from raylab.algorithms.server_parts import (
     AskedPhase,
     Part,
@@ -220,6 +221,11 @@ class DualWorker:
         self._change: tuple[Rows, Vector] | None = None
         self._message: Tensors = ()
         self._samples = 0
+
+    def _ordered_rows(self, number: int) -> Rows:
+        """Return the rows of H sequential steps."""
+        rows, count = self.objective.shard.rows, self.settings.message_samples
+        return ordered_rows(self.settings.seed, self.worker, number, rows, count)
 
     def begin(self, phase: AskedPhase, opening: Tensors) -> None:  # noqa: ARG002
         """A phase begins; what was not committed is dropped."""

@@ -75,6 +75,7 @@ class PrimalWorker:
         self.worker = worker
         self._message: Tensors = ()
         self._samples = 0
+        self._batch = settings.message_samples
         # Of linear models the gradient is combined from numbers, and stays as sparse as its rows.
         self._linear = objective if isinstance(objective, LinearObjective) else None
         self._no_duals = None if self._linear is None else self._linear.zero_duals()
@@ -129,7 +130,8 @@ class PrimalWorker:
     # ----------------------------------------------------------------- for the methods
 
     def _draw(self, number: int) -> Rows:
-        return uniform_rows(self.settings, self.worker, number, self.objective.shard.rows)
+        rows = self.objective.shard.rows
+        return uniform_rows(self.settings.seed, self.worker, number, rows, self._batch)
 
     def _mean_gradient(self, rows: Rows, at: Vector, less: Vector | None = None) -> Tensors:
         """Return the mean over `rows` of ∇φ_i(at), less ∇φ_i(less), as it travels."""

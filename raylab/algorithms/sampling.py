@@ -31,24 +31,32 @@ _REFRESH_PASSES = 4
 """Passes after which the residuals of all samples are computed anew, a quarter more work."""
 
 
-def uniform_rows(settings: ServerSettings, worker: int, number: int, rows: int) -> Rows:
-    """Return distinct rows of a shard, ascending: as many as a message has, or all there are."""
-    count = min(settings.message_samples, rows)
-    if count == rows:
+def uniform_rows(seed: int, worker: int, number: int, rows: int, count: int) -> Rows:
+    """Return `count` distinct rows of a shard, ascending; all of them if it has no more.
+
+    Args:
+        seed: of the run.
+        worker: whose shard it is.
+        number: of the task.
+        rows: that the shard has.
+        count: that are wanted.
+    """
+    if count >= rows:
         return np.arange(rows, dtype=np.int64)
-    draws = generator(settings.seed, worker, number, _SAMPLES)
+    draws = generator(seed, worker, number, _SAMPLES)
     chosen = draws.choice(rows, size=count, replace=False, shuffle=False)
     chosen.sort()
     return chosen.astype(np.int64, copy=False)
 
 
-def ordered_rows(settings: ServerSettings, worker: int, number: int, rows: int) -> Rows:
-    """Return H rows for H steps in their order: passes of the shard, each in a random order.
+def ordered_rows(seed: int, worker: int, number: int, rows: int, count: int) -> Rows:
+    """Return `count` rows for as many steps, in their order: passes of the shard, each in a random
+    order.
 
-    The papers draw each step's row from all; without replacement no pass forgets a row.
+    Differs from the papers, which draw each step's row from all: without replacement no pass
+    forgets a row. Arguments as of `uniform_rows`.
     """
-    draws = generator(settings.seed, worker, number, _SAMPLES)
-    count = settings.message_samples
+    draws = generator(seed, worker, number, _SAMPLES)
     if count < rows:
         return draws.choice(rows, size=count, replace=False).astype(np.int64, copy=False)
     passes = [draws.permutation(rows) for _ in range(-(-count // rows))]
@@ -85,7 +93,8 @@ class Sampler:
             duals: of the shard.
         """
         if self._settings.sampling == "uniform" or self._count == self._rows:
-            return uniform_rows(self._settings, self._worker, number, self._rows), None, 0
+            seed = self._settings.seed
+            return uniform_rows(seed, self._worker, number, self._rows, self._count), None, 0
         looked_at = 0
         if self._settings.sampling == "adaptive":
             looked_at = self._adapt(w, duals)
