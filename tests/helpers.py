@@ -84,7 +84,7 @@ class _Recording:
         self.windows: list[list[int]] = []
 
     def update(self) -> None:
-        self.windows.append(list(self._staleness))
+        self.windows.append(list(self.window.staleness))
         super().update()
 
 

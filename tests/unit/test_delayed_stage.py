@@ -62,7 +62,7 @@ def last(module: nn.Module, loss_fn: Any = F.cross_entropy, **settings: Any) -> 
 def grads(stage: DelayedStage) -> dict[str, Tensor | None]:
     return {
         name: None if p.grad is None else p.grad.clone()
-        for name, p in stage.module.named_parameters()
+        for name, p in stage.blocks.module.named_parameters()
     }
 
 
@@ -376,7 +376,7 @@ def test_frozen_parameters_never_move(way):
     assert torch.equal(after["1.bias"], before["1.bias"])
     assert not torch.equal(after["0.bias"], before["0.bias"])
     assert not torch.equal(after["1.weight"], before["1.weight"])
-    assert not stage.module[0].weight.requires_grad
+    assert not stage.blocks.module[0].weight.requires_grad
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -417,7 +417,7 @@ def test_clipping_asks_nothing_of_a_stage_without_gradients(block, clip):
     stage.forward(Unit(0), (normal(4, 3),), ())
     stage.backward(Unit(0), (normal(4, 3),))
     stage.update()
-    assert stage.updates == 1
+    assert stage.window.updates == 1
 
 
 def test_a_first_stage_with_nothing_to_train_needs_no_gradient():
@@ -571,7 +571,7 @@ def test_adam_counts_the_steps_before_the_first_gradient():
     stage.forward(Unit(0), (normal(4, 3),), ())
     stage.backward(Unit(0), (normal(4, 2),))
     before = stage.state()
-    _, _, at_w = true_gradients(stage.module, normal(4, 3), normal(4, 2))
+    _, _, at_w = true_gradients(stage.blocks.module, normal(4, 3), normal(4, 2))
     stage.update()
     for name, g in at_w.items():
         first, second = 0.1 * g / (1 - 0.9**3), 0.001 * g**2 / (1 - 0.999**3)
@@ -677,6 +677,39 @@ def test_a_replay_keeps_inputs_and_at_most_one_graph():
     assert (row["graphs_peak"], row["inputs_peak"]) == (1, 3)
 
 
+@pytest.mark.parametrize(
+    ("settings", "graphs", "versions"),
+    [
+        ({}, 3, 3),
+        ({"weight_version": "current"}, 3, 0),
+        ({"weight_version": "current", "resumable": True}, 3, 3),
+        ({"recompute": True}, 1, 3),
+        ({"replay": True}, 1, 0),
+    ],
+)
+def test_bytes_in_flight_are_those_of_open_batches_and_of_the_weights_that_they_keep(
+    settings, graphs, versions
+):
+    stage = make(fixed(nn.Linear(3, 2), nn.Tanh()), delay=2, **settings)
+    x, g = normal(4, 3), normal(4, 2)
+    of_input, of_graph, of_weights = 8 * 4 * 3, 8 * 4 * 2, 8 * (2 * 3 + 2)
+    for n in range(5):
+        stage.forward(Unit(n), (x,), ())
+        if n >= 2:
+            stage.backward(Unit(n - 2), (g,))
+        stage.update()
+    row = stage.report()
+    assert row["activation_bytes_peak"] == 3 * of_input + graphs * of_graph
+    assert row["version_bytes_peak"] == versions * of_weights
+    for n in (3, 4):
+        stage.backward(Unit(n), (g,))
+    stage.report()
+    stage.forward(Unit(5), (x,), ())
+    row = stage.report()
+    assert row["activation_bytes_peak"] == of_input + (of_graph if graphs == 3 else 0)
+    assert row["version_bytes_peak"] == (of_weights if versions else 0)
+
+
 # ----------------------------------------------------------------- versions of the weights
 
 
@@ -741,7 +774,7 @@ def test_features_are_those_of_the_weights_at_their_forward():
     stage = make(deep_convolution())
     x, g = normal(2, 2, 7, 7), normal(2, 2, 3, 3)
     for n in range(3):
-        expected = copy.deepcopy(stage.module)(x).detach()
+        expected = copy.deepcopy(stage.blocks.module)(x).detach()
         (features,) = stage.forward(Unit(n), (x,), ())
         assert_close(features, expected)
         stage.backward(Unit(n), (g,))
@@ -890,4 +923,4 @@ def test_a_state_is_a_copy():
     state = stage.state()
     for tensor in state.values():
         tensor.zero_()
-    assert bool(stage.module[0].weight.any())
+    assert bool(stage.blocks.module[0].weight.any())
