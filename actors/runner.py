@@ -14,10 +14,7 @@ from actors.errors import MechanismError, StageError
 from actors.mailbox import FeatureBox, Outbox
 from actors.messages import Kind, Message, size_bytes
 from actors.prefetch import Prefetcher
-from actors.protocols import StageRule, Tensors, Unit
-from actors.snapshot import StageSnapshot, gradients_of, loop_of
-from actors.source import Source
-from actors.stage import (
+from actors.program import (
     Backward,
     Box,
     Compare,
@@ -30,11 +27,14 @@ from actors.stage import (
     Recheck,
     Report,
     Snapshot,
-    StageLoop,
     StageProgram,
     StartDrain,
     Update,
 )
+from actors.protocols import StageRule, Tensors, Unit
+from actors.snapshot import StageSnapshot, gradients_of, loop_of
+from actors.source import Source
+from actors.stage import StageLoop
 from actors.timeline import SpanKind, Timeline
 
 __all__ = ["Boxes", "StageRunner"]

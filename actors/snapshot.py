@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from actors.program import LoopState, StageProgram
 from actors.protocols import Tensors, Unit
-from actors.stage import LoopState, StageProgram
 
 __all__ = ["StageSnapshot", "gradients_of", "loop_of"]
 

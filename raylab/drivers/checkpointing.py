@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from actors.stage import LoopState
+from actors.program import LoopState
 from actors.stage_actor import Keeping
 from raylab.algorithms.stage_state import merged_state
 from raylab.drivers.settings import PipelineSettings

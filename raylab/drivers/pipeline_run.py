@@ -12,7 +12,7 @@ from ray.train import Checkpoint
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from actors.stage import StageProgram
+from actors.program import StageProgram
 from actors.stage_actor import Feed
 from actors.supervisor import Look, Supervisor
 from actors.wiring import links

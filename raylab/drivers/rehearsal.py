@@ -19,15 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from actors.messages import Kind, Message
-from actors.stage import (
-    Backward,
-    Box,
-    Forward,
-    Instruction,
-    PassToken,
-    StageLoop,
-    StageProgram,
-)
+from actors.program import Backward, Box, Forward, Instruction, PassToken, StageProgram
+from actors.stage import StageLoop
 from actors.wiring import links
 from raylab.drivers.settings import PipelineSettings, programs
 from raylab.planner import LinkCost, PipelineCosts

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from actors.carrier import CarrierKind
-from actors.stage import StageProgram
+from actors.program import StageProgram
 from actors.stage_actor import WireKind
 from actors.wiring import CarrierChoice
 from raylab.algorithms import PIPELINE_METHODS, PipelineMethod

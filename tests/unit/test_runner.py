@@ -18,9 +18,9 @@ from actors.in_process import run_in_process
 from actors.local_wire import local_wire
 from actors.mailbox import BoxStatistics, Inbox, Outbox
 from actors.messages import Kind, Message, encode
+from actors.program import StageProgram
 from actors.protocols import Tensors, Unit
 from actors.runner import Boxes, StageRunner
-from actors.stage import StageProgram
 
 pytestmark = pytest.mark.unit
 
