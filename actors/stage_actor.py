@@ -18,6 +18,7 @@ import numpy as np
 import ray
 import torch
 
+from actors.boxes import Boxes
 from actors.carrier import CarrierKind, TensorCarrier
 from actors.device_copies import DeviceCopies
 from actors.errors import LinkError, MechanismError
@@ -34,7 +35,7 @@ from actors.program import StageProgram
 from actors.protocols import StageRule, Tensors
 from actors.ray_metrics import StageMetrics
 from actors.ray_wire import RayReceiveEnd, RaySendEnd
-from actors.runner import Boxes, StageRunner
+from actors.runner import StageRunner
 from actors.source import CheckpointPlan, Source
 from actors.wiring import Link
 from actors.zmq_wire import Address, ZmqHub, ZmqReceiveEnd
