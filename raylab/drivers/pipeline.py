@@ -14,8 +14,9 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
+from actors.batch import as_tensors
 from actors.errors import BatchError, MechanismError, PlacementError
-from actors.source import CheckpointPlan, as_tensors
+from actors.source import CheckpointPlan
 from actors.stage_actor import Feed
 from actors.supervisor import Supervisor
 from raylab.algorithms.cut_features import CutFeatures

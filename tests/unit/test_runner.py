@@ -15,10 +15,11 @@ from torch import Tensor
 import actors.errors
 from actors.boxes import Boxes
 from actors.errors import MechanismError, StageError
+from actors.frames import encode
 from actors.in_process import run_in_process
 from actors.local_wire import local_wire
 from actors.mailbox import BoxStatistics, Inbox, Outbox
-from actors.messages import Kind, Message, encode
+from actors.messages import Kind, Message
 from actors.program import StageProgram
 from actors.protocols import Tensors, Unit
 from actors.runner import StageRunner
