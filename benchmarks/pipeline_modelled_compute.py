@@ -27,7 +27,8 @@ from actors.stage_actor import Feed
 from actors.supervisor import Supervisor
 from actors.wiring import links
 from benchmarks.modelled import BATCH, WIDTH, NapBatches, NapRule
-from raylab.drivers.settings import PipelineSettings, programs
+from raylab.drivers.programs import programs
+from raylab.drivers.settings import PipelineSettings
 from raylab.planner import choose_link_delays, predicted_period_s
 from raylab.records import RowMerger
 

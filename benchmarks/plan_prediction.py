@@ -33,7 +33,8 @@ from benchmarks.pipeline_modelled_compute import (
 )
 from raylab.drivers.measure import pipeline_costs
 from raylab.drivers.predict import predicted
-from raylab.drivers.settings import PipelineSettings, programs
+from raylab.drivers.programs import programs
+from raylab.drivers.settings import PipelineSettings
 from raylab.planner import PipelineCosts
 
 

@@ -29,8 +29,9 @@ from raylab.drivers.measure import (
 )
 from raylab.drivers.network import Network
 from raylab.drivers.predict import predicted
+from raylab.drivers.programs import programs, recheck_ages, stage_settings
 from raylab.drivers.result import Result
-from raylab.drivers.settings import PipelineSettings, programs, recheck_ages, stage_settings
+from raylab.drivers.settings import PipelineSettings
 from raylab.errors import ModelError
 from raylab.planner import BlockTrace, PipelineCosts, best_cuts
 from raylab.records import RowMerger, RunFolder, SavedCheckpoint, timeline_rows

@@ -1,4 +1,4 @@
-"""The numbers of a pipeline run, checked once; and what they mean for each stage."""
+"""The numbers of a pipeline run, checked once."""
 
 from __future__ import annotations
 
@@ -9,25 +9,13 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from actors.carrier import CarrierKind
-from actors.program import StageProgram
 from actors.stage_actor import WireKind
 from actors.wiring import CarrierChoice
 from raylab.algorithms import PIPELINE_METHODS, PipelineMethod
-from raylab.algorithms.cut_features import CutFeatures
-from raylab.algorithms.stage_settings import StageSettings
 from raylab.algorithms.weight_versions import WeightVersion
 from raylab.errors import ConfigError
 
-__all__ = [
-    "MOST_STAGES",
-    "Balance",
-    "Delay",
-    "PipelineSettings",
-    "Precision",
-    "programs",
-    "recheck_ages",
-    "stage_settings",
-]
+__all__ = ["MOST_STAGES", "Balance", "Delay", "PipelineSettings", "Precision"]
 
 MOST_STAGES = 16
 Delay = int | Sequence[int] | Literal["auto"] | None
@@ -212,71 +200,6 @@ class PipelineSettings:
         if self.delay is None:
             return [self.rule.link_delay] * links
         return [2 if self.delay == "auto" else self.delay] * links
-
-
-def recheck_ages(programs: Sequence[StageProgram]) -> tuple[int, ...]:
-    """Return how old the batches are that sigma is measured with: the delays, each once."""
-    return tuple(sorted({program.delay or 0 for program in programs}))
-
-
-def programs(
-    settings: PipelineSettings, link_delays: Sequence[int | None], report_every: int
-) -> list[StageProgram]:
-    """Return the program of every stage."""
-    delays = settings.rule.stage_delays(link_delays)
-    # In lock step the stages above a link of delay >= 2 work one tick later than the one below.
-    hops = [1 if link is not None and link >= 2 else 0 for link in link_delays]
-    offsets = [sum(hops[:k]) for k in range(settings.count)]
-    span = max(offset + (delay or 0) for offset, delay in zip(offsets, delays, strict=True))
-    return [
-        StageProgram(
-            stage=k,
-            stages=settings.count,
-            delay=delays[k],
-            link_delay=(link_delays[k] or 0) if k < settings.count - 1 else 0,
-            accumulate=settings.accumulate,
-            flush=settings.rule.flush,
-            barrier=settings.barrier,
-            offset=offsets[k] if settings.barrier else 0,
-            span=span if settings.barrier else 0,
-            report_every=report_every,
-            timeline=settings.timeline,
-            feedback=settings.rule.feedback,
-            labelled=settings.rule.feedback != "error",
-        )
-        for k in range(settings.count)
-    ]
-
-
-def stage_settings(
-    settings: PipelineSettings,
-    program: StageProgram,
-    *,
-    protect_inputs: bool,
-    device: str,
-    resumable: bool = False,
-    cut: CutFeatures | None = None,
-) -> StageSettings:
-    """Return what the computation of one stage needs to know."""
-    return StageSettings(
-        stage=program.stage,
-        stages=program.stages,
-        delay=program.delay,
-        accumulate=program.accumulate,
-        flush=program.flush,
-        replay=settings.rule.replay,
-        recompute=settings.recompute,
-        resumable=resumable,
-        weight_version=settings.weight_version,
-        clip_norm=settings.clip_norm,
-        clip_value=settings.clip_value,
-        precision=settings.precision,
-        gradient_shrink=settings.gradient_shrink,
-        seed=settings.seed,
-        protect_inputs=protect_inputs,
-        device=device,
-        cut=cut,
-    )
 
 
 def _at_least(name: str, value: object, least: int) -> None:
