@@ -15,7 +15,7 @@ from raylab.algorithms import PIPELINE_METHODS, PipelineMethod
 from raylab.algorithms.weight_versions import WeightVersion
 from raylab.errors import ConfigError
 
-__all__ = ["MOST_STAGES", "Balance", "Delay", "PipelineSettings", "Precision"]
+__all__ = ["MOST_STAGES", "Balance", "Delay", "PipelineSettings", "Precision", "at_least"]
 
 MOST_STAGES = 16
 Delay = int | Sequence[int] | Literal["auto"] | None
@@ -65,10 +65,10 @@ class PipelineSettings:
             raise ConfigError(
                 f"stages must be a number or a list of cut points, but got {self.stages!r}"
             )
-        _at_least("accumulate (M)", self.accumulate, 1)
-        _at_least("micro_batches", self.micro_batches, 1)
-        _at_least("seed", self.seed, 0)
-        _at_least("timeline", self.timeline, 0)
+        at_least("accumulate (M)", self.accumulate, 1)
+        at_least("micro_batches", self.micro_batches, 1)
+        at_least("seed", self.seed, 0)
+        at_least("timeline", self.timeline, 0)
         if not 1 <= self.count <= MOST_STAGES:
             raise ConfigError(
                 f"1 <= stages <= {MOST_STAGES} must hold, but got {self.count} stages"
@@ -130,7 +130,7 @@ class PipelineSettings:
             )
 
     def _check_sigma(self) -> None:
-        _at_least("sigma_every", self.sigma_every, 0)
+        at_least("sigma_every", self.sigma_every, 0)
         if self.sigma_every and (self.rule.flush or self.rule.feedback != "error"):
             raise ConfigError(
                 f"sigma_every measures the direction of bp, {_STALE}, but got "
@@ -161,9 +161,9 @@ class PipelineSettings:
                     f"{self.count} stages, but got {list(delay)}"
                 )
             for each in delay:
-                _at_least("each delay", each, 0)
+                at_least("each delay", each, 0)
         elif isinstance(delay, int):
-            _at_least("delay", delay, 0)
+            at_least("delay", delay, 0)
         elif delay not in (None, "auto"):
             raise ConfigError(f"delay must be a number, a list or 'auto', but got {delay!r}")
         if self.barrier and method.flush:
@@ -202,6 +202,11 @@ class PipelineSettings:
         return [2 if self.delay == "auto" else self.delay] * links
 
 
-def _at_least(name: str, value: object, least: int) -> None:
+def at_least(name: str, value: object, least: int) -> None:
+    """Check a number.
+
+    Raises:
+        ConfigError: it is no integer, or less than that.
+    """
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ConfigError(f"{name} >= {least} must hold for an integer, but got {value!r}")
