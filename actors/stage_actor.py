@@ -10,6 +10,7 @@ from typing import Any
 import ray
 import torch
 
+from actors.boxes import Boxes
 from actors.errors import LinkError, MechanismError
 from actors.mailbox import FeatureBox, Inbox, Outbox
 from actors.member import GROUPS, Member, has_gpu
@@ -17,11 +18,11 @@ from actors.messages import Message
 from actors.part_writer import Keeping
 from actors.prefetch import Prefetcher
 from actors.probes import MessageTimes, StageTimes, echo, probe, time_stage
+from actors.program import StageProgram
 from actors.protocols import StageRule, Tensors
 from actors.ray_metrics import StageMetrics
-from actors.runner import Boxes, StageRunner
+from actors.runner import StageRunner
 from actors.source import CheckpointPlan, Source
-from actors.stage import StageProgram
 
 __all__ = ["Feed", "RuleFactory", "StageActor", "StageWorker"]
 

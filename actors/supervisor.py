@@ -14,8 +14,8 @@ from actors.group import Group
 from actors.part_writer import Keeping
 from actors.placement import Post
 from actors.probes import MessageTimes, StageTimes
+from actors.program import StageProgram
 from actors.protocols import Tensors
-from actors.stage import StageProgram
 from actors.stage_actor import Feed, RuleFactory, StageActor
 
 __all__ = ["Look", "Supervisor"]

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from actors.link import Link
-from actors.stage import StageProgram
+from actors.program import StageProgram
 
 __all__ = ["links"]
 

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from actors.part_writer import Keeping
-from actors.stage import LoopState
+from actors.program import LoopState
+from actors.source import CheckpointPlan
 from raylab.algorithms.stage_state import merged_state
 from raylab.drivers.commits import Commits
 from raylab.drivers.settings import PipelineSettings
 from raylab.errors import ConfigError
 from raylab.records import CheckpointStore, RunFolder, SavedCheckpoint
 
-__all__ = ["RunCheckpoints", "check_same_run"]
+__all__ = ["RunCheckpoints", "checkpoint_plan"]
 
 _FIXED = ("method", "accumulate", "micro_batches", "weight_version", "seed")
 """Settings that mean another run."""
 
 
-class RunCheckpoints:
-    """What one run has saved.
+class RunCheckpoints(Commits):
+    """What one run has saved; K and the delays may change where it goes on.
 
     Args:
         store: of the run.
@@ -33,13 +34,8 @@ class RunCheckpoints:
     def __init__(
         self, store: CheckpointStore, folder: RunFolder, settings: PipelineSettings
     ) -> None:
-        self._store = store
-        self._commits = Commits(store, folder)
-        self._about: dict[str, Any] = {"kind": "pipeline", **_fixed(settings)}
-
-    def newest(self) -> SavedCheckpoint | None:
-        """Return where to go on, None: at the beginning."""
-        return self._store.newest()
+        fixed = {name: getattr(settings, name) for name in _FIXED}
+        super().__init__(store, folder, {"kind": "pipeline", **fixed})
 
     def begin(
         self, cuts: Sequence[int], link_delays: Sequence[int | None], saved: SavedCheckpoint | None
@@ -57,7 +53,7 @@ class RunCheckpoints:
         """
         same = {"cuts": list(cuts), "link_delays": list(link_delays)}
         stages = range(len(cuts) + 1)
-        self._commits.expect([f"stage-{k}" for k in stages], {**self._about, **same})
+        self.expect([f"stage-{k}" for k in stages], same)
         keepings = []
         for k in stages:
             resume = None
@@ -65,37 +61,29 @@ class RunCheckpoints:
                 resume = functools.partial(saved.part, f"stage-{k}")
             elif saved is not None:
                 resume = functools.partial(_share_of_the_model, saved, k, k == len(cuts))
-            keepings.append(Keeping(name=f"stage-{k}", write=self._store.write_part, resume=resume))
+            keepings.append(Keeping(name=f"stage-{k}", write=self.store.write_part, resume=resume))
         return keepings
 
-    def took(
-        self,
-        written: Sequence[tuple[int, Any]],
-        rows: Sequence[Mapping[str, Any]],
-        timeline: Sequence[Mapping[str, Any]],
-    ) -> None:
-        """Take note of parts and of the run so far, see `Commits.took`."""
-        self._commits.took(written, rows, timeline)
 
+def checkpoint_plan(every: int, minutes: float, settings: PipelineSettings) -> CheckpointPlan:
+    """Return when checkpoints are due.
 
-def check_same_run(saved: SavedCheckpoint, settings: PipelineSettings) -> None:
-    """Check that `settings` go on with what `saved` began; K and the delays may differ.
+    Args:
+        every: batches between two; 0: the time decides alone.
+        minutes: between two; 0: the count decides alone.
+        settings: of the run.
 
     Raises:
-        ConfigError: another setting differs, which would be another run.
+        ConfigError: one is negative.
     """
-    now = _fixed(settings)
-    for name, value in now.items():
-        if saved.about.get(name) != value:
-            raise ConfigError(
-                f"a run goes on with the settings that it began with, but {name} was "
-                f"{saved.about.get(name)!r} and is {value!r}: leave it as it was, or begin a new "
-                "run from the weights in checkpoints/"
-            )
-
-
-def _fixed(settings: PipelineSettings) -> dict[str, Any]:
-    return {name: getattr(settings, name) for name in _FIXED}
+    for name, amount in (("checkpoint_every", every), ("checkpoint_minutes", minutes)):
+        if not amount >= 0:
+            raise ConfigError(f"{name} >= 0 must hold, but got {amount}")
+    return CheckpointPlan(
+        every_batches=every,
+        every_s=60 * minutes,
+        window=settings.accumulate if settings.rule.flush else 1,
+    )
 
 
 def _share_of_the_model(saved: SavedCheckpoint, stage: int, last: bool) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any, Literal, get_args
 
 import ray
-from ray.train import CheckpointConfig, FailureConfig, RunConfig
+from ray.train import RunConfig
 from torch import Tensor
 
 from actors.link import WireKind
@@ -23,13 +23,13 @@ from raylab.drivers.cluster import connect, stage_resources, threads_of
 from raylab.drivers.elastic import Elastic
 from raylab.drivers.recovery import Losses, with_recovery
 from raylab.drivers.result import Result
-from raylab.drivers.server_checkpoints import ServerCheckpoints, check_same_server_run
-from raylab.drivers.server_result import keep_server_run
+from raylab.drivers.run_place import RunPlace
+from raylab.drivers.server_checkpoints import ServerCheckpoints
 from raylab.drivers.server_run import Limits, ServerRun
 from raylab.drivers.server_workload import Problem, Workload, workload
 from raylab.drivers.told import told
 from raylab.errors import ConfigError
-from raylab.records import CheckpointStore, RunFolder, Storage, new_run_name
+from raylab.records import RunFolder
 from raylab.report import Progress
 
 __all__ = ["ParameterServerTrainer"]
@@ -158,20 +158,7 @@ class ParameterServerTrainer:
         self._plan = CheckpointPlan(every_batches=checkpoint_every, every_s=60 * checkpoint_minutes)
         self._resources = resources_per_worker
         self._wait_s = wait_s
-        run_config = run_config or RunConfig(
-            storage_path="~/raylab_results",
-            name=new_run_name(method),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
-            failure_config=FailureConfig(max_failures=3),
-        )
-        # Ray Train fills both in with its own where they are not given.
-        self._keep = (run_config.checkpoint_config or CheckpointConfig()).num_to_keep
-        self._most_failures = (run_config.failure_config or FailureConfig()).max_failures
-        self._filesystem = run_config.storage_filesystem
-        self._storage = Storage.at(
-            run_config.storage_path or "~/raylab_results", run_config.storage_filesystem
-        )
-        self._name = run_config.name or new_run_name(method)
+        self._place = RunPlace(run_config, method, tensorboard=False)
         self._config = config
         self._needs: dict[str, float] = {"CPU": 1.0}
 
@@ -237,16 +224,15 @@ class ParameterServerTrainer:
             dim=max(1, work.dim),
             smoothness=1.0,
         )
-        folder = self._folder(resume)
-        store = CheckpointStore(folder.folder.child("checkpoints"), self._keep)
+        folder = self._place.folder(resume)
         about = {name: self._given[name] for name in _RUN} | {
             "problem": work.title,
             "data": work.data,
             "n": work.n,
         }
+        checkpoints = ServerCheckpoints(self._place.checkpoints(folder), folder, about, work.n)
         if resume is not None:
-            _check_resumed(store, resume_step, about)
-        checkpoints = ServerCheckpoints(store, folder, about, work.n)
+            checkpoints.rewind(resume_step)
         own = connect()
         self._needs = stage_resources(self._resources, max(2, self._elastic.wanted + 1), own=own)[0]
         run = ServerRun(
@@ -275,7 +261,7 @@ class ParameterServerTrainer:
     ) -> Result:
         title = f"{run.settings.traits.title} {work.title} K={self._elastic.wanted}"
         bar = Progress(title, math.ceil(limits.epochs), enabled=progress)
-        losses = Losses(self._most_failures, bar.say, "worker")
+        losses = Losses(self._place.most_failures, bar.say, "worker")
         config: dict[str, Any] = {}
 
         def ready() -> None:
@@ -293,10 +279,9 @@ class ParameterServerTrainer:
                 return run.carry_out(group, checkpoints, losses, ready, show, bar.say)
 
         with told(), bar:
-            weights = with_recovery(attempt, losses, bar.say, checkpoints.where)
-        return keep_server_run(
-            folder, run.rows, weights, config, run.ended_by, figure(run.settings)
-        )
+            weights = with_recovery(attempt, losses, bar.say, checkpoints.whence)
+        figures = _figures(run.rows, run.ended_by, figure(run.settings))
+        return keep(folder, run.rows, weights, config, figures)
 
     def _group(self) -> ServerGroup:
         return ServerGroup(
@@ -314,11 +299,6 @@ class ParameterServerTrainer:
         free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
         shares = [free.get(name, 0.0) / amount for name, amount in self._needs.items()]
         return math.floor(min(shares) + 1e-6)
-
-    def _folder(self, resume: str | os.PathLike[str] | None) -> RunFolder:
-        if resume is None:
-            return RunFolder(self._storage, self._name)
-        return RunFolder.existing(Storage.at(resume, self._filesystem))
 
     def _described(self, run: ServerRun, work: Workload, limits: Limits) -> dict[str, Any]:
         given = self._config
@@ -357,10 +337,23 @@ def _limits(epochs: float, messages: int | None, tolerance: float, certify_every
     )
 
 
-def _check_resumed(store: CheckpointStore, step: int | None, about: Mapping[str, Any]) -> None:
-    saved = store.newest() if step is None else store.open(step)
-    if saved is None:
-        return
-    saved.verify()
-    check_same_server_run(saved, about)
-    store.drop_after(saved.step)
+def _figures(rows: Sequence[Mapping[str, Any]], ended_by: str, figure: str) -> dict[str, Any]:
+    """Return what the summary of a run says beside its last row.
+
+    Args:
+        rows: of metrics.
+        ended_by: tolerance, epochs or messages.
+        figure: that the tolerance is of.
+    """
+    last = rows[-1]
+    counts = [each for row in rows for each in enumerate(row["staleness_counts"])]
+    total = sum(count for _, count in counts)
+    return {
+        "kind": "parameter_server",
+        "ended_by": ended_by,
+        "figure": figure,
+        "messages": last["messages"],
+        "samples_per_s": last["samples_seen"] / max(last["time_s"], 1e-12),
+        "staleness_mean": sum(age * count for age, count in counts) / max(1, total),
+        "staleness_max": max(row["staleness_max"] for row in rows),
+    }

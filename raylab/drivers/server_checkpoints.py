@@ -9,7 +9,7 @@ With other workers the duals are cut anew: those of row i go to whoever has row 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,18 +17,18 @@ import torch
 from actors.part_writer import Keeping
 from actors.server_group import Return
 from raylab.drivers.commits import Commits
-from raylab.errors import CheckpointError, ConfigError
+from raylab.errors import CheckpointError
 from raylab.problems import Shard, shards
 from raylab.records import CheckpointStore, RunFolder, SavedCheckpoint
 
-__all__ = ["ServerCheckpoints", "check_same_server_run"]
+__all__ = ["ServerCheckpoints"]
 
 _ROWS = "duals"
 """What a worker keeps for every row."""
 
 
-class ServerCheckpoints:
-    """What one run has saved.
+class ServerCheckpoints(Commits):
+    """What one run has saved; the number of workers may change where it goes on.
 
     Args:
         store: of the run.
@@ -40,30 +40,18 @@ class ServerCheckpoints:
     def __init__(
         self, store: CheckpointStore, folder: RunFolder, about: Mapping[str, Any], samples: int
     ) -> None:
-        self._store = store
-        self._commits = Commits(store, folder)
-        self._about = {"kind": "parameter_server", **about}
+        super().__init__(store, folder, {"kind": "parameter_server", **about})
         self._samples = samples
         self._saved: SavedCheckpoint | None = None
         self._recut = False
-
-    @property
-    def newest(self) -> int:
-        """Step of the newest checkpoint that is whole, -1: none since the run began."""
-        return self._commits.newest
-
-    def where(self) -> str:
-        """Say where a run would go on."""
-        saved = self._store.newest()
-        return "the beginning" if saved is None else f"the checkpoint of step {saved.step}"
 
     def begin(self, workers: int) -> tuple[SavedCheckpoint | None, bool, Keeping, list[Keeping]]:
         """Return where to go on, whether the workers are others than those that were kept, and how
         the server and the workers keep their parts.
         """
-        saved = self._saved = self._store.newest()
+        saved = self._saved = self.newest()
         names = ["server", *(f"worker-{k}" for k in range(workers))]
-        self._commits.expect(names, {**self._about, "workers": workers})
+        self.expect(names, {"workers": workers})
         before = workers if saved is None else int(saved.about["workers"])
         self._recut = before != workers
         keepings = []
@@ -80,43 +68,18 @@ class ServerCheckpoints:
     def back(self, worker: int) -> Return:
         """Return how the process in the place of a lost worker begins: with its newest part."""
         name = f"worker-{worker}"
-        if name in self._commits.latest:
-            step, part = self._commits.latest[name]
+        if name in self.latest:
+            step, part = self.latest[name]
             # It may be of a checkpoint that never became whole.
-            kept = SavedCheckpoint(self._store.folder, step, {}, {name: part})
+            kept = SavedCheckpoint(self.store.folder, step, {}, {name: part})
             return Return(step, self._keeping(name, functools.partial(kept.part, name)))
         if self._saved is not None and not self._recut:
             resume = functools.partial(self._saved.part, name)
             return Return(self._saved.step, self._keeping(name, resume))
         return Return(None, self._keeping(name, None))
 
-    def took(self, written: Sequence[tuple[int, Any]], rows: Sequence[Mapping[str, Any]]) -> None:
-        """Take note of parts and of the run so far, see `Commits.took`."""
-        self._commits.took(written, rows)
-
     def _keeping(self, name: str, resume: Any) -> Keeping:
-        return Keeping(name=name, write=self._store.write_part, resume=resume)
-
-
-def check_same_server_run(saved: SavedCheckpoint, about: Mapping[str, Any]) -> None:
-    """Check that a run goes on with what `saved` began; the number of workers may differ.
-
-    Raises:
-        CheckpointError: it is not of a parameter server.
-        ConfigError: a setting differs, which would be another run.
-    """
-    if saved.about.get("kind") != "parameter_server":
-        raise CheckpointError(
-            f"{saved.checkpoints} must hold checkpoints of a parameter server, but they are of a "
-            f"{saved.about.get('kind')}"
-        )
-    for name, value in about.items():
-        if saved.about.get(name) != value:
-            raise ConfigError(
-                f"a run goes on with the settings that it began with, but {name} was "
-                f"{saved.about.get(name)!r} and is {value!r}: leave it as it was, or begin a new "
-                "run"
-            )
+        return Keeping(name=name, write=self.store.write_part, resume=resume)
 
 
 def _share(

@@ -188,12 +188,12 @@ class ServerRun:
             self.rows.extend(news.rows)
             checkpoints.took(news.written, self.rows)
             show(news.samples / settings.n, news.rows)
-            return checkpoints.newest
+            return checkpoints.committed
 
         def lost(worker: int, error: Exception) -> Return:
             back = checkpoints.back(worker)
             how = "nothing" if back.step is None else f"what it kept at step {back.step}"
-            losses.bear(error, f"worker {worker} begins again with {how}", checkpoints.where())
+            losses.bear(error, f"worker {worker} begins again with {how}", checkpoints.whence())
             return back
 
         return group.run(company, watch, lost, lambda: self._elastic.differs(workers))

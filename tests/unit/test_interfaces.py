@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from actors.link import Link
-from actors.stage import Feedback, StageProgram
+from actors.program import Feedback, StageProgram
 from actors.wiring import links
 from raylab.algorithms import PIPELINE_METHODS
 from raylab.algorithms.cut_features import CutFeatures, companion
