@@ -23,7 +23,7 @@ from raylab.drivers.cluster import connect, stage_resources, threads_of
 from raylab.drivers.elastic import Elastic
 from raylab.drivers.recovery import Losses, with_recovery
 from raylab.drivers.result import Result
-from raylab.drivers.run_place import RunPlace
+from raylab.drivers.run_place import RunPlace, keep
 from raylab.drivers.server_checkpoints import ServerCheckpoints
 from raylab.drivers.server_run import Limits, ServerRun
 from raylab.drivers.server_workload import Problem, Workload, workload
@@ -90,7 +90,7 @@ class ParameterServerTrainer:
         problem: Problem,
         *,
         method: str = "dis_dfsdca",
-        workers: int | tuple[int, int] = 4,
+        workers: int | Sequence[int] = 4,
         strength: float = 0.1,
         options: Mapping[str, Any] | None = None,
         eta: float | Literal["auto", "theory"] = "auto",
