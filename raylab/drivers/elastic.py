@@ -32,8 +32,8 @@ class Elastic:
         room: Callable[[], int],
         wait_s: float = 10.0,
     ) -> None:
-        found = [workers] if isinstance(workers, int) else list(workers)
-        few, most = found[0], found[-1]
+        found = list(workers) if isinstance(workers, list | tuple) else [workers]
+        few, most = (found[0], found[-1]) if found else (0, 0)
         if any(type(each) is not int for each in found) or len(found) > 2 or not 1 <= few <= most:
             raise ConfigError(
                 f"workers must be a number >= 1, or the fewest and the most of them, but got "
