@@ -85,11 +85,16 @@ def _add(indptr: Any, indices: Any, values: Any, i: int, factor: float, out: Any
 
 
 @compiled
-def _check(rows: Any, indptr: Any) -> None:
-    """Arrays of compiled code have no such check; and it comes before anything is written."""
+def _check(i: int, rows: int) -> None:
+    if i < 0 or i >= rows:  # an array of compiled code has no such check
+        raise IndexError("row numbers must be those of the shard, counted from 0")
+
+
+@compiled
+def _check_rows(rows: Any, indptr: Any) -> None:
+    """Check all of them, before anything is written."""
     for k in range(len(rows)):
-        if rows[k] < 0 or rows[k] >= len(indptr) - 1:
-            raise IndexError("row numbers must be those of the shard, counted from 0")
+        _check(rows[k], len(indptr) - 1)
 
 
 @compiled
@@ -111,7 +116,7 @@ def _ahead(indptr: Any, indices: Any, values: Any, rows: Any, k: int) -> None:
 @compiled
 def products(indptr: Any, indices: Any, values: Any, w: Any, rows: Any, out: Any) -> None:
     """Set out[k] to x_i·w for row i = rows[k]."""
-    _check(rows, indptr)
+    _check_rows(rows, indptr)
     for k in range(len(rows)):
         _ahead(indptr, indices, values, rows, k)
         out[k] = _product(indptr, indices, values, rows[k], w)
@@ -120,7 +125,7 @@ def products(indptr: Any, indices: Any, values: Any, w: Any, rows: Any, out: Any
 @compiled
 def add_rows(indptr: Any, indices: Any, values: Any, factors: Any, rows: Any, out: Any) -> None:
     """Add Σ_k factors[k]·x_i to `out`, for row i = rows[k]."""
-    _check(rows, indptr)
+    _check_rows(rows, indptr)
     for k in range(len(rows)):
         _ahead(indptr, indices, values, rows, k)
         _add(indptr, indices, values, rows[k], factors[k], out)
@@ -135,7 +140,7 @@ def add_rows_sparse(
     Where these would be as many numbers as the vector has, returned are none, and the vector. `out`
     and `seen`, a byte for each coordinate and padded to whole words, are zero before and after.
     """
-    _check(rows, indptr)
+    _check_rows(rows, indptr)
     count = 0
     for k in range(len(rows)):
         _ahead(indptr, indices, values, rows, k)
@@ -265,7 +270,7 @@ def residuals(
     out: Any,
 ) -> None:
     """Set out[k] to ℓ'(x_i·w, y_i) + a_i for row i = rows[k]."""
-    _check(rows, indptr)
+    _check_rows(rows, indptr)
     for k in range(len(rows)):
         _ahead(indptr, indices, values, rows, k)
         if k + _AHEAD < len(rows):
@@ -341,7 +346,7 @@ def sequential_pass(
     Δ, and mark the rows that were changed. `touched` receives the numbers of those rows; returned
     is how many they are.
     """
-    _check(rows, indptr)
+    _check_rows(rows, indptr)
     count = 0
     for k in range(len(rows)):
         _ahead(indptr, indices, values, rows, k)
@@ -376,8 +381,7 @@ def pca_residuals(
     dim = len(w)
     for k in range(len(rows)):
         i = rows[k]
-        if i < 0 or i >= len(duals):
-            raise IndexError("row numbers must be those of the shard, counted from 0")
+        _check(i, len(duals))
         z = 0.0
         for j in range(dim):
             z += values[i * dim + j] * w[j]
