@@ -1,8 +1,8 @@
-"""The loop of a parameter server: events are fed by hand, the orders compared with written-out ones.
+"""The loop of a parameter server: events are fed by hand, orders compared with written-out ones.
 
 Orders are spelled in short: "0 commit t3" tells worker 0 that its push was applied, and gives it
-task 3; "discard", "none" are the other verdicts; "open" has a phase's opening, "cert2" asks for part
-2 of a certificate, "back1" goes back to certificate 1, "save7" keeps the state for checkpoint 7,
+task 3; "discard", "none" are the other verdicts; "open" has a phase's opening, "cert2" asks for a
+part of certificate 2, "back1" goes back to certificate 1, "save7" keeps the state for checkpoint 7,
 "over" ends; "1 news v4" is a broadcast.
 """
 
@@ -243,9 +243,8 @@ def test_a_round_waits_for_workers_that_are_expected():
 
 
 def test_a_phase_ends_and_messages_of_it_that_come_later_are_discarded():
-    rule = FakeRule(
-        Phase(messages=1), Phase(number=1, kind="full", gather=True, messages=1), Phase(number=2)
-    )
+    full = Phase(number=1, kind="full", gather=True, messages=1)
+    rule = FakeRule(Phase(messages=1), full, Phase(number=2))
     case = Case(workers=2, rule=rule)
     assert case.push(0) == ["0 commit open t1"]
     assert case.push(0) == []
@@ -440,7 +439,8 @@ def test_workers_are_added_and_removed_in_a_pause_and_numbers_go_on():
     assert case.spell(case.loop.resume([0, 2])) == ["0 none open t2", "2 none open t0"]
     case.push(0)
     case.spell(case.loop.pause())
-    case.push(0), case.push(2)
+    case.push(0)
+    case.push(2)
     assert case.spell(case.loop.resume([0, 1, 2]))[1] == "1 none open t1"
 
 

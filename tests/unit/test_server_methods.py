@@ -121,9 +121,8 @@ def test_ridge_with_stragglers_ends_at_the_closed_form(method, workers):
     assert found.ended_by == "tolerance"
     assert found.figures["duality_gap"] <= 1e-9
     assert np.linalg.norm(found.weights - best) <= 1e-4 * np.linalg.norm(best)
-    assert (
-        problem.value(found.weights) - problem.value(best) <= found.figures["duality_gap"] + 1e-15
-    )
+    above = problem.value(found.weights) - problem.value(best)
+    assert above <= found.figures["duality_gap"] + 1e-15
 
 
 @pytest.mark.parametrize("method", ["dis_dfsdca", "asysvrg"])
@@ -140,11 +139,11 @@ def test_logistic_loss_ends_where_scikit_learn_does(method):
 @pytest.mark.parametrize("sampling", ["uniform", "importance", "adaptive"])
 @pytest.mark.parametrize("broadcast", [0, 3])
 def test_every_sampling_ends_at_the_optimum_with_the_relation_kept(sampling, broadcast):
-    problem = linear(n=160)
-    problem.x[:20] *= 3.0
+    problem = linear(n=160, strength=0.5)
+    problem.x[:20] *= 2.0
     found = run(
         "dis_dfsdca", linear_objectives(problem, 4), epochs=300, straggler="paper",
-        sampling=sampling, broadcast=broadcast,
+        sampling=sampling, broadcast=broadcast, local_steps=8,
     )  # fmt: skip
     assert found.ended_by == "tolerance"
     assert max(row["relation"] for row in found.rows) < 1e-12
@@ -159,8 +158,7 @@ def test_where_every_loss_is_non_convex_the_gradient_still_falls_linearly(method
     assert found.ended_by == "tolerance"
     logs = np.log10([row["gradient_norm"] for row in found.rows])
     epochs = np.array([row["epoch"] for row in found.rows])
-    slope, start = np.polyfit(epochs, logs, 1)
-    assert slope < 0
+    assert np.polyfit(epochs, logs, 1)[0] < 0
     assert np.corrcoef(epochs, logs)[0, 1] < -0.97
 
 
@@ -175,7 +173,7 @@ def test_sgd_comes_near_and_svrg_after_it_arrives(method):
 # ------------------------------------------------------------------ the automatic step
 
 
-@pytest.mark.parametrize("method", ["dis_dfsdca", "asysvrg", "asysgd"])
+@pytest.mark.parametrize("method", ["dis_dfsdca", "asysvrg"])
 def test_a_step_that_is_too_long_is_halved_until_the_certificates_fall(method, monkeypatch):
     monkeypatch.setattr(
         "raylab.algorithms.server_rules.chosen_eta", lambda settings: 64.0, raising=True
@@ -187,7 +185,7 @@ def test_a_step_that_is_too_long_is_halved_until_the_certificates_fall(method, m
     assert len(rewound) >= 3
     assert found.figures["eta"] < 64.0 / 2**3
     gap = problem.value(found.weights) - problem.value(problem.solution())
-    assert gap < (1e-2 if method == "asysgd" else 1e-8)
+    assert gap < 1e-8
     if method == "dis_dfsdca":
         good = [row for row in found.rows if "rewound" not in row]
         assert max(row["relation"] for row in good) < 1e-12
@@ -242,7 +240,7 @@ def test_any_objective_with_loss_and_gradient_trains_without_duals_and_is_refuse
     objectives = [GradientOnly(problem, shard) for shard in shards]
     found = run("asysvrg", objectives, epochs=300)
     np.testing.assert_allclose(found.weights, problem.solution(), rtol=1e-3)
-    with pytest.raises(ConfigError, match="needs an objective with a dual .* asysvrg"):
+    with pytest.raises(ConfigError, match="needs an objective with a dual for each sample"):
         run("dis_dfsdca", objectives, epochs=1)
     with pytest.raises(ConfigError, match="linear models"):
         run("cocoa_plus", pca_objectives(2), epochs=1)
