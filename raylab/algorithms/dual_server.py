@@ -58,6 +58,8 @@ class DualServer(ServerCore):
         """g_k when the worker made its part of the newest certificate."""
         self._newest = 0
         self._good: int | None = None
+        self._disturbed = -1
+        """The newest certificate that a loss may have been in the middle of."""
 
     def answer(self, worker: int) -> Tensors:
         """Return w, and the step that the duals are moved by."""
@@ -66,8 +68,9 @@ class DualServer(ServerCore):
     def apply(self, worker: int, message: Tensors, staleness: int) -> None:  # noqa: ARG002
         """Move w and the worker's share of it."""
         scale = self.scale()
-        add_message(self.writable(), message, scale)
-        add_message(self._share(worker), message, scale)
+        with np.errstate(over="ignore", invalid="ignore"):
+            add_message(self.writable(), message, scale)
+            add_message(self._share(worker), message, scale)
 
     def scale(self) -> float:
         """Return what a message is multiplied by: 1/(λn) where it is a change of Σ α."""
@@ -82,12 +85,13 @@ class DualServer(ServerCore):
         way; so those of others are counted as they should be.
         """
         figures = super().certify(parts, answer)
-        error, size = 0.0, float(np.linalg.norm(as_vector(answer[0])))
-        for worker, part in parts.items():
-            share = self._asked[worker]
-            dual = as_vector(part.tensors["dual_sum"]) / self.settings.lambda_n
-            error += float(np.sum((share - dual) ** 2))
-            size = max(size, float(np.linalg.norm(share)))
+        with np.errstate(over="ignore", invalid="ignore"):
+            error, size = 0.0, float(np.linalg.norm(as_vector(answer[0])))
+            for worker, part in parts.items():
+                share = self._asked[worker]
+                dual = as_vector(part.tensors["dual_sum"]) / self.settings.lambda_n
+                error += float(np.sum((share - dual) ** 2))
+                size = max(size, float(np.linalg.norm(share)))
         figures["relation"] = float(np.sqrt(error)) / size if size > 0 else float(np.sqrt(error))
         return figures
 
@@ -104,6 +108,9 @@ class DualServer(ServerCore):
     def _accept(self) -> None:
         self._good = self._newest
 
+    def _comparable(self) -> dict[str, float]:
+        return {} if self._newest <= self._disturbed else self._best
+
     # ----------------------------------------------------------------- back and forth
 
     def mark(self, worker: int, number: int) -> None:
@@ -119,6 +126,9 @@ class DualServer(ServerCore):
     def rewind(self, number: int | None) -> None:
         """Go back to the marks of a certificate, and halve the step."""
         marks = {} if number is None else self._marks.get(number, {})
+        if any(worker not in marks for worker in self._shares):
+            # What was best is out of reach.
+            self._best = {}
         for worker in self._shares:
             self._set(worker, marks.get(worker, self._begun.get(worker)))
         self._add_up()
@@ -141,6 +151,9 @@ class DualServer(ServerCore):
         self._begun[worker] = np.zeros(self.settings.dim) if share is None else share
         for marks in self._marks.values():
             marks.pop(worker, None)
+        # The figures will rise, and it will not be the step's fault. The next certificate may
+        # have been asked for already.
+        self._disturbed = self._newest + 1
         self._set(worker, share)
         self._add_up()
 

@@ -67,7 +67,8 @@ class DualWorker:
         """Move the duals: the server has moved w."""
         if self._change is not None:
             rows, change = self._change
-            self.duals[rows] += change
+            with np.errstate(over="ignore", invalid="ignore"):
+                self.duals[rows] += change
         self._change = None
 
     def discard(self) -> None:
