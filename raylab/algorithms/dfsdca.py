@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from raylab.algorithms.dual_rules import DualServer, DualWorker
+from raylab.algorithms.dual_server import DualServer
+from raylab.algorithms.dual_worker import DualWorker
 from raylab.algorithms.server_parts import Task, Tensors, as_message, as_vector
 from raylab.problems.objective import LinearObjective, Rows, Vector
 
