@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from raylab.errors import ConfigError
 
@@ -32,7 +33,7 @@ class Elastic:
         room: Callable[[], int],
         wait_s: float = 10.0,
     ) -> None:
-        found = list(workers) if isinstance(workers, list | tuple) else [workers]
+        found: list[Any] = list(workers) if isinstance(workers, list | tuple) else [workers]
         few, most = (found[0], found[-1]) if found else (0, 0)
         if any(type(each) is not int for each in found) or len(found) > 2 or not 1 <= few <= most:
             raise ConfigError(
