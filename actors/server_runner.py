@@ -5,6 +5,7 @@ No Ray in here: the same runner runs in an actor, and with its workers in one pr
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections import deque
@@ -177,7 +178,9 @@ class ServerRunner:
     def settle(self, timeout_s: float) -> None:
         """Wait until the workers have taken what was sent to them."""
         for seat in self._seats.values():
-            seat.outbox.settle(timeout_s)
+            # Who is gone has heard all that it will ever hear.
+            with contextlib.suppress(LinkError):
+                seat.outbox.settle(timeout_s)
 
     # ------------------------------------------------------------------ inside
 

@@ -111,7 +111,6 @@ class WorkerMember(Member):
                 # The server of a worker that is told to stop may have closed its ends.
                 if not self._stop.is_set():
                     raise
-            outbox.settle(0.0)
             if writer is not None:
                 writer.settle()
         finally:

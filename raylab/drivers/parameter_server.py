@@ -26,7 +26,7 @@ from raylab.drivers.result import Result
 from raylab.drivers.run_place import RunPlace, keep
 from raylab.drivers.server_checkpoints import ServerCheckpoints
 from raylab.drivers.server_run import Limits, ServerRun
-from raylab.drivers.server_workload import Problem, Workload, workload
+from raylab.drivers.server_workload import Problem, Workload, check_needs, workload
 from raylab.drivers.told import told
 from raylab.errors import ConfigError
 from raylab.records import RunFolder
@@ -147,7 +147,7 @@ class ParameterServerTrainer:
             dim=1,
             smoothness=1.0,
         )
-        self._straggler_text = straggler if isinstance(straggler, str) else None
+        self._straggler_text = straggler if straggler is None else str(straggler)
         self._straggler = (
             straggler
             if straggler is not None and not isinstance(straggler, str)
@@ -224,6 +224,7 @@ class ParameterServerTrainer:
             dim=max(1, work.dim),
             smoothness=1.0,
         )
+        check_needs(self._problem, settings.traits)
         folder = self._place.folder(resume)
         about = {name: self._given[name] for name in _RUN} | {
             "problem": work.title,
@@ -306,7 +307,7 @@ class ParameterServerTrainer:
             given = {
                 **self._given,
                 "workers": self._elastic.wanted,
-                "straggler": self._straggler_text or type(self._straggler).__name__.strip("_"),
+                "straggler": self._straggler_text,
                 "sample_s": self._sample_s,
                 "wire": self._wire,
                 **asdict(limits),

@@ -7,16 +7,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from raylab.algorithms.parameter_server import ServerMethod
 from raylab.data import RowSource, open_rows
 from raylab.errors import ConfigError, DataError
 from raylab.problems import LinearObjective, Objective, Shard, build, shards
 from raylab.problems.build import check
 from raylab.problems.objective import Vector
 
-__all__ = ["Facts", "Problem", "Workload", "facts_of", "workload"]
+__all__ = ["Facts", "Problem", "Workload", "check_needs", "facts_of", "workload"]
 
 Problem = str | Callable[[Shard], Objective]
 """A name of `raylab.problems.PROBLEMS`, or what makes the objective of a shard."""
+_LINEAR = ("ridge", "logistic", "smoothed_hinge")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +51,19 @@ class Workload:
             worker: functools.partial(self.make, shard)
             for worker, shard in enumerate(shards(self.n, workers))
         }
+
+
+def check_needs(problem: Problem, traits: ServerMethod) -> None:
+    """Check that a method can train a problem with a name, before any of its rows is read.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if isinstance(problem, str) and traits.needs == "linear" and problem not in _LINEAR:
+        raise ConfigError(
+            f"{traits.name} maximises the duals of linear models ({', '.join(_LINEAR)}), but got "
+            f"problem={problem}: use dis_dfsdca, or a method without duals"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,12 +21,21 @@ _TITLES = {
     "ddg": "DDG",
     "fr": "Features Replay",
     "adl": "ADL",
+    "dis_dfsdca": "Dis-dfSDCA",
+    "cocoa_plus": "CoCoA+",
+    "asysvrg": "AsySVRG",
+    "sgd_svrg": "SGD_SVRG",
+    "asysgd": "AsySGD",
+    "sdca": "SDCA",
+    "dfsdca": "dfSDCA",
 }
 _FIGURES = (
     ("test accuracy", "test_accuracy", ".2%"),
     ("test loss", "test_loss", ",.4f"),
     ("training accuracy", "accuracy", ".2%"),
     ("training loss", "loss", ",.4f"),
+    ("duality gap", "duality_gap", ".2e"),
+    ("gradient norm", "gradient_norm", ".2e"),
 )
 _SUMMARY = (
     ("samples/s", "samples_per_s", ",.1f"),
@@ -52,10 +61,7 @@ def _head(index: int, run: RunRecord) -> str:
     versions = versions if isinstance(versions, Mapping) else {}
     entries = [
         ("Method", _TITLES.get(method, method)),
-        ("Stages", f"K = {run.stages}"),
-        ("Accumulation", f"M = {_shown(config.get('accumulate', '?'))}"),
-        ("Delays", _delays(run)),
-        ("Model", " on ".join(_shown(config[k]) for k in ("model", "data") if k in config)),
+        *(_of_a_server(run) if result.get("kind") == "parameter_server" else _of_stages(run)),
         ("Seed", _shown(config.get("seed", result.get("seed", "?")))),
         ("Versions", ", ".join(f"{n} {versions[n]}" for n in _VERSIONS if n in versions)),
         ("Commit", str(result.get("commit") or "")[:12]),
@@ -68,6 +74,26 @@ def _head(index: int, run: RunRecord) -> str:
         f'<article class="card run" data-run="{index}">'
         f"<h3>{run_mark(index)}{escape(run.name)}</h3><dl>{lines}</dl></article>"
     )
+
+
+def _of_stages(run: RunRecord) -> list[tuple[str, str]]:
+    config = run.config
+    return [
+        ("Stages", f"K = {run.stages}"),
+        ("Accumulation", f"M = {_shown(config.get('accumulate', '?'))}"),
+        ("Delays", _delays(run)),
+        ("Model", " on ".join(_shown(config[k]) for k in ("model", "data") if k in config)),
+    ]
+
+
+def _of_a_server(run: RunRecord) -> list[tuple[str, str]]:
+    config = run.config
+    return [
+        ("Workers", f"K = {_shown(run.rows[-1].get('workers', config.get('workers', '?')))}"),
+        ("Stragglers", _shown(config.get("straggler") or "none")),
+        ("Problem", " on ".join(_shown(config[k]) for k in ("problem", "data") if k in config)),
+        ("Ended by", _shown(run.result.get("ended_by", "?"))),
+    ]
 
 
 def _delays(run: RunRecord) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,13 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import ray
+import torch
+import yaml
 from ray.train import CheckpointConfig, FailureConfig, RunConfig
 from ray.util.placement_group import placement_group_table
 
 from actors.server_group import ServerGroup
 from raylab import ConfigError, ParameterServerTrainer, Result
+from raylab.cli.main import main
+from raylab.config import ParameterServerConfig
 from raylab.data import open_rows
 from raylab.drivers.commits import Commits
 
@@ -90,17 +97,29 @@ def when_saved(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]]
     return arm
 
 
-def test_a_run_ends_at_the_certified_solution(tmp_path):
-    found = trainer(tmp_path, "run").fit(DATA, progress=False)
-    assert_solved(found)
-    rows = found.table.to_pylist()
+def test_a_run_of_the_command_ends_at_the_certified_solution(tmp_path, capsys):
+    words = [f"data={DATA}", "workers=2", "cpus_per_worker=0.1", f"storage={tmp_path}"]
+    assert main(["train", "dis_dfsdca", *words, "name=run", "--json"]) == 0
+    out, err = capsys.readouterr()
+    summary = json.loads(out)
+    assert (summary["kind"], summary["ended_by"]) == ("parameter_server", "tolerance")
+    assert summary["metrics"]["duality_gap"] <= 1e-8
+    assert re.search(r"^epoch +\d+\.\d  step +\d+  gap \d\.\d\de-0\d  \d+ samples/s", err, re.M)
+    run = tmp_path / "run"
+    rows = pq.read_table(run / "metrics.parquet").to_pylist()
     assert rows[0]["step"] < rows[-1]["step"]
     assert [row["workers"] for row in rows] == [2] * len(rows)
-    assert all(row["bytes"] > 0 for row in rows)
-    assert max(row["staleness_max"] for row in rows) <= found.summary["config"]["resolved"]["delta"]
-    for name in ("config.yaml", "metrics.parquet", "result.json", "report.html"):
-        assert (tmp_path / "run" / name).exists()
-    assert (tmp_path / "run" / "checkpoints" / "final" / "model.pt").exists()
+    assert all(row["bytes"] > 0 and row["relation"] < 1e-12 for row in rows)
+    assert sum(row["samples_per_s"] for row in rows) > 0
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert set(config) == set(ParameterServerConfig.model_fields)
+    assert max(row["staleness_max"] for row in rows) <= config["resolved"]["delta"]
+    weights = torch.load(run / "checkpoints" / "final" / "model.pt", weights_only=True)["w"]
+    assert np.linalg.norm(weights.numpy() - closed_form()) < 1e-3
+    assert "Dis-dfSDCA" in (run / "report.html").read_text(encoding="utf-8")
+    # Finished is finished, unless another end is asked for.
+    assert main(["resume", str(run), "workers=1"]) == 2
+    assert "must not be finished" in capsys.readouterr().err
 
 
 def test_a_worker_that_dies_in_the_middle_of_a_message_is_replaced(tmp_path, capsys):

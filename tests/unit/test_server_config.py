@@ -94,6 +94,7 @@ def test_a_server_is_no_pipeline_to_plan():
         ("train cocoa_plus workers=[3,2]", "workers must be a number >= 1, or the fewest"),
         ("train dis_dfsdca local_steps=6000 workers=2", "local_steps must be 1 to 5000"),
         ("train asysvrg sampling=adaptive", "sampling='adaptive' is of dis_dfsdca"),
+        ("train cocoa_plus problem=pca data=pca:n=100,d=5", "maximises the duals of linear models"),
         ("compare methods=adl,asysvrg", "methods must be of one family"),
         ("plan pipeline asysvrg", "`method` must be a pipeline's"),
     ],
