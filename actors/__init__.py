@@ -1,4 +1,4 @@
-"""The mechanism: actors, mailboxes and wires, and the loops of a pipeline and of a parameter server.
+"""The mechanism: actors, mailboxes, wires, and the loops of a pipeline and a parameter server.
 
 It moves tensors and runs loops; what is computed is behind the protocols of
 `actors.protocols` and `actors.server_protocols`. Nothing in here imports raylab.
