@@ -19,6 +19,7 @@ It moves tensors and runs loops; what is computed is behind the protocols of
     server_runner,
     worker_runner            messages into the loops, orders into messages
     server_actor,
-    worker_actor,
-    server_group             the thin Ray shells, and a server with its K workers
+    worker_actor             the thin Ray shells
+    server_group,
+    server_watch             a server with its K workers, and who replaces one that is lost
 """

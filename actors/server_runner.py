@@ -170,7 +170,7 @@ class ServerRunner:
             # What has no socket has rung, or is asked every time.
             if ("in", worker) in ready or not seat.inbox.sockets:
                 moved |= self._hear(worker, seat)
-            if seat.replies or seat.news is not None:
+            if worker in self._seats and (seat.replies or seat.news is not None):
                 moved |= self._flush(worker, seat)
         self._keep()
         return moved

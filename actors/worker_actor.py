@@ -71,17 +71,10 @@ class WorkerMember(Member):
         """Return what `question` finds out about the rule."""
         return question(self._rule)
 
-    def start(
-        self,
-        make: Supply,
-        rule: WorkerRuleFactory,
-        program: WorkerProgram,
-        keeping: Keeping | None,
-    ) -> None:
-        """Supply, load and run: for a process that comes in the place of another."""
+    def prepare(self, make: Supply, rule: WorkerRuleFactory, keeping: Keeping | None) -> None:
+        """Supply and load: for a process that comes in the place of another."""
         self.supply(make, lambda _: None)
         self.load(rule, keeping)
-        self.run(program, keeping)
 
     def run(self, program: WorkerProgram, keeping: Keeping | None) -> None:
         """Run to the end, or until `stop`."""

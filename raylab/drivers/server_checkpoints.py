@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
+from actors.company import Return
 from actors.part_writer import Keeping
-from actors.server_group import Return
 from raylab.drivers.commits import Commits
 from raylab.errors import CheckpointError
 from raylab.problems import Shard, shards

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from actors.company import Company, Return
 from actors.errors import PlacementError
 from actors.server import Bound, Ends
 from actors.server_actor import ServerNews, ServerProgram
-from actors.server_group import Company, Return, ServerGroup
+from actors.server_group import ServerGroup
 from actors.server_runner import SUSPENDED
 from actors.source import CheckpointPlan
 from actors.worker_actor import WorkerProgram
