@@ -16,7 +16,8 @@ from actors.member import GROUPS, Member
 from actors.part_writer import Keeping
 from actors.server import Bound, Ends, ServerLoop
 from actors.server_protocols import ServerRule
-from actors.server_runner import Seat, ServerRunner
+from actors.server_runner import ServerRunner
+from actors.server_seat import Seat
 from actors.server_wire import SERVER
 from actors.source import CheckpointPlan
 

@@ -8,45 +8,23 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from actors.doorbell import Doorbell
 from actors.errors import LinkError
-from actors.mailbox import Inbox, Outbox
 from actors.server import ServerLoop
-from actors.server_messages import News, Order, Push, Reply
-from actors.server_wire import ServerSide
+from actors.server_messages import Order, Push, Reply
+from actors.server_meter import ServerMeter
+from actors.server_seat import Seat
 from actors.source import CheckpointPlan
 from actors.story import told
 
-__all__ = ["SUSPENDED", "Seat", "ServerRunner"]
+__all__ = ["SUSPENDED", "ServerRunner"]
 
 SUSPENDED = "other workers"
 """Why a run ends that goes on at once with other workers, from the checkpoint of its end."""
 _WHO = "the server"
-
-
-@dataclass(slots=True)
-class Seat:
-    """What joins the server with one worker.
-
-    Args:
-        inbox: of its pushes and proofs.
-        outbox: of replies and news to it.
-    """
-
-    inbox: Inbox
-    outbox: Outbox
-    side: ServerSide = field(default_factory=ServerSide)
-    replies: deque[Reply] = field(default_factory=deque)
-    """That wait for a credit."""
-    news: News | None = None
-    """The newest, if it waits for a credit: an older one need not be sent any more."""
-    waited_s: float = 0.0
-    """That the worker has waited for replies."""
 
 
 class ServerRunner:
@@ -75,7 +53,6 @@ class ServerRunner:
         self.cut: list[tuple[int, str]] = []
         """Workers whose link has ended, and how, since somebody has emptied the list."""
         self._emit = emit
-        self._epoch_samples = epoch_samples
         self._plan = checkpoints or CheckpointPlan()
         self._save = save
         self._bell = bell
@@ -85,9 +62,7 @@ class ServerRunner:
         self._begun: int | None = None
         self._uncommitted = -1
         self._since = (loop.version, time.perf_counter())
-        self._started = time.perf_counter()
-        self._bytes = 0
-        self._row = _Mark(0.0, loop.samples, 0.0)
+        self._meter = ServerMeter(epoch_samples)
         self._suspending = False
         self._late: dict[int, tuple[float, Seat]] = {}
 
@@ -112,9 +87,7 @@ class ServerRunner:
             with told(_WHO, f"checkpoint {part['step']}"):
                 self.loop.rule.restore(part["rule"])
             self.loop.restore(part["loop"])
-            self._started -= part["figures"]["ran_s"]
-            self._bytes = part["figures"]["bytes"]
-            self._row = _Mark(self._time_s(), self.loop.samples, 0.0)
+            self._meter.restore(part["figures"], self.loop.samples)
             self._since = (self.loop.version, time.perf_counter())
             self.committed = part["step"]
         if adopt is not None:
@@ -170,7 +143,7 @@ class ServerRunner:
             # What has no socket has rung, or is asked every time.
             if ("in", worker) in ready or not seat.inbox.sockets:
                 moved |= self._hear(worker, seat)
-            if worker in self._seats and (seat.replies or seat.news is not None):
+            if worker in self._seats and seat.waiting:
                 moved |= self._flush(worker, seat)
         self._keep()
         return moved
@@ -223,7 +196,7 @@ class ServerRunner:
         if seat is not None:
             for side in ("in", "out"):
                 self._bell.leave((side, worker))
-            self._bytes += seat.inbox.statistics.bytes + seat.outbox.statistics.bytes
+            self._meter.leaves(seat)
             seat.inbox.close()
             seat.outbox.close()
 
@@ -241,16 +214,8 @@ class ServerRunner:
         self._report()
 
     def _flush(self, worker: int, seat: Seat) -> bool:
-        moved = False
-        while seat.replies and seat.outbox.free:
-            seat.outbox.put(seat.side.packed(seat.replies.popleft()))
-            moved = True
-        # The last credit is for a reply.
-        if seat.news is not None and not seat.replies and seat.outbox.free > 1:
-            news, seat.news = seat.news, None
-            seat.outbox.put(seat.side.packed(news))
-            moved = True
-        if seat.replies or seat.news is not None:
+        moved = seat.flush()
+        if seat.waiting:
             self._bell.watch(("out", worker), seat.outbox.sockets)
         else:
             self._bell.leave(("out", worker))
@@ -259,30 +224,7 @@ class ServerRunner:
     def _report(self) -> None:
         rows, self.loop.rows = self.loop.rows, []
         for row in rows:
-            now = _Mark(
-                self._time_s(), self.loop.samples, sum(s.waited_s for s in self._seats.values())
-            )
-            before, self._row = self._row, now
-            spent_s = max(now.time_s - before.time_s, 1e-9)
-            blocked_s = max(0.0, now.waited_s - before.waited_s)
-            self._emit(
-                {
-                    "epoch": self.loop.samples / self._epoch_samples,
-                    **row,
-                    "time_s": now.time_s,
-                    "bytes": self._carried(),
-                    "samples_per_s": (now.samples - before.samples) / spent_s,
-                    "blocked_s": blocked_s / max(1, len(self._seats)),
-                    "workers": len(self.loop.workers),
-                }
-            )
-
-    def _time_s(self) -> float:
-        return time.perf_counter() - self._started
-
-    def _carried(self) -> int:
-        boxes = [box for seat in self._seats.values() for box in (seat.inbox, seat.outbox)]
-        return self._bytes + sum(box.statistics.bytes for box in boxes)
+            self._emit(self._meter.row(row, self._seats.values(), self.loop))
 
     def _keep(self) -> None:
         """Begin a checkpoint that is due, save the server's part of one that all know of."""
@@ -325,14 +267,5 @@ class ServerRunner:
                 "step": step,
                 "rule": dict(self.loop.rule.save()),
                 "loop": self.loop.save(),
-                "figures": {"ran_s": self._time_s(), "bytes": self._carried()},
+                "figures": self._meter.save(self._seats.values()),
             }
-
-
-@dataclass(frozen=True, slots=True)
-class _Mark:
-    """Where the run stood at a row."""
-
-    time_s: float
-    samples: int
-    waited_s: float
