@@ -21,8 +21,23 @@ _TITLES = {
     "ddg": "DDG",
     "fr": "Features Replay",
     "adl": "ADL",
+    "dsp": "DSP",
+    "dni": "DNI",
+    "dgl": "DGL",
+    "asysvrg": "AsySVRG",
+    "shared_asysvrg": "AsySVRG in shared memory",
+    "asysgd": "AsySGD",
+    "sgd_svrg": "SGD, then SVRG",
+    "dis_dfsdca": "Dis-dfSDCA",
+    "dfsdca": "dfSDCA",
+    "sdca": "SDCA",
+    "cocoa_plus": "CoCoA+",
 }
 _FIGURES = (
+    ("duality gap", "duality_gap", ".2e"),
+    ("gradient norm", "gradient_norm", ".2e"),
+    ("primal value", "primal", ",.8f"),
+    ("relation", "relation", ".1e"),
     ("test accuracy", "test_accuracy", ".2%"),
     ("test loss", "test_loss", ",.4f"),
     ("training accuracy", "accuracy", ".2%"),
@@ -52,10 +67,7 @@ def _head(index: int, run: RunRecord) -> str:
     versions = versions if isinstance(versions, Mapping) else {}
     entries = [
         ("Method", _TITLES.get(method, method)),
-        ("Stages", f"K = {run.stages}"),
-        ("Accumulation", f"M = {_shown(config.get('accumulate', '?'))}"),
-        ("Delays", _delays(run)),
-        ("Model", " on ".join(_shown(config[k]) for k in ("model", "data") if k in config)),
+        *(_of_workers(config) if "workers" in config else _of_stages(run)),
         ("Seed", _shown(config.get("seed", result.get("seed", "?")))),
         ("Versions", ", ".join(f"{n} {versions[n]}" for n in _VERSIONS if n in versions)),
         ("Commit", str(result.get("commit") or "")[:12]),
@@ -68,6 +80,26 @@ def _head(index: int, run: RunRecord) -> str:
         f'<article class="card run" data-run="{index}">'
         f"<h3>{run_mark(index)}{escape(run.name)}</h3><dl>{lines}</dl></article>"
     )
+
+
+def _of_stages(run: RunRecord) -> list[tuple[str, str]]:
+    config = run.config
+    return [
+        ("Stages", f"K = {run.stages}"),
+        ("Accumulation", f"M = {_shown(config.get('accumulate', '?'))}"),
+        ("Delays", _delays(run)),
+        ("Model", " on ".join(_shown(config[k]) for k in ("model", "data") if k in config)),
+    ]
+
+
+def _of_workers(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    problem = " on ".join(_shown(config[k]) for k in ("problem", "data") if k in config)
+    names = (("Step", "eta"), ("Local steps", "local_steps"), ("Stragglers", "straggler"))
+    return [
+        ("Workers", f"K = {_shown(config['workers'])}"),
+        ("Problem", problem),
+        *((title, _shown(config[key])) for title, key in names if config.get(key) is not None),
+    ]
 
 
 def _delays(run: RunRecord) -> str:
