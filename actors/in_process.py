@@ -10,13 +10,14 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from actors.boxes import Boxes
 from actors.errors import MechanismError
 from actors.local_wire import LocalReceiveEnd, LocalSendEnd, local_wire
 from actors.mailbox import Inbox, Outbox
+from actors.program import StageProgram
 from actors.protocols import StageRule
-from actors.runner import Boxes, StageRunner
+from actors.runner import StageRunner
 from actors.source import CheckpointPlan, Source
-from actors.stage import StageProgram
 from actors.wiring import Link, links
 
 __all__ = ["run_in_process"]

@@ -27,8 +27,9 @@ from typing_extensions import Buffer
 
 from actors.carrier import Arrival, TensorCarrier
 from actors.errors import MailboxError
+from actors.frames import Envelope, encode, unpack
 from actors.inline_carrier import INLINE
-from actors.messages import Envelope, Message, encode, size_bytes, unpack
+from actors.messages import Message, size_bytes
 
 __all__ = ["BoxStatistics", "FeatureBox", "Inbox", "Outbox", "ReceiveEnd", "SendEnd"]
 

@@ -7,15 +7,14 @@ checkpoint that is not being made; then the part is complete.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from actors.program import LoopState, StageProgram
 from actors.protocols import Tensors, Unit
-from actors.stage import LoopState, StageProgram
 
-__all__ = ["StageSnapshot", "gradients_of", "loop_of"]
-
+__all__ = ["StageSnapshot", "StageSnapshots", "gradients_of", "loop_of"]
 
 _UNITS = ("open", "uncorrected")
 
@@ -54,6 +53,51 @@ class StageSnapshot:
     def content(self) -> dict[str, Any]:
         """Return the part: nested dictionaries and lists of tensors, numbers and text."""
         return {**self._content, "gradients": self._gradients}
+
+
+class StageSnapshots:
+    """The parts that a stage has begun and not yet saved, the oldest first.
+
+    Args:
+        program: of the stage.
+        save: takes each part when it is complete, with the number of batches behind it.
+    """
+
+    def __init__(self, program: StageProgram, save: Callable[[int, dict[str, Any]], None]) -> None:
+        self._program = program
+        self._save = save
+        self._begun: list[StageSnapshot] = []
+
+    def begin(
+        self,
+        state: LoopState,
+        content: Mapping[str, Any],
+        waiting: Mapping[tuple[int, int], Tensors],
+    ) -> None:
+        """Begin a part.
+
+        Args:
+            state: where the loop stands.
+            content: see `StageSnapshot`.
+            waiting: gradients that have been taken and wait for their turn, by batch and
+                micro-batch.
+        """
+        snapshot = StageSnapshot(self._program, state, content)
+        self._begun.append(snapshot)
+        for (batch, part), gradients in waiting.items():
+            snapshot.took(batch, part, gradients)
+        self._save_complete()
+
+    def took(self, batch: int, part: int, gradients: Tensors) -> None:
+        """Note a gradient that the stage has taken."""
+        for snapshot in self._begun:
+            snapshot.took(batch, part, gradients)
+        self._save_complete()
+
+    def _save_complete(self) -> None:
+        while self._begun and self._begun[0].complete:
+            snapshot = self._begun.pop(0)
+            self._save(snapshot.step, snapshot.content())
 
 
 def loop_of(part: Mapping[str, Any]) -> LoopState:

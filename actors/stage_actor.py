@@ -18,6 +18,7 @@ import numpy as np
 import ray
 import torch
 
+from actors.boxes import Boxes
 from actors.carrier import CarrierKind, TensorCarrier
 from actors.device_copies import DeviceCopies
 from actors.errors import LinkError, MechanismError
@@ -30,12 +31,12 @@ from actors.part_writer import PartWriter, WritePart
 from actors.prefetch import Prefetcher
 from actors.probes import MessageTimes, StageTimes, echo, probe, time_stage
 from actors.process_groups import Membership, Place, open_store
+from actors.program import StageProgram
 from actors.protocols import StageRule, Tensors
 from actors.ray_metrics import StageMetrics
 from actors.ray_wire import RayReceiveEnd, RaySendEnd
-from actors.runner import Boxes, StageRunner
+from actors.runner import StageRunner
 from actors.source import CheckpointPlan, Source
-from actors.stage import StageProgram
 from actors.wiring import Link
 from actors.zmq_wire import Address, ZmqHub, ZmqReceiveEnd
 

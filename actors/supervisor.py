@@ -24,8 +24,8 @@ from actors.carrier import CarrierKind
 from actors.errors import LinkError, MechanismError, PlacementError, StageLostError
 from actors.probes import MessageTimes, StageTimes
 from actors.process_groups import LOOPBACK
+from actors.program import StageProgram
 from actors.protocols import Tensors
-from actors.stage import StageProgram
 from actors.stage_actor import Feed, Home, Keeping, RuleFactory, StageActor, WireKind
 from actors.wiring import CarrierChoice, Link, carrier_of
 

@@ -18,7 +18,7 @@ from typing import Literal
 
 from actors.carrier import CarrierKind
 from actors.errors import MechanismError
-from actors.stage import Box, StageProgram
+from actors.program import Box, StageProgram
 
 __all__ = ["CarrierChoice", "Link", "carrier_of", "links"]
 

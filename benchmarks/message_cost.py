@@ -22,6 +22,7 @@ from actors.messages import Kind, Message
 from actors.stage_actor import StageWorker
 from actors.wiring import Link
 from benchmarks.peers.raw_wires import measure_wire
+from benchmarks.session import ray_session
 
 SIZES = {
     "4 KB": 4 << 10,
@@ -84,24 +85,19 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
-    ray.init(
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        _system_config={"worker_niceness": 0},
-    )
-    pairs = {name: pair(*wire) for name, wire in WIRES.items()}
-    costs: dict[tuple[str, str], list[float]] = {}
-    for _ in range(options.repeats):
-        for size, size_bytes in SIZES.items():
-            count = count_for(size_bytes)
-            for name, (sender, receiver) in pairs.items():
-                took = receiver.receive.remote(count)
-                ray.get(sender.send.remote(size_bytes, count))
-                costs.setdefault((name, size), []).append(1e6 * ray.get(took) / (count - 1))
-            for bare in ("zmq-ipc", "zmq-tcp"):
-                cost = measure_wire(bare, size_bytes, messages=count, repeats=1)
-                costs.setdefault((f"bare {bare}", size), []).append(cost.median_us)
+    with ray_session(2):
+        pairs = {name: pair(*wire) for name, wire in WIRES.items()}
+        costs: dict[tuple[str, str], list[float]] = {}
+        for _ in range(options.repeats):
+            for size, size_bytes in SIZES.items():
+                count = count_for(size_bytes)
+                for name, (sender, receiver) in pairs.items():
+                    took = receiver.receive.remote(count)
+                    ray.get(sender.send.remote(size_bytes, count))
+                    costs.setdefault((name, size), []).append(1e6 * ray.get(took) / (count - 1))
+                for bare in ("zmq-ipc", "zmq-tcp"):
+                    cost = measure_wire(bare, size_bytes, messages=count, repeats=1)
+                    costs.setdefault((f"bare {bare}", size), []).append(cost.median_us)
     print("| µs per message | " + " | ".join(SIZES) + " |")
     print("| --- |" + " --- |" * len(SIZES))
     for name in [*WIRES, "bare zmq-ipc", "bare zmq-tcp"]:

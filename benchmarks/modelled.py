@@ -86,9 +86,7 @@ class NapRule:
 
     def report(self) -> dict[str, Any]:
         """Return what has been counted since the last report."""
-        row = self._figures.row()
-        self._figures = StageFigures()
-        return row
+        return self._figures.take()
 
     def state(self) -> dict[str, Tensor]:
         """There are no weights."""
@@ -106,7 +104,7 @@ class NapRule:
             again = self.forward_s if self.replays else 0.0
             times.append((middle - began, time.perf_counter() - middle - again))
         self._window = []
-        self._figures = StageFigures()
+        self._figures.take()
         return times
 
 

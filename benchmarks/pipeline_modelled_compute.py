@@ -20,14 +20,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
 import torch
 
 from actors.stage_actor import Feed
 from actors.supervisor import Supervisor
 from actors.wiring import links
 from benchmarks.modelled import BATCH, WIDTH, NapBatches, NapRule
-from raylab.drivers.settings import PipelineSettings, programs
+from benchmarks.session import ray_session
+from raylab.drivers.programs import programs
+from raylab.drivers.settings import PipelineSettings
 from raylab.planner import choose_link_delays, predicted_period_s
 from raylab.records import RowMerger
 
@@ -214,21 +215,16 @@ def main() -> None:
     options = parser.parse_args()
     if options.only:
         CASES[:] = [c for c in CASES if c.label in {*options.only, "bp", "auto"}]
-    ray.init(
-        num_cpus=4,
-        include_dashboard=False,
-        log_to_driver=False,
-        _system_config={"worker_niceness": 0},
-    )
     rows = []
-    for stages in options.stages:
-        share = [1.0] * stages
-        if options.uneven:
-            # As a ResNet is cut: one stage is the slowest, the others fall short of it.
-            share = [1.0, *(0.55 + 0.4 * (k % 3) / 2 for k in range(1, stages))]
-        times = [(FORWARD_S * each, BACKWARD_S * each) for each in share]
-        rows += table(times, options.batches, options.repeats)
-        show(rows[-len(CASES) :])
+    with ray_session(4):
+        for stages in options.stages:
+            share = [1.0] * stages
+            if options.uneven:
+                # As a ResNet is cut: one stage is the slowest, the others fall short of it.
+                share = [1.0, *(0.55 + 0.4 * (k % 3) / 2 for k in range(1, stages))]
+            times = [(FORWARD_S * each, BACKWARD_S * each) for each in share]
+            rows += table(times, options.batches, options.repeats)
+            show(rows[-len(CASES) :])
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))
 

@@ -19,7 +19,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import ray
 import torch
 from ray.train import RunConfig
 from torch import Tensor, nn
@@ -29,6 +28,7 @@ from benchmarks.peers.ddp import measure_ddp
 from benchmarks.peers.single_process import measure_single_process
 from benchmarks.peers.torch_pipeline import measure_torch_pipeline
 from benchmarks.peers.workload import Workload
+from benchmarks.session import ray_session
 from raylab import PipelineTrainer, models
 from raylab.drivers.network import Network
 from raylab.planner import balanced_cuts, trace_blocks
@@ -177,15 +177,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--micro-batches", type=int, nargs="+", default=[2, 4, 8])
     options = parser.parse_args()
-    ray.init(
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        _system_config={"worker_niceness": 0},
-    )
-    print(f"{MODEL}, cut before block {cut()[0]} of {len(network())}")
-    for size in options.batch_sizes:
-        show(size, measure_all(size, options.batches, options.repeats, options.micro_batches))
+    with ray_session(2):
+        print(f"{MODEL}, cut before block {cut()[0]} of {len(network())}")
+        for size in options.batch_sizes:
+            show(size, measure_all(size, options.batches, options.repeats, options.micro_batches))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import ray
 import torch
 
 from actors.supervisor import Supervisor
@@ -31,9 +30,11 @@ from benchmarks.pipeline_modelled_compute import (
     load,
     measure,
 )
+from benchmarks.session import ray_session
 from raylab.drivers.measure import pipeline_costs
 from raylab.drivers.predict import predicted
-from raylab.drivers.settings import PipelineSettings, programs
+from raylab.drivers.programs import programs
+from raylab.drivers.settings import PipelineSettings
 from raylab.planner import PipelineCosts
 
 
@@ -116,20 +117,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     options = parser.parse_args()
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        log_to_driver=False,
-        _system_config={"worker_niceness": 0},
-    )
     rows = []
-    for stages in options.stages:
-        rows += table(stages, options.batches, options.repeats)
-        show(rows[-len(CASES) :])
+    with ray_session(4):
+        for stages in options.stages:
+            rows += table(stages, options.batches, options.repeats)
+            show(rows[-len(CASES) :])
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))
-    ray.shutdown()
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ from actors.source import CheckpointPlan
 from raylab.algorithms.delayed_stage import DelayedStage
 from raylab.algorithms.stage_rules import stage_rule
 from raylab.drivers.network import Network
-from raylab.drivers.settings import PipelineSettings, programs, recheck_ages, stage_settings
+from raylab.drivers.programs import programs, recheck_ages, stage_settings
+from raylab.drivers.settings import PipelineSettings
 from raylab.planner import cut_features, trace_blocks
 from tests.reference.pipeline import Optimiser
 
@@ -84,7 +85,7 @@ class _Recording:
         self.windows: list[list[int]] = []
 
     def update(self) -> None:
-        self.windows.append(list(self._staleness))
+        self.windows.append(list(self.window.staleness))
         super().update()
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from raylab.algorithms.memory import bytes_of
@@ -29,6 +31,27 @@ class InFlight:
     def bytes(self) -> int:
         """Return what the unit holds beside weights."""
         return self.graph_bytes + bytes_of(self.inputs)
+
+    def differentiated(
+        self, ends: Sequence[Tensor], given: Sequence[Tensor]
+    ) -> tuple[Tensors, Tensors]:
+        """Return the gradients at the inputs and at the weights, None where there are none.
+
+        Args:
+            ends: of the unit's graph.
+            given: the gradients there.
+        """
+        wanted = [t for t in self.inputs if t.requires_grad]
+        if not any(end.requires_grad for end in ends):
+            return tuple(None for _ in self.inputs), tuple(None for _ in self.weights)
+        found: Tensors = torch.autograd.grad(
+            ends, [*wanted, *self.weights], given, allow_unused=True
+        )
+        at_inputs = iter(found[: len(wanted)])
+        return (
+            tuple(next(at_inputs) if t.requires_grad else None for t in self.inputs),
+            found[len(wanted) :],
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,8 @@ class LocalLossStage(DelayedStage):
         options: as for `DelayedStage`.
     """
 
+    passes_down = False
+
     def __init__(
         self,
         module: nn.Module,
@@ -46,16 +48,13 @@ class LocalLossStage(DelayedStage):
             self.classifier = companion(AuxiliaryClassifier, settings.cut, key)
         super().__init__(module, settings, loss_fn=loss_fn, companion=self.classifier, **options)
 
-    def _receive(self, inputs: Tensors) -> list[Tensor]:
-        """Return the inputs as they are: nobody asks for their gradients."""
-        return [t.to(self.device) for t in inputs if t is not None]
-
-    def _ends(
+    def ends(
         self, unit: Unit, entry: InFlight, gradients: Tensors
     ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the loss of the classifier."""
         if self.classifier is None:
-            return super()._ends(unit, entry, gradients)
-        with self._autocast():
+            return super().ends(unit, entry, gradients)
+        with self.blocks.autocast():
             scores = self.classifier(entry.outputs[0])
-            loss = self._count_loss(unit, [scores], entry.labels)
+            loss = self.loss.counted(unit, [scores], entry.labels)
         return [loss], [torch.ones_like(loss)]

@@ -91,9 +91,9 @@ class StageFigures:
         self.activation_bytes_peak = max(self.activation_bytes_peak, activation_bytes)
         self.version_bytes_peak = max(self.version_bytes_peak, version_bytes)
 
-    def row(self) -> dict[str, Any]:
-        """Return the figures by column name."""
-        return {
+    def take(self) -> dict[str, Any]:
+        """Return the figures by column name, and begin anew."""
+        row = {
             **self.train.rows(""),
             **self.test.rows("test_"),
             **(
@@ -110,21 +110,24 @@ class StageFigures:
             "activation_bytes_peak": self.activation_bytes_peak,
             "version_bytes_peak": self.version_bytes_peak,
         }
+        self._begin()
+        return row
 
     def state(self) -> dict[str, Any]:
-        """Return all sums, to go on from with `restored`."""
+        """Return all sums, to go on from with `restore`."""
         return {
             name: dict(vars(value)) if isinstance(value, _Mean) else copy.copy(value)
             for name, value in vars(self).items()
         }
 
-    @classmethod
-    def restored(cls, state: Mapping[str, Any]) -> StageFigures:
-        """Return the figures whose `state` this is."""
-        figures = cls()
-        for name, value in state.items():
-            if isinstance(getattr(figures, name), _Mean):
-                vars(getattr(figures, name)).update(value)
+    def restore(self, state: Mapping[str, Any] | None) -> None:
+        """Go on with the sums whose `state` this is; None: begin anew."""
+        self._begin()
+        for name, value in (state or {}).items():
+            if isinstance(getattr(self, name), _Mean):
+                vars(getattr(self, name)).update(value)
             else:
-                setattr(figures, name, copy.copy(value))
-        return figures
+                setattr(self, name, copy.copy(value))
+
+    def _begin(self) -> None:
+        vars(self).update(vars(StageFigures()))

@@ -75,7 +75,7 @@ class SyntheticStage(DelayedStage):
         if settings.cut is None:
             raise ModelError(f"stage {settings.stage} must know the features at its cut")
         key = draw_key(settings.seed, settings.stage, -1, 0)
-        self.synthesizer = companion(Synthesizer, settings.cut, key).to(self.device)
+        self.synthesizer = companion(Synthesizer, settings.cut, key).to(self.blocks.device)
         self._statistics = BatchBuffers(self.synthesizer)
         self._learning = optimizer(list(self.synthesizer.parameters()))
         self._learning_schedule = schedule(self._learning) if schedule else None
@@ -92,9 +92,9 @@ class SyntheticStage(DelayedStage):
         features, labels = self._kept.pop((unit.batch, unit.part))
         (arrived,) = gradients
         # Features that the stage above makes nothing of have no gradient, which is one of zero.
-        arrived = torch.zeros_like(features) if arrived is None else arrived.to(self.device)
+        arrived = torch.zeros_like(features) if arrived is None else arrived.to(self.blocks.device)
         synthesizer.train(_normalisable(features))
-        with self._autocast():
+        with self.blocks.autocast():
             made = synthesizer(features, labels)
         made = made.to(self._dtype())
         error = F.mse_loss(made, self._per_sample(len(features)) * arrived.to(made.dtype))
@@ -104,7 +104,7 @@ class SyntheticStage(DelayedStage):
         self._corrections += 1
         if self._learning_schedule and self._corrections % self.settings.accumulate == 0:
             self._learning_schedule.step()
-        self._figures.synthesised(float(error.detach()))
+        self.figures.synthesised(float(error.detach()))
 
     def save(self) -> dict[str, Any]:
         """Return the stage, its synthesizer, and what waits for a correction."""
@@ -138,28 +138,32 @@ class SyntheticStage(DelayedStage):
             self._learning_schedule.load_state_dict(copy.deepcopy(learnt["schedule"]))
         self._corrections = learnt["corrections"]
         self._kept = {
-            (k["batch"], k["part"]): (k["features"].to(self.device), k["labels"].to(self.device))
+            (k["batch"], k["part"]): (
+                k["features"].to(self.blocks.device),
+                k["labels"].to(self.blocks.device),
+            )
             for k in learnt["kept"]
         }
 
     def _synthesizer_names(self) -> dict[int, str]:
         return {id(p): name for name, p in self._its_synthesizer().named_parameters()}
 
-    def _ends(
+    def ends(
         self, unit: Unit, entry: InFlight, gradients: Tensors
     ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the features, and the gradient that the synthesizer makes of them."""
         if self.synthesizer is None:
-            return super()._ends(unit, entry, gradients)
+            return super().ends(unit, entry, gradients)
         features = entry.outputs[0].detach()
-        labels = next(t.to(self.device) for t in entry.labels if t is not None)
+        labels = next(t.to(self.blocks.device) for t in entry.labels if t is not None)
         self._kept[unit.batch, unit.part] = (features, labels)
-        self._figures.in_flight(1, len(self._kept))
-        return super()._ends(unit, entry, (self._synthesise(features, labels),))
+        self.figures.in_flight(1, len(self._kept))
+        return super().ends(unit, entry, (self._synthesise(features, labels),))
 
     def _synthesise(self, features: Tensor, labels: Tensor) -> Tensor:
         """Return the error gradient of a batch, made with copies of the running statistics."""
         synthesizer = self._its_synthesizer().train(_normalisable(features))
-        with torch.no_grad(), self._autocast():
+        with torch.no_grad(), self.blocks.autocast():
             made: Tensor = functional_call(
                 synthesizer, self._statistics.copies(), (features, labels)
             )
@@ -167,7 +171,7 @@ class SyntheticStage(DelayedStage):
 
     def _per_sample(self, samples: int) -> int:
         """Return the factor between the gradient of the batch's loss and of a sample's own."""
-        return 1 if self._sums else samples
+        return 1 if self.loss.sums else samples
 
     def _dtype(self) -> torch.dtype:
         return next(self._its_synthesizer().parameters()).dtype

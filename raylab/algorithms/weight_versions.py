@@ -35,6 +35,7 @@ class WeightVersions:
     def __init__(self, module: nn.Module, keep: WeightVersion) -> None:
         self._named = dict(module.named_parameters())
         self._keep = keep
+        self._bytes = bytes_of(self._named.values())
         self._current: dict[str, Tensor] | None = None
         self._copies: dict[str, Tensor] | None = None
 
@@ -50,10 +51,14 @@ class WeightVersions:
             self._copies = {name: p.detach().clone() for name, p in self._named.items()}
         return self._copies
 
-    def bytes(self) -> int:
-        """Return the bytes of the copies of now, beside the parameters."""
-        kept = [self._copies, self._current if self._keep == "forward" else None]
-        return sum(bytes_of(each.values()) for each in kept if each)
+    def bytes(self, old: int) -> int:
+        """Return the bytes of all copies beside the parameters.
+
+        Args:
+            old: versions before that of now which an open batch holds a copy of.
+        """
+        copies = self._copies or (self._current if self._keep == "forward" else None)
+        return (old + bool(copies)) * self._bytes
 
     def now(self) -> dict[str, Tensor]:
         """Return leaf tensors with the weights of now, by parameter name."""

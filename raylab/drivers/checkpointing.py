@@ -15,14 +15,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from actors.stage import LoopState
+from actors.program import LoopState
+from actors.source import CheckpointPlan
 from actors.stage_actor import Keeping
 from raylab.algorithms.stage_state import merged_state
 from raylab.drivers.settings import PipelineSettings
 from raylab.errors import ConfigError
 from raylab.records import CheckpointStore, RunFolder, SavedCheckpoint
 
-__all__ = ["RunCheckpoints", "check_same_run"]
+__all__ = ["RunCheckpoints", "checkpoint_plan"]
 
 _FIXED = ("method", "accumulate", "micro_batches", "weight_version", "seed")
 """Settings that mean another run."""
@@ -42,6 +43,7 @@ class RunCheckpoints:
     ) -> None:
         self._store = store
         self._folder = folder
+        self._settings = settings
         self._about: dict[str, Any] = {"kind": "pipeline", **_fixed(settings)}
         self._stages = 0
         self._parts: dict[int, list[Any]] = defaultdict(list)
@@ -49,6 +51,35 @@ class RunCheckpoints:
     def newest(self) -> SavedCheckpoint | None:
         """Return where to go on, None: at the beginning."""
         return self._store.newest()
+
+    def whence(self) -> str:
+        """Return in words where to go on."""
+        saved = self.newest()
+        return "the beginning" if saved is None else f"the checkpoint of step {saved.step}"
+
+    def rewind(self, step: int | None) -> None:
+        """Check the checkpoint to go on from, and drop those after it.
+
+        Args:
+            step: of the checkpoint; None: the newest, if there is one.
+
+        Raises:
+            CheckpointError: it is damaged or missing.
+            ConfigError: it is of a run with other settings; K and the delays may differ.
+        """
+        saved = self._store.newest() if step is None else self._store.open(step)
+        if saved is None:
+            return
+        saved.verify()
+        now = _fixed(self._settings)
+        for name, value in now.items():
+            if saved.about.get(name) != value:
+                raise ConfigError(
+                    f"a run goes on with the settings that it began with, but {name} was "
+                    f"{saved.about.get(name)!r} and is {value!r}: leave it as it was, or begin a "
+                    "new run from the weights in checkpoints/"
+                )
+        self._store.drop_after(saved.step)
 
     def begin(
         self, cuts: Sequence[int], link_delays: Sequence[int | None], saved: SavedCheckpoint | None
@@ -102,20 +133,25 @@ class RunCheckpoints:
                 self._store.commit(step, self._parts.pop(step), self._about)
 
 
-def check_same_run(saved: SavedCheckpoint, settings: PipelineSettings) -> None:
-    """Check that `settings` go on with what `saved` began; K and the delays may differ.
+def checkpoint_plan(every: int, minutes: float, settings: PipelineSettings) -> CheckpointPlan:
+    """Return when checkpoints are due.
+
+    Args:
+        every: batches between two; 0: the time decides alone.
+        minutes: between two; 0: the count decides alone.
+        settings: of the run.
 
     Raises:
-        ConfigError: another setting differs, which would be another run.
+        ConfigError: one is negative.
     """
-    now = _fixed(settings)
-    for name, value in now.items():
-        if saved.about.get(name) != value:
-            raise ConfigError(
-                f"a run goes on with the settings that it began with, but {name} was "
-                f"{saved.about.get(name)!r} and is {value!r}: leave it as it was, or begin a new "
-                "run from the weights in checkpoints/"
-            )
+    for name, amount in (("checkpoint_every", every), ("checkpoint_minutes", minutes)):
+        if not amount >= 0:
+            raise ConfigError(f"{name} >= 0 must hold, but got {amount}")
+    return CheckpointPlan(
+        every_batches=every,
+        every_s=60 * minutes,
+        window=settings.accumulate if settings.rule.flush else 1,
+    )
 
 
 def _fixed(settings: PipelineSettings) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 
 from raylab.config import PipelineConfig
-from raylab.drivers.pipeline_command import resolve, run_pipeline
+from raylab.drivers.pipeline_command import run_pipeline
+from raylab.drivers.resolve import resolve
 from raylab.errors import ConfigError, RaylabError
 
 __all__ = ["Comparison", "compare", "plan_comparison"]

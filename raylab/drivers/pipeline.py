@@ -2,41 +2,34 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from ray.train import CheckpointConfig, FailureConfig, RunConfig
+from ray.train import RunConfig
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from actors.errors import BatchError, MechanismError, PlacementError
-from actors.source import CheckpointPlan, as_tensors
-from actors.stage_actor import Feed
 from actors.supervisor import Supervisor
-from raylab.algorithms.cut_features import CutFeatures
 from raylab.algorithms.stage_settings import ScheduleFactory
-from raylab.drivers.checkpointing import RunCheckpoints, check_same_run
+from raylab.drivers.checkpointing import RunCheckpoints, checkpoint_plan
 from raylab.drivers.cluster import connect, stage_resources, threads_of
 from raylab.drivers.network import Network
-from raylab.drivers.pipeline_plan import first_cuts, in_a_line, plan_of
-from raylab.drivers.pipeline_run import PipelineRun, keep
-from raylab.drivers.recovery import with_recovery
+from raylab.drivers.pipeline_fit import PipelineFit, told
+from raylab.drivers.pipeline_plan import first_cuts, plan_of
+from raylab.drivers.pipeline_run import PipelineRun
 from raylab.drivers.result import Result
-from raylab.drivers.settings import Balance, Delay, PipelineSettings, Precision
-from raylab.errors import ConfigError, DataError, RaylabError, ResourceError
+from raylab.drivers.run_place import RunPlace
+from raylab.drivers.settings import Balance, Delay, PipelineSettings, Precision, at_least
+from raylab.drivers.traced_chain import TracedChain, traced_chain
+from raylab.drivers.user_batches import batches_of, bound, feed_of
+from raylab.errors import ConfigError
 from raylab.optimizers import Schedule
-from raylab.planner import BlockTrace, cut_features, trace_blocks
-from raylab.records import CheckpointStore, EventWriter, RunFolder, Storage, new_run_name
 from raylab.report import Progress
 
 __all__ = ["PipelineTrainer"]
-
-_Tensors = tuple[Tensor, ...]
 
 
 class PipelineTrainer:
@@ -177,35 +170,9 @@ class PipelineTrainer:
         self._schedule = schedule
         self._resources = resources_per_stage
         self._wait_s = wait_s
-        for each, amount in (
-            ("checkpoint_every", checkpoint_every),
-            ("checkpoint_minutes", checkpoint_minutes),
-        ):
-            if not amount >= 0:
-                raise ConfigError(f"{each} >= 0 must hold, but got {amount}")
-        self._checkpoints = CheckpointPlan(
-            every_batches=checkpoint_every,
-            every_s=60 * checkpoint_minutes,
-            window=accumulate if self.settings.rule.flush else 1,
-        )
-        run_config = run_config or RunConfig(
-            storage_path="~/raylab_results",
-            name=new_run_name(method),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
-            failure_config=FailureConfig(max_failures=3),
-        )
-        # Ray Train fills both in with its own where they are not given.
-        self._keep = (run_config.checkpoint_config or CheckpointConfig()).num_to_keep
-        self._most_failures = (run_config.failure_config or FailureConfig()).max_failures
-        self._filesystem = run_config.storage_filesystem
-        self._storage, self._name = _where(run_config, method)
-        if tensorboard and self._storage.local is None:
-            raise ConfigError(
-                f"TensorBoard's events are written to a local folder, but the storage is "
-                f"{self._storage}: leave tensorboard out, or choose a local storage"
-            )
+        self._checkpoints = checkpoint_plan(checkpoint_every, checkpoint_minutes, self.settings)
+        self._place = RunPlace(run_config, method, tensorboard=tensorboard)
         self._config = config
-        self._tensorboard = tensorboard
         Network(model)
 
     def fit(
@@ -246,87 +213,50 @@ class PipelineTrainer:
             NonFiniteLossError: the loss became NaN or infinite.
             RaylabError: a stage failed.
         """
-        for name, value, least in (
-            ("epochs", epochs, 1),
-            ("evaluate_every", evaluate_every, 1),
-            ("report_every", report_every, 0),
-        ):
-            if not isinstance(value, int) or value < least:
-                raise ConfigError(f"{name} >= {least} must hold for an integer, but got {value!r}")
-        if test is not None:
-            _first_batch(test)
-        network, x, y, traces, cuts = self._chain(batches)
-        schedule = self._bound_schedule(batches)
-        folder = self._folder(resume)
-        store = CheckpointStore(folder.folder.child("checkpoints"), self._keep)
-        if resume is not None:
-            self._check_resumed(store, resume_step)
-        checkpoints = RunCheckpoints(store, folder, self.settings)
-        own = connect()
-        feed = Feed(
-            train=batches,
-            test=test,
+        at_least("report_every", report_every, 0)
+        feed = feed_of(
+            batches,
+            test,
+            self.settings,
+            self._checkpoints,
             epochs=epochs,
-            parts=self.settings.parts,
             evaluate_every=evaluate_every,
-            seed=self.settings.seed,
-            checkpoints=self._checkpoints,
         )
+        chain, cuts = self._cut(batches)
+        schedule = bound(self._schedule, batches, self.settings.accumulate)
+        folder = self._place.folder(resume)
+        checkpoints = RunCheckpoints(self._place.checkpoints(folder), folder, self.settings)
+        if resume is not None:
+            checkpoints.rewind(resume_step)
+        own = connect()
         run = PipelineRun(
             self.settings,
-            network,
+            chain,
             cuts,
-            traces,
-            self._loss_fn,
-            self._optimizer,
-            schedule,
-            self._crossing(network, traces, y),
+            loss_fn=self._loss_fn,
+            optimizer=self._optimizer,
+            schedule=schedule,
             resumable=self._checkpoints.on,
             rows=folder.read_metrics() if resume is not None else (),
             timeline=folder.read_timeline() if resume is not None else (),
         )
-        total = _length(batches)
+        total = batches_of(batches)
         bar = Progress(
             f"{self.settings.rule.title} K={len(cuts) + 1} M={self.settings.accumulate}",
             None if total is None else total * epochs,
             enabled=progress,
         )
-        events = EventWriter(_events_folder(folder) if self._tensorboard else None)
-
-        def show(done: int, rows: Sequence[Mapping[str, Any]]) -> None:
-            bar.show(done, rows)
-            events.add(rows)
-
-        def attempt() -> tuple[list[dict[str, Any]], nn.Module, dict[str, Any]]:
-            saved = checkpoints.newest()
-            with self._supervisor(own) as supervisor:
-                plan = run.prepare(supervisor, x, report_every)
-                config = {**self._described(epochs), **run.resolved()}
-                folder.write_config(config)
-                bar.say(in_a_line(self.settings, run.cuts, traces, run.expected_samples_per_s))
-                rows = run.carry_out(supervisor, plan, feed, show, checkpoints, saved)
-                return rows, network.trained(supervisor.states()), config
-
-        def where() -> str:
-            saved = checkpoints.newest()
-            return "the beginning" if saved is None else f"the checkpoint of step {saved.step}"
-
-        with _told(), bar, events:
-            rows, model, config = with_recovery(attempt, self._most_failures, bar.say, where)
-        return keep(folder, rows, model, config, run.timeline)
-
-    def _folder(self, resume: str | os.PathLike[str] | None) -> RunFolder:
-        if resume is None:
-            return RunFolder(self._storage, self._name)
-        return RunFolder.existing(Storage.at(resume, self._filesystem))
-
-    def _check_resumed(self, store: CheckpointStore, step: int | None) -> None:
-        saved = store.newest() if step is None else store.open(step)
-        if saved is None:
-            return
-        saved.verify()
-        check_same_run(saved, self.settings)
-        store.drop_after(saved.step)
+        return PipelineFit(
+            run,
+            feed,
+            folder,
+            checkpoints,
+            self._described(epochs),
+            report_every=report_every,
+            open_stages=functools.partial(self._supervisor, own),
+            bar=bar,
+            events=self._place.events(folder),
+        ).carry_out(self._place.most_failures)
 
     def plan(self, batches: Iterable[Any], *, measure: bool = True) -> dict[str, Any]:
         """Return the cut and what every method would give on it, without training.
@@ -341,43 +271,24 @@ class PipelineTrainer:
             ModelError: the model cannot be cut so, or the loss does not fit it.
             ResourceError: the cluster does not have the resources within `wait_s`.
         """
-        network, x, y, traces, cuts = self._chain(batches)
+        chain, cuts = self._cut(batches)
         if not measure:
-            return plan_of(self.settings, network, traces, x, cuts, self._optimizer)
+            return plan_of(self.settings, chain, cuts, self._optimizer)
         run = PipelineRun(
-            self.settings,
-            network,
-            cuts,
-            traces,
-            self._loss_fn,
-            self._optimizer,
-            None,
-            self._crossing(network, traces, y),
+            self.settings, chain, cuts, loss_fn=self._loss_fn, optimizer=self._optimizer
         )
-        with _told(), self._supervisor(connect()) as supervisor:
+        with told(), self._supervisor(connect()) as supervisor:
             if self.settings.balance == "measured":
-                run.balance(supervisor, x)
-            costs = run.costs(supervisor, x)
-        return plan_of(self.settings, network, traces, x, run.cuts, self._optimizer, costs)
+                run.balance(supervisor)
+            costs = run.costs(supervisor)
+        return plan_of(self.settings, chain, run.cuts, self._optimizer, costs)
 
-    def _chain(
-        self, batches: Iterable[Any]
-    ) -> tuple[Network, _Tensors, _Tensors, list[BlockTrace], list[int]]:
-        """Return the network, x and y of the first batch, what blocks do to it, and the cuts."""
-        network = Network(self._model)
-        x, y = _first_batch(batches)
-        traces = trace_blocks(network.blocks, network.names, x, y, self._loss_fn)
-        cuts = first_cuts(self.settings, network, traces, x, self._optimizer)
-        network.check_cuts(cuts)
-        return network, x, y, traces, cuts
-
-    def _crossing(
-        self, network: Network, traces: Sequence[BlockTrace], y: Sequence[Tensor]
-    ) -> Callable[[Sequence[int]], Sequence[CutFeatures | None]]:
-        def at(cuts: Sequence[int]) -> Sequence[CutFeatures | None]:
-            return cut_features(self.settings.rule, traces, cuts, network.names, y)
-
-        return at
+    def _cut(self, batches: Iterable[Any]) -> tuple[TracedChain, list[int]]:
+        """Return the chain, and the first blocks of its stages 1..K-1."""
+        chain = traced_chain(self._model, batches, self._loss_fn)
+        cuts = first_cuts(self.settings, chain, self._optimizer)
+        chain.network.check_cuts(cuts)
+        return chain, cuts
 
     def _supervisor(self, own: bool) -> Supervisor:
         resources = stage_resources(self._resources, self.settings.count, own=own)
@@ -386,19 +297,8 @@ class PipelineTrainer:
             threads=threads_of(resources[0]),
             seed=self.settings.seed,
             wait_s=self._wait_s,
-            tags={"method": self.settings.method, "run": self._name},
+            tags={"method": self.settings.method, "run": self._place.name},
         )
-
-    def _bound_schedule(self, batches: Iterable[Any]) -> ScheduleFactory | None:
-        if not isinstance(self._schedule, Schedule):
-            return self._schedule
-        length = _length(batches)
-        if length is None:
-            raise ConfigError(
-                "a schedule over epochs must know the batches of an epoch, but these have no "
-                "length: give them __len__, or a callable from an optimiser to a torch scheduler"
-            )
-        return self._schedule.bind(length / self.settings.accumulate)
 
     def _described(self, epochs: int) -> dict[str, Any]:
         if self._config is not None:
@@ -411,60 +311,8 @@ class PipelineTrainer:
             "optimizer": _name_of(self._optimizer),
             "schedule": None if self._schedule is None else _name_of(self._schedule),
             "epochs": epochs,
-            "tensorboard": self._tensorboard,
+            "tensorboard": self._place.tensorboard,
         }
-
-
-@contextlib.contextmanager
-def _told() -> Iterator[None]:
-    """Raise the mechanism's errors as the ones that users know."""
-    try:
-        yield
-    except PlacementError as error:
-        raise ResourceError(str(error)) from error
-    except BatchError as error:
-        raise DataError(str(error)) from error
-    except MechanismError as error:
-        raise RaylabError(str(error)) from error
-
-
-def _first_batch(batches: Iterable[Any]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    if not isinstance(batches, Iterable):
-        raise DataError(f"batches must be iterable, but got {type(batches).__name__}")
-    iterator = iter(batches)
-    if iterator is batches:
-        raise DataError(
-            "batches must give a new iterator every time, but got a one-shot iterator "
-            f"({type(batches).__name__}): give a list, a DataLoader or an object with __iter__"
-        )
-    try:
-        return as_tensors(next(iterator), "the first batch")
-    except StopIteration:
-        raise DataError("batches must not be empty, but there is not one") from None
-    except BatchError as error:
-        raise DataError(str(error)) from error
-
-
-def _length(batches: Iterable[Any]) -> int | None:
-    try:
-        return len(batches)  # type: ignore[arg-type]
-    except TypeError:
-        return None
-
-
-def _where(run_config: RunConfig, method: str) -> tuple[Storage, str]:
-    # Ray Train fills in a name of its own, and its own default folder, where none is given.
-    storage = run_config.storage_path or "~/raylab_results"
-    name = run_config.name or new_run_name(method)
-    return Storage.at(storage, run_config.storage_filesystem), name
-
-
-def _events_folder(folder: RunFolder) -> Path:
-    if folder.folder.local is None:
-        raise ConfigError(
-            f"tensorboard=True must have a run's folder on this machine, but got {folder.folder}"
-        )
-    return folder.folder.local / "tensorboard"
 
 
 def _name_of(thing: Any) -> str:

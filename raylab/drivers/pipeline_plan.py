@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from raylab.drivers.network import Network
 from raylab.drivers.predict import MethodPlan, best, held_by_stages, predict_methods, predicted
 from raylab.drivers.settings import PipelineSettings
+from raylab.drivers.traced_chain import TracedChain
 from raylab.planner import (
     BlockMemory,
     BlockTrace,
@@ -33,11 +33,7 @@ OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 
 def first_cuts(
-    settings: PipelineSettings,
-    network: Network,
-    traces: Sequence[BlockTrace],
-    x: Sequence[Tensor],
-    optimizer: OptimizerFactory,
+    settings: PipelineSettings, chain: TracedChain, optimizer: OptimizerFactory
 ) -> list[int]:
     """Return the cuts that can be known before any actor starts.
 
@@ -45,9 +41,9 @@ def first_cuts(
     """
     if isinstance(settings.stages, tuple):
         return list(settings.stages)
-    cuts = balanced_cuts([trace.cost for trace in traces], settings.stages)
+    cuts = balanced_cuts([trace.cost for trace in chain.traces], settings.stages)
     if settings.balance == "memory":
-        memory = block_memory(network.blocks, traces, x)
+        memory = block_memory(chain.network.blocks, chain.traces, chain.x)
         holds = held_by_stages(settings, settings.link_delays(), optimizer_copies(optimizer))
         cuts = best_cuts(*memory_matrix(memory, holds))
     return cuts
@@ -66,9 +62,7 @@ def optimizer_copies(optimizer: OptimizerFactory) -> float:
 
 def plan_of(
     settings: PipelineSettings,
-    network: Network,
-    traces: Sequence[BlockTrace],
-    x: Sequence[Tensor],
+    chain: TracedChain,
     cuts: Sequence[int],
     optimizer: OptimizerFactory,
     costs: PipelineCosts | None = None,
@@ -77,13 +71,12 @@ def plan_of(
 
     Args:
         settings: as they were asked for.
-        network: the chain.
-        traces: of its blocks.
-        x: of one batch.
+        chain: the model, and what its blocks do to a batch.
         cuts: first blocks of stages 1..K-1.
         optimizer: from parameters to an optimiser.
         costs: as measured; None: nothing was.
     """
+    network, traces, x = chain.network, chain.traces, chain.x
     memory = block_memory(network.blocks, traces, x)
     counted = counted_shares(traces, cuts)
     copies = optimizer_copies(optimizer)
@@ -144,12 +137,12 @@ def plan_of(
 def in_a_line(
     settings: PipelineSettings,
     cuts: Sequence[int],
-    traces: Sequence[BlockTrace],
+    chain: TracedChain,
     expected_samples_per_s: float | None,
 ) -> str:
     """Return what a run says of its cut before it starts."""
-    shares = counted_shares(traces, cuts)
-    blocks = [b - a for a, b in itertools.pairwise([0, *cuts, len(traces)])]
+    shares = counted_shares(chain.traces, cuts)
+    blocks = [b - a for a, b in itertools.pairwise([0, *cuts, len(chain.traces)])]
     cut = (
         f"stages of {' + '.join(str(n) for n in blocks)} blocks, "
         f"{' + '.join(f'{share:.0%}' for share in shares)} of the work"

@@ -1,4 +1,4 @@
-"""One run of a pipeline: stages loaded, wired and watched; what they report, kept."""
+"""One run of a pipeline: stages loaded, wired and watched; what they report."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ray.train import Checkpoint
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from actors.stage import StageProgram
+from actors.program import StageProgram
 from actors.stage_actor import Feed
 from actors.supervisor import Look, Supervisor
 from actors.wiring import links
-from raylab.algorithms.cut_features import CutFeatures
 from raylab.algorithms.stage_rules import stage_rule
 from raylab.algorithms.stage_settings import ScheduleFactory
 from raylab.drivers.checkpointing import RunCheckpoints
@@ -27,17 +25,16 @@ from raylab.drivers.measure import (
     measured_cuts,
     stage_inputs,
 )
-from raylab.drivers.network import Network
+from raylab.drivers.pipeline_plan import in_a_line
 from raylab.drivers.predict import predicted
-from raylab.drivers.result import Result
-from raylab.drivers.settings import PipelineSettings, programs, recheck_ages, stage_settings
+from raylab.drivers.programs import programs, recheck_ages, stage_settings
+from raylab.drivers.settings import PipelineSettings
+from raylab.drivers.traced_chain import TracedChain
 from raylab.errors import ModelError
-from raylab.planner import BlockTrace, PipelineCosts, best_cuts
-from raylab.records import RowMerger, RunFolder, SavedCheckpoint, timeline_rows
-from raylab.report import RunRecord
-from raylab.report.page import report_page
+from raylab.planner import PipelineCosts, best_cuts
+from raylab.records import RowMerger, SavedCheckpoint, timeline_rows
 
-__all__ = ["PipelineRun", "keep"]
+__all__ = ["PipelineRun"]
 
 _REPEATS = 5
 """Of whole stages, for each cut that balance="measured" tries."""
@@ -48,13 +45,11 @@ class PipelineRun:
 
     Args:
         settings: the numbers.
-        network: the model as a chain.
+        chain: the model, and what its blocks do to a batch.
         cuts: first blocks of stages 1..K-1.
-        traces: of the chain's blocks.
         loss_fn: (outputs, labels) -> loss.
         optimizer: from a stage's parameters to its optimiser.
         schedule: from an optimiser to its scheduler.
-        crossing: from cuts to the features above each stage, where the method needs to know them.
         resumable: whether checkpoints will be saved.
         rows: of the run so far, where it goes on.
         timeline: of the run so far.
@@ -63,14 +58,12 @@ class PipelineRun:
     def __init__(
         self,
         settings: PipelineSettings,
-        network: Network,
+        chain: TracedChain,
         cuts: Sequence[int],
-        traces: Sequence[BlockTrace],
+        *,
         loss_fn: Callable[..., Tensor],
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
-        schedule: ScheduleFactory | None,
-        crossing: Callable[[Sequence[int]], Sequence[CutFeatures | None]],
-        *,
+        schedule: ScheduleFactory | None = None,
         resumable: bool = False,
         rows: Sequence[dict[str, Any]] = (),
         timeline: Sequence[dict[str, Any]] = (),
@@ -78,9 +71,7 @@ class PipelineRun:
         self.rows = list(rows)
         self._resumable = resumable
         self._settings = settings
-        self._network = network
-        self._traces = traces
-        self._crossing_at = crossing
+        self._chain = chain
         self._cut(cuts)
         self._loss_fn = loss_fn
         self._optimizer = optimizer
@@ -92,27 +83,31 @@ class PipelineRun:
         self.timeline = list(timeline)
         """What the stages did when, in the first batches: rows of timeline.parquet."""
 
-    def prepare(
-        self, supervisor: Supervisor, x: Sequence[Tensor], report_every: int
-    ) -> list[StageProgram]:
+    def prepare(self, supervisor: Supervisor, report_every: int) -> list[StageProgram]:
         """Load and wire the stages, measuring first where cuts or delays depend on it."""
         # Once: a run that goes on after a loss keeps what it has begun with.
         if self.expected_samples_per_s is None:
             if self._settings.balance == "measured":
-                self.balance(supervisor, x)
+                self.balance(supervisor)
             if self._settings.delay == "auto" or self._settings.balance == "measured":
-                self._resolve(self.costs(supervisor, x), x)
+                self._resolve(self.costs(supervisor))
         return self._ready(supervisor, report_every)
 
-    def costs(self, supervisor: Supervisor, x: Sequence[Tensor]) -> PipelineCosts:
+    def costs(self, supervisor: Supervisor) -> PipelineCosts:
         """Time the stages and their links."""
         self._ready(supervisor, 0)
-        return measured_costs(supervisor, x, self._traces, self.cuts)
+        return measured_costs(supervisor, self._chain.x, self._chain.traces, self.cuts)
 
-    def balance(self, supervisor: Supervisor, x: Sequence[Tensor]) -> None:
+    def balance(self, supervisor: Supervisor) -> None:
         """Cut by times measured on the stages."""
+        chain = self._chain
         blocks = block_costs(
-            supervisor, self._network.blocks, x, self._traces, self._settings, self._optimizer
+            supervisor,
+            chain.network.blocks,
+            chain.x,
+            chain.traces,
+            self._settings,
+            self._optimizer,
         )
         first = best_cuts(blocks)
 
@@ -124,7 +119,7 @@ class PipelineRun:
                     raise
                 return [math.inf] * self._settings.count
             self._load(supervisor, 0)
-            times = supervisor.stage_times(stage_inputs(x, self._traces, cuts), _REPEATS)
+            times = supervisor.stage_times(stage_inputs(chain.x, chain.traces, cuts), _REPEATS)
             return [each.total_s for each in times]
 
         self._cut(measured_cuts(blocks, time_stages))
@@ -137,8 +132,8 @@ class PipelineRun:
         show: Callable[[int, Sequence[Mapping[str, Any]]], None],
         checkpoints: RunCheckpoints,
         saved: SavedCheckpoint | None,
-    ) -> list[dict[str, Any]]:
-        """Run the stages from `saved` to their end; return the rows, with those before it."""
+    ) -> None:
+        """Run the stages from `saved` to their end; the rows are in `rows`, with those before."""
         merger = RowMerger(self._settings.count)
         done = 0 if saved is None else saved.step
         self.rows = [row for row in self.rows if row["step"] <= done]
@@ -156,7 +151,14 @@ class PipelineRun:
             feed = replace(feed, recheck_every=every, recheck_ages=recheck_ages(plan))
         keeping = checkpoints.begin(self.cuts, self._link_delays, saved)
         supervisor.run(plan, feed, watch, keeping)
-        return self.rows
+
+    def trained(self, supervisor: Supervisor) -> nn.Module:
+        """Return the model with the weights that the stages have."""
+        return self._chain.network.trained(supervisor.states())
+
+    def in_a_line(self) -> str:
+        """Return what to say of the cut."""
+        return in_a_line(self._settings, self.cuts, self._chain, self.expected_samples_per_s)
 
     def resolved(self) -> dict[str, Any]:
         """Return what was decided: with it in place of "auto" and K the run repeats."""
@@ -169,7 +171,8 @@ class PipelineRun:
 
     def _load(self, supervisor: Supervisor, report_every: int) -> list[StageProgram]:
         plan = programs(self._settings, self._link_delays, report_every)
-        bounds = [0, *self.cuts, len(self._traces)]
+        traces = self._chain.traces
+        bounds = [0, *self.cuts, len(traces)]
         device = "cuda" if supervisor.gpus else "cpu"
         supervisor.load(
             [
@@ -180,7 +183,7 @@ class PipelineRun:
                         self._settings,
                         program,
                         protect_inputs=any(
-                            trace.writes_input for trace in self._traces[bounds[k] : bounds[k + 1]]
+                            trace.writes_input for trace in traces[bounds[k] : bounds[k + 1]]
                         ),
                         device=device,
                         cut=self._crossing[k],
@@ -196,10 +199,10 @@ class PipelineRun:
         return plan
 
     def _cut(self, cuts: Sequence[int]) -> None:
-        self._network.check_cuts(cuts)
+        self._chain.network.check_cuts(cuts)
         self.cuts = list(cuts)
-        self._modules = self._network.stages(cuts)
-        self._crossing = self._crossing_at(cuts)
+        self._modules = self._chain.network.stages(cuts)
+        self._crossing = self._chain.crossing(self._settings.rule, cuts)
 
     def _ready(self, supervisor: Supervisor, report_every: int) -> list[StageProgram]:
         plan = self._load(supervisor, report_every)
@@ -207,59 +210,15 @@ class PipelineRun:
         supervisor.wire(links(plan, window), self._settings.wire, self._settings.carrier)
         return plan
 
-    def _resolve(self, costs: PipelineCosts, x: Sequence[Tensor]) -> None:
+    def _resolve(self, costs: PipelineCosts) -> None:
         """Take the smallest delays that hide the messages; note what to expect."""
         plan = predicted(self._settings, costs)
         if self._settings.delay == "auto":
             self._link_delays = list(plan.delays or [])
             self._settings = replace(self._settings, delay=tuple(plan.delays or []))
-        self.expected_samples_per_s = x[0].shape[0] / plan.period_s
+        self.expected_samples_per_s = self._chain.x[0].shape[0] / plan.period_s
         self._measured = {
             **as_written(costs),
             "balance": self._settings.balance,
             "predicted_samples_per_s": round(self.expected_samples_per_s, 3),
         }
-
-
-def keep(
-    folder: RunFolder,
-    rows: Sequence[Mapping[str, Any]],
-    model: nn.Module,
-    config: Mapping[str, Any],
-    timeline: Sequence[Mapping[str, Any]] = (),
-) -> Result:
-    """Write rows, weights, summary and report into the run's folder; return the result."""
-    table = folder.write_metrics(rows)
-    folder.write_timeline(timeline)
-    weights = folder.write_weights(model.state_dict())
-    gradients = sum(sum(row["stage_gradients"]) for row in rows)
-    late = sum(row["staleness_mean"] * sum(row["stage_gradients"]) for row in rows)
-    trained_s = sum(row["stage_trained_s"][-1] for row in rows)
-    last = dict(rows[-1])
-    summary = folder.write_result(
-        {
-            "kind": "pipeline",
-            "config": dict(config),
-            "seed": config.get("seed"),
-            "metrics": last,
-            "epochs": last["epoch"],
-            "steps": last["step"],
-            "time_s": last["time_s"],
-            "samples_per_s": sum(row["samples"] or 0 for row in rows) / max(trained_s, 1e-12),
-            "staleness_mean": late / max(1, gradients),
-            "path": folder.folder.uri,
-        }
-    )
-    record = RunRecord(
-        name=folder.path.name, config=config, rows=rows, result=summary, timeline=timeline
-    )
-    folder.write_report(report_page([record]))
-    return Result(
-        metrics=last,
-        table=table,
-        model=model,
-        path=folder.path,
-        filesystem=folder.folder.filesystem,
-        checkpoint=Checkpoint(weights.path, filesystem=weights.filesystem),
-        summary=summary,
-    )

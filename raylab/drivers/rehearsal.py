@@ -19,17 +19,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from actors.messages import Kind, Message
-from actors.stage import (
-    Backward,
-    Box,
-    Forward,
-    Instruction,
-    PassToken,
-    StageLoop,
-    StageProgram,
-)
+from actors.program import Backward, Box, Forward, Instruction, PassToken, StageProgram
+from actors.stage import StageLoop
 from actors.wiring import links
-from raylab.drivers.settings import PipelineSettings, programs
+from raylab.drivers.programs import programs
+from raylab.drivers.settings import PipelineSettings
 from raylab.planner import LinkCost, PipelineCosts
 
 __all__ = ["rehearsed_period_s"]

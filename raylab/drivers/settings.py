@@ -1,4 +1,4 @@
-"""The numbers of a pipeline run, checked once; and what they mean for each stage."""
+"""The numbers of a pipeline run, checked once."""
 
 from __future__ import annotations
 
@@ -9,25 +9,13 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from actors.carrier import CarrierKind
-from actors.stage import StageProgram
 from actors.stage_actor import WireKind
 from actors.wiring import CarrierChoice
 from raylab.algorithms import PIPELINE_METHODS, PipelineMethod
-from raylab.algorithms.cut_features import CutFeatures
-from raylab.algorithms.stage_settings import StageSettings
 from raylab.algorithms.weight_versions import WeightVersion
 from raylab.errors import ConfigError
 
-__all__ = [
-    "MOST_STAGES",
-    "Balance",
-    "Delay",
-    "PipelineSettings",
-    "Precision",
-    "programs",
-    "recheck_ages",
-    "stage_settings",
-]
+__all__ = ["MOST_STAGES", "Balance", "Delay", "PipelineSettings", "Precision", "at_least"]
 
 MOST_STAGES = 16
 Delay = int | Sequence[int] | Literal["auto"] | None
@@ -77,10 +65,10 @@ class PipelineSettings:
             raise ConfigError(
                 f"stages must be a number or a list of cut points, but got {self.stages!r}"
             )
-        _at_least("accumulate (M)", self.accumulate, 1)
-        _at_least("micro_batches", self.micro_batches, 1)
-        _at_least("seed", self.seed, 0)
-        _at_least("timeline", self.timeline, 0)
+        at_least("accumulate (M)", self.accumulate, 1)
+        at_least("micro_batches", self.micro_batches, 1)
+        at_least("seed", self.seed, 0)
+        at_least("timeline", self.timeline, 0)
         if not 1 <= self.count <= MOST_STAGES:
             raise ConfigError(
                 f"1 <= stages <= {MOST_STAGES} must hold, but got {self.count} stages"
@@ -142,7 +130,7 @@ class PipelineSettings:
             )
 
     def _check_sigma(self) -> None:
-        _at_least("sigma_every", self.sigma_every, 0)
+        at_least("sigma_every", self.sigma_every, 0)
         if self.sigma_every and (self.rule.flush or self.rule.feedback != "error"):
             raise ConfigError(
                 f"sigma_every measures the direction of bp, {_STALE}, but got "
@@ -173,9 +161,9 @@ class PipelineSettings:
                     f"{self.count} stages, but got {list(delay)}"
                 )
             for each in delay:
-                _at_least("each delay", each, 0)
+                at_least("each delay", each, 0)
         elif isinstance(delay, int):
-            _at_least("delay", delay, 0)
+            at_least("delay", delay, 0)
         elif delay not in (None, "auto"):
             raise ConfigError(f"delay must be a number, a list or 'auto', but got {delay!r}")
         if self.barrier and method.flush:
@@ -214,71 +202,11 @@ class PipelineSettings:
         return [2 if self.delay == "auto" else self.delay] * links
 
 
-def recheck_ages(programs: Sequence[StageProgram]) -> tuple[int, ...]:
-    """Return how old the batches are that sigma is measured with: the delays, each once."""
-    return tuple(sorted({program.delay or 0 for program in programs}))
+def at_least(name: str, value: object, least: int) -> None:
+    """Check a number.
 
-
-def programs(
-    settings: PipelineSettings, link_delays: Sequence[int | None], report_every: int
-) -> list[StageProgram]:
-    """Return the program of every stage."""
-    delays = settings.rule.stage_delays(link_delays)
-    # In lock step the stages above a link of delay >= 2 work one tick later than the one below.
-    hops = [1 if link is not None and link >= 2 else 0 for link in link_delays]
-    offsets = [sum(hops[:k]) for k in range(settings.count)]
-    span = max(offset + (delay or 0) for offset, delay in zip(offsets, delays, strict=True))
-    return [
-        StageProgram(
-            stage=k,
-            stages=settings.count,
-            delay=delays[k],
-            link_delay=(link_delays[k] or 0) if k < settings.count - 1 else 0,
-            accumulate=settings.accumulate,
-            flush=settings.rule.flush,
-            barrier=settings.barrier,
-            offset=offsets[k] if settings.barrier else 0,
-            span=span if settings.barrier else 0,
-            report_every=report_every,
-            timeline=settings.timeline,
-            feedback=settings.rule.feedback,
-            labelled=settings.rule.feedback != "error",
-        )
-        for k in range(settings.count)
-    ]
-
-
-def stage_settings(
-    settings: PipelineSettings,
-    program: StageProgram,
-    *,
-    protect_inputs: bool,
-    device: str,
-    resumable: bool = False,
-    cut: CutFeatures | None = None,
-) -> StageSettings:
-    """Return what the computation of one stage needs to know."""
-    return StageSettings(
-        stage=program.stage,
-        stages=program.stages,
-        delay=program.delay,
-        accumulate=program.accumulate,
-        flush=program.flush,
-        replay=settings.rule.replay,
-        recompute=settings.recompute,
-        resumable=resumable,
-        weight_version=settings.weight_version,
-        clip_norm=settings.clip_norm,
-        clip_value=settings.clip_value,
-        precision=settings.precision,
-        gradient_shrink=settings.gradient_shrink,
-        seed=settings.seed,
-        protect_inputs=protect_inputs,
-        device=device,
-        cut=cut,
-    )
-
-
-def _at_least(name: str, value: object, least: int) -> None:
+    Raises:
+        ConfigError: it is no integer, or less than that.
+    """
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ConfigError(f"{name} >= {least} must hold for an integer, but got {value!r}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import itertools
 import os
 import re
 import uuid
@@ -28,8 +30,9 @@ class Storage:
 
     A file is written aside, under a hidden name of its own in the same folder, and moved over its
     target when it is whole: no reader ever sees half a file, whenever the writer ends. On a local
-    disk the bytes are on the disk before the move. An object store moves by a copy and a deletion,
-    so there a file may have 5 GB at most (of S3's copy in one piece).
+    disk the bytes are on the disk before the move, and the name is when `write` returns, so that
+    what is reported as written outlives a power cut. An object store moves by a copy and a
+    deletion, so there a file may have 5 GB at most (of S3's copy in one piece).
 
     >>> import tempfile
     >>> folder = Storage.at(tempfile.mkdtemp()).child("runs")
@@ -106,7 +109,7 @@ class Storage:
             ConfigError: it cannot be made.
         """
         with self._told("make the folder", self.uri, ConfigError):
-            self.filesystem.create_dir(self.path, recursive=True)
+            self._make()
 
     def write(self, name: str, content: bytes | Callable[[BinaryIO], object]) -> None:
         """Write a file, whole or not at all; a missing folder is made.
@@ -124,7 +127,7 @@ class Storage:
             try:
                 file = self._create(aside)
             except FileNotFoundError:
-                self.filesystem.create_dir(self.path, recursive=True)
+                self._make()
                 file = self._create(aside)
             try:
                 with file:
@@ -133,6 +136,8 @@ class Storage:
                         file.flush()
                         os.fsync(file.fileno())
                 self.filesystem.move(aside, target)
+                if self.local is not None:
+                    _sync(self.local)
             except BaseException:
                 # An object store keeps what was sent when its stream is closed, in order or not.
                 with contextlib.suppress(OSError):
@@ -190,6 +195,15 @@ class Storage:
                 self.filesystem.delete_dir(path)
             elif kind != FileType.NotFound:
                 self.filesystem.delete_file(path)
+
+    def _make(self) -> None:
+        new: list[Path] = []
+        if self.local is not None:
+            folders = (self.local, *self.local.parents)
+            new = list(itertools.takewhile(lambda folder: not folder.exists(), folders))
+        self.filesystem.create_dir(self.path, recursive=True)
+        for folder in new:
+            _sync(folder.parent)
 
     def _create(self, path: str) -> BinaryIO:
         if self.local is not None:
@@ -252,6 +266,19 @@ def _joined(path: str, name: str, *, hidden: bool = False) -> str:
             f"but got {name!r}"
         )
     return f"{path.rstrip('/')}/{name}" if path else name
+
+
+def _sync(folder: Path) -> None:
+    """Put the names in a local folder on the disk, where its file system can."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # Some network file systems keep names on the disk by themselves and refuse.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
 
 
 def _fill(file: BinaryIO, content: bytes | Callable[[BinaryIO], object]) -> None:

@@ -17,8 +17,9 @@ import torch
 from typing_extensions import Buffer
 
 from actors.errors import CorruptMessageError, LinkError, MailboxError
+from actors.frames import encode
 from actors.mailbox import Inbox, Outbox
-from actors.messages import Kind, Message, encode
+from actors.messages import Kind, Message
 from actors.ray_wire import RayReceiveEnd, RaySendEnd
 from actors.zmq_ends import ZmqReceiveEnd, ZmqSendEnd
 from actors.zmq_wire import Address, ZmqHub

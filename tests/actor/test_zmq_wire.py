@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from actors.errors import MailboxError
+from actors.frames import encode
 from actors.mailbox import Inbox, Outbox
-from actors.messages import Kind, Message, encode
+from actors.messages import Kind, Message
 from actors.zmq_wire import Address, ZmqHub, ZmqReceiveEnd
 
 pytestmark = pytest.mark.actor

@@ -25,14 +25,9 @@ SGD = Optimiser(kind="sgd", lr=0.05, momentum=0.9)
 
 
 @pytest.fixture(scope="module")
-def two_nodes() -> Iterator[Cluster]:
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    cluster.add_node(num_cpus=1)
-    cluster.wait_for_nodes()
-    ray.init(address=cluster.address, log_to_driver=False)
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
+def two_nodes(nodes) -> Iterator[Cluster]:
+    with nodes(1, 1) as cluster:
+        yield cluster
 
 
 @pytest.mark.usefixtures("two_nodes")

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from actors.in_process import run_in_process
+from actors.program import Feedback, StageProgram
 from actors.protocols import Tensors, Unit
 from actors.runner import StageRunner
-from actors.stage import Feedback, StageProgram
 
 pytestmark = pytest.mark.property
 

@@ -8,9 +8,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from actors.errors import CorruptMessageError, MailboxError
+from actors.frames import decode, encode
 from actors.local_wire import local_wire
 from actors.mailbox import Inbox, Outbox
-from actors.messages import Kind, Message, decode, encode
+from actors.messages import Kind, Message
 
 pytestmark = pytest.mark.property
 

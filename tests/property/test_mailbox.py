@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from typing_extensions import Buffer
 
 from actors.errors import MailboxError
+from actors.frames import encode
 from actors.mailbox import Inbox, Outbox
-from actors.messages import Kind, Message, encode
+from actors.messages import Kind, Message
 
 pytestmark = pytest.mark.property
 

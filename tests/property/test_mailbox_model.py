@@ -11,9 +11,10 @@ import torch
 from typing_extensions import Buffer
 
 from actors.errors import CorruptMessageError, LinkError, MailboxError
+from actors.frames import encode
 from actors.local_wire import LocalReceiveEnd, LocalSendEnd, local_wire
 from actors.mailbox import Inbox, Outbox
-from actors.messages import Kind, Message, encode
+from actors.messages import Kind, Message
 
 pytestmark = pytest.mark.property
 

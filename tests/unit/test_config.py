@@ -19,7 +19,7 @@ from raylab.config import (
     read_yaml,
 )
 from raylab.config.rules import choices_of, rule_of
-from raylab.drivers.pipeline_command import resolve
+from raylab.drivers.resolve import resolve
 from raylab.drivers.settings import PipelineSettings
 from raylab.errors import ConfigError
 from raylab.models import build

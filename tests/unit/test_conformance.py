@@ -93,7 +93,7 @@ def check_against_the_reference(method, stages, accumulate, network, optimiser, 
     expected = reference.train(model, **given)
     assert_equal(found.model.state_dict(), expected.state)
     assert found.staleness == expected.staleness
-    assert [rule.updates for rule in found.rules] == expected.updates
+    assert [rule.window.updates for rule in found.rules] == expected.updates
     assert_equal(model.state_dict(), before, rtol=0)
     # Every batch's gradient was applied once by every stage, and nothing is left anywhere.
     for runner in found.runners:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from actors.stage import Feedback, StageProgram
+from actors.program import Feedback, StageProgram
 from actors.wiring import Link, links
 from raylab.algorithms import PIPELINE_METHODS
 from raylab.algorithms.cut_features import CutFeatures, companion

@@ -12,7 +12,8 @@ import xxhash
 from torch import Tensor
 
 from actors.errors import CorruptMessageError, LinkError, MailboxError
-from actors.messages import Kind, Message, decode, encode, size_bytes
+from actors.frames import decode, encode
+from actors.messages import Kind, Message, size_bytes
 from actors.protocols import Unit
 
 pytestmark = pytest.mark.unit

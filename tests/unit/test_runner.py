@@ -13,14 +13,16 @@ import torch
 from torch import Tensor
 
 import actors.errors
+from actors.boxes import Boxes
 from actors.errors import MechanismError, StageError
+from actors.frames import encode
 from actors.in_process import run_in_process
 from actors.local_wire import local_wire
 from actors.mailbox import BoxStatistics, Inbox, Outbox
-from actors.messages import Kind, Message, encode
+from actors.messages import Kind, Message
+from actors.program import StageProgram
 from actors.protocols import Tensors, Unit
-from actors.runner import Boxes, StageRunner
-from actors.stage import StageProgram
+from actors.runner import StageRunner
 
 pytestmark = pytest.mark.unit
 
@@ -363,7 +365,9 @@ def run_by_the_clock(
 ) -> list[dict[str, Any]]:
     """Run one stage by a clock that its boxes and its rule put forward; give its rows."""
     clock = Clock()
-    monkeypatch.setattr("actors.runner.time", SimpleNamespace(perf_counter=clock.perf_counter))
+    for module in ("runner", "stage_meter"):
+        time = SimpleNamespace(perf_counter=clock.perf_counter)
+        monkeypatch.setattr(f"actors.{module}.time", time)
     rows: list[dict[str, Any]] = []
     rule, boxes = make(clock)
     runner = StageRunner(program, rule, boxes, rows.append)

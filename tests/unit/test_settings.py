@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from raylab.algorithms import PIPELINE_METHODS
-from raylab.drivers.settings import MOST_STAGES, PipelineSettings, programs, stage_settings
+from raylab.drivers.programs import programs, stage_settings
+from raylab.drivers.settings import MOST_STAGES, PipelineSettings
 from raylab.errors import ConfigError
 
 pytestmark = pytest.mark.unit

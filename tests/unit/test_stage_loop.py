@@ -18,8 +18,7 @@ import pytest
 
 from actors.errors import MailboxError
 from actors.messages import Kind, Message
-from actors.protocols import Unit
-from actors.stage import (
+from actors.program import (
     Backward,
     Box,
     Compare,
@@ -32,11 +31,12 @@ from actors.stage import (
     PassToken,
     Recheck,
     Report,
-    StageLoop,
     StageProgram,
     StartDrain,
     Update,
 )
+from actors.protocols import Unit
+from actors.stage import StageLoop
 
 pytestmark = pytest.mark.unit
 

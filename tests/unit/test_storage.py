@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import pickle
+import stat
 import threading
 from pathlib import Path
 
@@ -207,15 +209,39 @@ def test_nobody_sees_a_file_before_it_is_whole(storage):
     assert storage.read("a") == b"new"
 
 
-def test_bytes_are_on_the_disk_before_the_file_has_its_name(tmp_path, monkeypatch):
+def test_bytes_are_on_the_disk_before_the_file_has_its_name_and_the_name_afterwards(
+    tmp_path, monkeypatch
+):
     synced = []
 
     def fsync(handle):
-        synced.append((os.fstat(handle).st_size, Storage.at(tmp_path).names()))
+        about = os.fstat(handle)
+        folder = stat.S_ISDIR(about.st_mode)
+        what = about.st_ino if folder else about.st_size
+        synced.append((what, Storage.at(tmp_path / "one" / "two").names()))
 
     monkeypatch.setattr(os, "fsync", fsync)
-    Storage.at(tmp_path).write("a", b"12345")
-    assert synced == [(5, [])]
+    Storage.at(tmp_path).child("one", "two").write("a", b"12345")
+    one = tmp_path / "one"
+    folders = [each.stat().st_ino for each in (tmp_path, one, one / "two")]
+    # A folder that is new has a name, too, which is in the one above.
+    assert sorted(synced[:2]) == sorted((folder, []) for folder in folders[:2])
+    assert synced[2:] == [(5, []), (folders[2], ["a"])]
+
+
+@pytest.mark.parametrize("refused", [errno.EINVAL, errno.ENOTSUP, errno.EIO])
+def test_a_disk_that_fails_is_told_and_one_that_keeps_names_by_itself_is_let_be(
+    tmp_path, monkeypatch, refused
+):
+    def fsync(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(refused, os.strerror(refused))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    told = pytest.raises(DataError, match=r"cannot write .*/a: Input/output error")
+    with told if refused == errno.EIO else contextlib.nullcontext():
+        Storage.at(tmp_path).write("a", b"12345")
+    assert Storage.at(tmp_path).read("a") == b"12345"
 
 
 def test_writers_of_one_file_at_once_leave_one_of_their_files(storage, tmp_path):

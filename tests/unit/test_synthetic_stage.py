@@ -116,7 +116,7 @@ def test_under_bfloat16_a_stage_of_dni_trains_and_its_weights_stay_as_they_are()
             if rule is SyntheticStage:
                 stage.correct(Unit(n), (torch.ones_like(features),))
         assert features.dtype is torch.bfloat16
-        assert {p.dtype for p in stage.module.parameters()} == {torch.float32}
+        assert {p.dtype for p in stage.blocks.module.parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize("rule", [SyntheticStage, LocalLossStage])
@@ -142,13 +142,15 @@ def test_only_an_estimate_can_be_corrected():
 
 def test_a_classifier_and_its_stage_are_clipped_by_one_norm():
     stage = make(LocalLossStage, clip_norm=1e-3)
-    before = [p.detach().clone() for p in stage._trained]
+    before = [p.detach().clone() for p in stage.window.trained]
     assert len(before) == 4
     x, y = batch()
     stage.forward(Unit(0), (x,), (y,))
     assert stage.backward(Unit(0), ()) == (None,)
     stage.update()
-    moved = torch.cat([(p - b).flatten() for p, b in zip(stage._trained, before, strict=True)])
+    moved = torch.cat(
+        [(p - b).flatten() for p, b in zip(stage.window.trained, before, strict=True)]
+    )
     assert float(moved.detach().norm()) == pytest.approx(0.1 * 1e-3, rel=1e-3)
 
 

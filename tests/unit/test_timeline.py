@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from actors.in_process import run_in_process
-from actors.stage import StageProgram
+from actors.program import StageProgram
 from actors.timeline import Timeline
 from raylab.records import timeline_rows
 from tests.unit.test_runner import FakeRule

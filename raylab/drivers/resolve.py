@@ -1,0 +1,94 @@
+"""A configuration with every recipe and default that depends on other keys as numbers."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+from raylab.config import PipelineConfig
+from raylab.errors import ConfigError
+from raylab.optimizers import RECIPES
+from raylab.records import new_run_name
+
+__all__ = ["resolve"]
+
+_ANY_SIZE = ("mlp", "fcn5", "cnn5")
+"""Models that are as good on 8x8 images as they are; the others halve an image several times."""
+_DIGITS_SIZE_PX = 32
+
+
+def resolve(config: PipelineConfig) -> PipelineConfig:
+    """Return `config` with recipe and defaults as numbers; resolving it again changes nothing.
+
+    Raises:
+        ConfigError: two keys do not go together, or the recipe is unknown.
+
+    >>> resolve(PipelineConfig(recipe="adl", batch_size=32, accumulate=4)).lr
+    0.05
+    """
+    size = config.image_size
+    if size is None and config.data == "digits" and config.model not in _ANY_SIZE:
+        size = _DIGITS_SIZE_PX
+    return config.model_copy(
+        update={
+            **_resolved_rate(config),
+            **_resolved_schedule(config),
+            "recipe": None,
+            "image_size": size,
+            "data_root": config.data_root and str(Path(config.data_root).expanduser().absolute()),
+            "eval_batch_size": _first(config.eval_batch_size, config.batch_size),
+            "name": config.name or new_run_name(config.method),
+        }
+    )
+
+
+def _resolved_rate(config: PipelineConfig) -> dict[str, float | None]:
+    if config.recipe is None:
+        sgd = config.optimizer.lower() == "sgd"
+        return {
+            "lr": _first(config.lr, 0.05 if sgd else 1e-3),
+            "momentum": _first(config.momentum, 0.9 if sgd else None),
+        }
+    if config.recipe not in RECIPES:
+        close = difflib.get_close_matches(config.recipe, RECIPES, n=1)
+        raise ConfigError(
+            f"`recipe` must be one of {', '.join(RECIPES)}, but got {config.recipe!r}"
+            + (f": did you mean {close[0]}?" if close else "")
+        )
+    if config.optimizer.lower() != "sgd":
+        raise ConfigError(
+            f"a recipe is one of sgd, but got recipe={config.recipe} with "
+            f"optimizer={config.optimizer}: leave one of them out"
+        )
+    recipe = RECIPES[config.recipe]
+    return {
+        "lr": _first(config.lr, recipe.learning_rate(config.batch_size, config.accumulate)),
+        "momentum": _first(config.momentum, recipe.momentum),
+        "weight_decay": _first(config.weight_decay, recipe.weight_decay),
+    }
+
+
+def _resolved_schedule(config: PipelineConfig) -> dict[str, Any]:
+    recipe = RECIPES[config.recipe].schedule if config.recipe else None
+    kind = config.schedule or (recipe.kind if recipe else None)
+    kind = kind or ("steps" if config.milestones else "constant")
+    found: dict[str, Any] = {
+        "schedule": kind,
+        "warmup_epochs": _first(config.warmup_epochs, recipe.warmup_epochs if recipe else 0.0),
+    }
+    if kind != "steps":
+        for key in ("milestones", "gamma"):
+            if getattr(config, key) is not None:
+                raise ConfigError(
+                    f"`{key}` belongs to schedule=steps, but got {key}={getattr(config, key)} "
+                    f"with schedule={kind}"
+                )
+        return found
+    found["milestones"] = _first(config.milestones, list(recipe.milestones) if recipe else [])
+    found["gamma"] = _first(config.gamma, recipe.gamma if recipe else 0.1)
+    return found
+
+
+def _first(value: Any, otherwise: Any) -> Any:
+    return otherwise if value is None else value

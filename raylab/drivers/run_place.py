@@ -1,0 +1,120 @@
+"""Where the files of a run go, and the files that stay of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig
+from torch import nn
+
+from raylab.drivers.result import Result
+from raylab.errors import ConfigError
+from raylab.records import CheckpointStore, EventWriter, RunFolder, Storage, new_run_name
+from raylab.report import RunRecord
+from raylab.report.page import report_page
+
+__all__ = ["RunPlace", "keep"]
+
+
+class RunPlace:
+    """What Ray Train's RunConfig says of a run's files and failures.
+
+    Args:
+        run_config: Ray Train's; None: ours, see `raylab.PipelineTrainer`.
+        method: for a name with the time in it.
+        tensorboard: write TensorBoard's events, too.
+
+    Raises:
+        ConfigError: TensorBoard's events would not be on this machine.
+    """
+
+    def __init__(self, run_config: RunConfig | None, method: str, *, tensorboard: bool) -> None:
+        given = run_config or RunConfig(
+            storage_path="~/raylab_results",
+            name=new_run_name(method),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            failure_config=FailureConfig(max_failures=3),
+        )
+        # Ray Train fills in its own, a name and a folder too, where they are not given.
+        self.name = given.name or new_run_name(method)
+        self.most_failures = (given.failure_config or FailureConfig()).max_failures
+        self._kept = (given.checkpoint_config or CheckpointConfig()).num_to_keep
+        self._filesystem = given.storage_filesystem
+        self._storage = Storage.at(given.storage_path or "~/raylab_results", self._filesystem)
+        self.tensorboard = tensorboard
+        if tensorboard and self._storage.local is None:
+            raise ConfigError(
+                f"TensorBoard's events are written to a local folder, but the storage is "
+                f"{self._storage}: leave tensorboard out, or choose a local storage"
+            )
+
+    def folder(self, resume: str | os.PathLike[str] | None) -> RunFolder:
+        """Return the folder of a new run, or the one to go on in."""
+        if resume is None:
+            return RunFolder(self._storage, self.name)
+        return RunFolder.existing(Storage.at(resume, self._filesystem))
+
+    def checkpoints(self, folder: RunFolder) -> CheckpointStore:
+        """Return where the checkpoints of a run go."""
+        return CheckpointStore(folder.folder.child("checkpoints"), self._kept)
+
+    def events(self, folder: RunFolder) -> EventWriter:
+        """Return what writes TensorBoard's events, if it is to.
+
+        Raises:
+            ConfigError: the run's folder is not on this machine.
+        """
+        if not self.tensorboard:
+            return EventWriter(None)
+        if folder.folder.local is None:
+            raise ConfigError(
+                "tensorboard=True must have a run's folder on this machine, but got "
+                f"{folder.folder}"
+            )
+        return EventWriter(folder.folder.local / "tensorboard")
+
+
+def keep(
+    folder: RunFolder,
+    rows: Sequence[Mapping[str, Any]],
+    model: nn.Module,
+    config: Mapping[str, Any],
+    timeline: Sequence[Mapping[str, Any]] = (),
+) -> Result:
+    """Write rows, weights, summary and report into the run's folder; return the result."""
+    table = folder.write_metrics(rows)
+    folder.write_timeline(timeline)
+    weights = folder.write_weights(model.state_dict())
+    gradients = sum(sum(row["stage_gradients"]) for row in rows)
+    late = sum(row["staleness_mean"] * sum(row["stage_gradients"]) for row in rows)
+    trained_s = sum(row["stage_trained_s"][-1] for row in rows)
+    last = dict(rows[-1])
+    summary = folder.write_result(
+        {
+            "kind": "pipeline",
+            "config": dict(config),
+            "seed": config.get("seed"),
+            "metrics": last,
+            "epochs": last["epoch"],
+            "steps": last["step"],
+            "time_s": last["time_s"],
+            "samples_per_s": sum(row["samples"] or 0 for row in rows) / max(trained_s, 1e-12),
+            "staleness_mean": late / max(1, gradients),
+            "path": folder.folder.uri,
+        }
+    )
+    record = RunRecord(
+        name=folder.path.name, config=config, rows=rows, result=summary, timeline=timeline
+    )
+    folder.write_report(report_page([record]))
+    return Result(
+        metrics=last,
+        table=table,
+        model=model,
+        path=folder.path,
+        filesystem=folder.folder.filesystem,
+        checkpoint=Checkpoint(weights.path, filesystem=weights.filesystem),
+        summary=summary,
+    )
