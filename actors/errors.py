@@ -5,14 +5,15 @@ MechanismError
 ├── StageError        a stage's computation failed; the message tells where
 ├── MailboxError      a message out of order or without credit
 │   ├── CorruptMessageError   a message did not arrive as it was sent
-│   └── LinkError             a link between two stages was cut
-├── StageLostError    a stage's process or node died
+│   └── LinkError             a link between two actors was cut
+├── ActorLostError    the process or node of an actor of the group died
 └── PlacementError    the cluster did not give the resources in the stated time
 """
 
 from __future__ import annotations
 
 __all__ = [
+    "ActorLostError",
     "BatchError",
     "CorruptMessageError",
     "LinkError",
@@ -20,7 +21,6 @@ __all__ = [
     "MechanismError",
     "PlacementError",
     "StageError",
-    "StageLostError",
 ]
 
 
@@ -45,11 +45,11 @@ class CorruptMessageError(MailboxError):
 
 
 class LinkError(MailboxError):
-    """A link between two stages was cut: the run may start again from a checkpoint."""
+    """A link between two actors was cut: the run may start again from a checkpoint."""
 
 
-class StageLostError(MechanismError):
-    """A stage's process or node died: the run may start again from a checkpoint."""
+class ActorLostError(MechanismError):
+    """The process or node of an actor died: the run may start again from a checkpoint."""
 
 
 class PlacementError(MechanismError):

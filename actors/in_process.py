@@ -12,13 +12,14 @@ from typing import Any
 
 from actors.boxes import Boxes
 from actors.errors import MechanismError
+from actors.link import Link
 from actors.local_wire import LocalReceiveEnd, LocalSendEnd, local_wire
 from actors.mailbox import Inbox, Outbox
 from actors.program import StageProgram
 from actors.protocols import StageRule
 from actors.runner import StageRunner
 from actors.source import CheckpointPlan, Source
-from actors.wiring import Link, links
+from actors.wiring import links
 
 __all__ = ["run_in_process"]
 

@@ -53,6 +53,8 @@ class _Channel:
 class LocalSendEnd:
     """The sender's end; nothing ever waits, so `timeout_s` only asks for the error of a cut."""
 
+    sockets: tuple[()] = ()
+
     def __init__(self, channel: _Channel) -> None:
         self._channel = channel
 
@@ -83,6 +85,8 @@ class LocalSendEnd:
 class LocalReceiveEnd:
     """The receiver's end. With a `shuffle` generator it delivers late and out of order."""
 
+    sockets: tuple[()] = ()
+
     def __init__(self, channel: _Channel) -> None:
         self._channel = channel
 
@@ -96,6 +100,15 @@ class LocalReceiveEnd:
         if frames is None and timeout_s > 0:
             self._channel.check()
         return frames
+
+    def check(self) -> None:
+        """Look whether the wire is cut.
+
+        Raises:
+            LinkError: it is, and nothing is left.
+        """
+        if not self._channel.frames:
+            self._channel.check()
 
     def grant(self, count: int) -> None:
         """Give `count` credits back."""

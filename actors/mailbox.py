@@ -21,7 +21,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from typing_extensions import Buffer
 
@@ -41,6 +41,11 @@ class SendEnd(Protocol):
         """Start sending one message; do not wait for its arrival."""
         ...
 
+    @property
+    def sockets(self) -> Sequence[Any]:
+        """What a poller may wait at for credits, or for the end of the link."""
+        ...
+
     def credits(self, timeout_s: float) -> int:
         """Return the credits that have come back, waiting up to `timeout_s` for the first."""
         ...
@@ -53,8 +58,17 @@ class SendEnd(Protocol):
 class ReceiveEnd(Protocol):
     """The receiver's end of a wire."""
 
+    @property
+    def sockets(self) -> Sequence[Any]:
+        """What a poller may wait at for messages, or for the end of the link."""
+        ...
+
     def receive(self, timeout_s: float) -> Sequence[Buffer] | None:
         """Return the frames of a message, None if none has come within `timeout_s`."""
+        ...
+
+    def check(self) -> None:
+        """Raise LinkError if the link is known to be cut and nothing is left to receive."""
         ...
 
     def grant(self, count: int) -> None:
@@ -154,6 +168,17 @@ class Outbox:
         under_way = itertools.islice(reversed(self._sizes), figures.depth)
         figures.peak_bytes = max(figures.peak_bytes, sum(under_way))
 
+    @property
+    def free(self) -> int:
+        """How many messages may be put now."""
+        self._collect(0.0)
+        return self._credits
+
+    @property
+    def sockets(self) -> Sequence[Any]:
+        """What a poller may wait at for credits; empty: it is told otherwise."""
+        return self._end.sockets
+
     def settle(self, timeout_s: float) -> None:
         """Wait up to `timeout_s` until every message has been taken."""
         deadline = time.perf_counter() + timeout_s
@@ -226,6 +251,20 @@ class Inbox:
         self.statistics.bytes += size_bytes(message)
         self.statistics.depth = len(self._waiting)
         return message
+
+    @property
+    def sockets(self) -> Sequence[Any]:
+        """What a poller may wait at for messages; empty: it is told otherwise."""
+        return self._end.sockets
+
+    def check(self) -> None:
+        """Look whether the link has ended, without waiting.
+
+        Raises:
+            LinkError: it was cut, and what had come before is taken.
+        """
+        if self._next not in self._waiting:
+            self._end.check()
 
     def close(self) -> None:
         """Give the wire back."""

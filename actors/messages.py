@@ -31,6 +31,14 @@ class Kind(IntEnum):
     """Marker: every stage saves what it is, with `index` batches behind it."""
     RECHECK = 8
     """A batch that is computed once more at the weights of now, for figures alone."""
+    PUSH = 9
+    """Worker to server: message `index`, see `actors.server_messages`, as all that follow."""
+    PROOF = 10
+    """Worker to server: its part of certificate `index`."""
+    REPLY = 11
+    """Server to worker: what became of its push, and what to do now."""
+    NEWS = 12
+    """Server to worker: the w of update `index`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
-"""Writes a stage's parts of checkpoints beside its computation.
+"""Writes an actor's parts of checkpoints beside its computation.
 
-One thread, one part at a time: a stage that comes to its next checkpoint while the last one is
+One thread, one part at a time: an actor that comes to its next checkpoint while the last one is
 still being written waits for it, so that memory holds two parts at most.
 """
 
@@ -8,19 +8,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["PartWriter", "WritePart"]
+__all__ = ["Keeping", "PartWriter", "WritePart"]
 
 WritePart = Callable[[int, str, Mapping[str, Any]], Any]
 """(step, name, content) -> whatever whoever commits the checkpoint wants to know of the part."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keeping:
+    """How one actor keeps its parts of checkpoints, and where it goes on.
+
+    Args:
+        name: of its parts.
+        write: (step, name, content) -> what the driver wants to know of a part.
+        resume: returns the part to go on from; None: from the beginning.
+    """
+
+    name: str
+    write: WritePart
+    resume: Callable[[], Mapping[str, Any]] | None = None
 
 
 class PartWriter:
     """Write parts through `write`, one after another, in a thread.
 
     Args:
-        name: of the stage's parts.
+        name: of the parts.
         write: puts one part where it belongs.
         written: takes the step and what `write` returned, in the thread.
     """

@@ -23,7 +23,7 @@ from actors.carrier import TensorSpec
 from actors.device_copies import DeviceCopies
 from actors.distributed_carrier import DistributedCarrier
 from actors.errors import LinkError, MechanismError
-from actors.wiring import Link
+from actors.link import Link
 
 __all__ = ["LOOPBACK", "Membership", "Place", "open_store"]
 

@@ -6,7 +6,7 @@ Calls to a concurrency group of one thread keep their order; the mailbox checks 
 from __future__ import annotations
 
 import queue
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,17 +15,25 @@ from typing_extensions import Buffer
 __all__ = ["RayReceiveEnd", "RaySendEnd"]
 
 
+def _nobody() -> None:
+    """Nobody waits but at the end itself."""
+
+
 class RaySendEnd:
     """The sender's end of a link.
 
     Args:
         name: of the link.
         peer: handle of the receiving actor, with a method `deliver(name, frames)`.
+        ring: called when something has come.
     """
 
-    def __init__(self, name: str, peer: Any) -> None:
+    sockets: tuple[()] = ()
+
+    def __init__(self, name: str, peer: Any, ring: Callable[[], None] = _nobody) -> None:
         self._name = name
         self._peer = peer
+        self._ring = ring
         self._credits: queue.SimpleQueue[int] = queue.SimpleQueue()
 
     def send(self, frames: Sequence[Buffer]) -> None:
@@ -40,6 +48,7 @@ class RaySendEnd:
     def credited(self, count: int) -> None:
         """Take credits in; called by the actor's mail thread."""
         self._credits.put(count)
+        self._ring()
 
     def close(self) -> None:
         """Nothing is held."""
@@ -51,11 +60,15 @@ class RayReceiveEnd:
     Args:
         name: of the link.
         peer: handle of the sending actor, with a method `credit(name, count)`.
+        ring: called when something has come.
     """
 
-    def __init__(self, name: str, peer: Any) -> None:
+    sockets: tuple[()] = ()
+
+    def __init__(self, name: str, peer: Any, ring: Callable[[], None] = _nobody) -> None:
         self._name = name
         self._peer = peer
+        self._ring = ring
         self._frames: queue.SimpleQueue[Sequence[Buffer]] = queue.SimpleQueue()
 
     def receive(self, timeout_s: float) -> Sequence[Buffer] | None:
@@ -68,6 +81,10 @@ class RayReceiveEnd:
     def delivered(self, frames: Sequence[Buffer]) -> None:
         """Take a message in; called by the actor's mail thread."""
         self._frames.put(frames)
+        self._ring()
+
+    def check(self) -> None:
+        """Ray tells whoever asked for the other actor's work that it is gone, and nobody here."""
 
     def grant(self, count: int) -> None:
         """Send `count` credits back."""

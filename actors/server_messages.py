@@ -31,6 +31,7 @@ class Push:
         number: of the message.
         tensors: what the server's rule applies.
         samples: that it has looked at.
+        waited_s: that its worker has waited for replies in all.
     """
 
     era: int
@@ -38,6 +39,7 @@ class Push:
     number: int
     tensors: Tensors
     samples: int
+    waited_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,38 +13,11 @@ and to the one that it has just taken: so many fit, and labels never hold featur
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
-from actors.carrier import CarrierKind
-from actors.errors import MechanismError
-from actors.program import Box, StageProgram
+from actors.link import Link
+from actors.program import StageProgram
 
-__all__ = ["CarrierChoice", "Link", "carrier_of", "links"]
-
-CarrierChoice = Literal["auto"] | CarrierKind
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Link:
-    """One directed connection.
-
-    Args:
-        box: what it carries.
-        source: stage that sends.
-        target: stage that receives.
-        capacity: messages that may be under way.
-    """
-
-    box: Box
-    source: int
-    target: int
-    capacity: int
-
-    @property
-    def name(self) -> str:
-        """What the link is called in errors and metrics."""
-        return f"{self.box} {self.source}->{self.target}"
+__all__ = ["links"]
 
 
 def links(programs: Sequence[StageProgram], window_units: int = 1) -> list[Link]:
@@ -60,7 +33,7 @@ def links(programs: Sequence[StageProgram], window_units: int = 1) -> list[Link]
     for k, program in enumerate(programs):
         if program.last or program.labelled:
             room = max(delays) + 2 if program.feedback == "error" else below + 1
-            found.append(Link(box="labels", source=0, target=k, capacity=room))
+            found.append(Link(box="labels", source=0, target=k, capacity=room, inline=True))
         if program.last:
             break
         late = program.link_delay if program.corrected else delays[k] - delays[k + 1]
@@ -70,44 +43,3 @@ def links(programs: Sequence[StageProgram], window_units: int = 1) -> list[Link]
             found.append(Link(box="gradients", source=k + 1, target=k, capacity=capacity))
         below += capacity + 1
     return found
-
-
-def carrier_of(
-    link: Link, source: tuple[str, str], target: tuple[str, str], asked: CarrierChoice
-) -> CarrierKind:
-    """Return what carries the tensors of a link.
-
-    Labels come from the host's memory and stay inline.
-
-    Args:
-        link: between two stages.
-        source: node and GPU of the sender; "": no GPU.
-        target: node and GPU of the receiver.
-        asked: for all links; "auto": ipc within a card, torch.distributed between cards, else
-            inline.
-
-    Raises:
-        MechanismError: what is asked for cannot be between these two.
-    """
-    if link.box == "labels" or link.source == link.target:
-        return "inline"
-    gpus = bool(source[1]) and bool(target[1])
-    one_card = gpus and source == target
-    if asked == "auto":
-        return "ipc" if one_card else "distributed" if gpus else "inline"
-    if asked == "ipc" and not one_card:
-        raise MechanismError(
-            "carrier=ipc shares the memory of one GPU, but the stages of "
-            f"{link.name} do not compute on the same one: choose auto, distributed or inline"
-        )
-    if asked == "distributed" and one_card:
-        raise MechanismError(
-            "carrier=distributed is NCCL between GPUs, which wants one each, but the stages of "
-            f"{link.name} share a card: choose auto, ipc or inline"
-        )
-    if asked == "distributed" and bool(source[1]) is not bool(target[1]):
-        raise MechanismError(
-            f"carrier=distributed needs a GPU at both ends of {link.name} or at none: choose auto "
-            "or inline"
-        )
-    return asked

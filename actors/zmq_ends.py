@@ -36,6 +36,11 @@ class ZmqSendEnd:
         for left, body in zip(range(len(bodies) - 1, -1, -1), bodies, strict=True):
             self._socket.send(body, zmq.SNDMORE if left else 0, copy=False)
 
+    @property
+    def sockets(self) -> Sequence[Any]:
+        """What tells of credits, and of the end of the link."""
+        return self._watch.sockets
+
     def credits(self, timeout_s: float) -> int:
         """Return the credits that have come back, waiting up to `timeout_s` for the first.
 
@@ -108,6 +113,19 @@ class ZmqReceiveEnd:
             frame = self._socket.recv(zmq.NOBLOCK, copy=False)
             frames.append(frame.buffer)
         return frames
+
+    @property
+    def sockets(self) -> Sequence[Any]:
+        """What tells of messages, and of the end of the link."""
+        return self._watch.sockets
+
+    def check(self) -> None:
+        """Look whether the link has ended, without waiting.
+
+        Raises:
+            LinkError: it has, and nothing is left to receive.
+        """
+        self._watch.check()
 
     def grant(self, count: int) -> None:
         """Send `count` credits back; nobody misses them if the sender has left."""

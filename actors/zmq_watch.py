@@ -90,6 +90,21 @@ class Watch:
             return True
         return timeout_s > 0 and self._wait(timeout_s)
 
+    @property
+    def sockets(self) -> tuple[Any, Any]:
+        """What a poller may wait at: the socket and what tells of its connections."""
+        return self._socket, self._monitor
+
+    def check(self) -> None:
+        """Read what has been told of the connection, without waiting.
+
+        Raises:
+            LinkError: the link is cut, and all that came before is received.
+        """
+        self._look()
+        if self._ended and not self._has_message():
+            raise self._cut_error()
+
     def follow(self, descriptor: int) -> None:
         """Take the connection with this file descriptor as the link."""
         self._peer = descriptor
@@ -123,6 +138,9 @@ class Watch:
             self._monitor.close()
             self._socket = Closed(self._name)
 
+    def _cut_error(self) -> LinkError:
+        return LinkError(f"the link {self._name} was cut: {self._ended}")
+
     def _has_message(self) -> bool:
         return bool(self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN)
 
@@ -138,7 +156,7 @@ class Watch:
         # What came before the end was in the socket before the end was told.
         if self._has_message():
             return True
-        raise LinkError(f"the link {self._name} was cut: {self._ended}")
+        raise self._cut_error()
 
     def _look(self) -> None:
         """Read what the monitor tells."""

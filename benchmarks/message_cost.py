@@ -18,9 +18,9 @@ from typing import Any, Literal
 import ray
 import torch
 
+from actors.link import Link
 from actors.messages import Kind, Message
 from actors.stage_actor import StageWorker
-from actors.wiring import Link
 from benchmarks.peers.raw_wires import measure_wire
 from benchmarks.session import ray_session
 

@@ -23,6 +23,7 @@ from raylab.errors import (
 )
 
 if TYPE_CHECKING:
+    from raylab.drivers.parameter_server import ParameterServerTrainer
     from raylab.drivers.pipeline import PipelineTrainer
     from raylab.drivers.result import Result
     from raylab.optimizers import Schedule
@@ -34,6 +35,7 @@ __all__ = [
     "InputError",
     "ModelError",
     "NonFiniteLossError",
+    "ParameterServerTrainer",
     "PipelineTrainer",
     "RaylabError",
     "ResourceError",
@@ -45,6 +47,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 _LATER = {
+    "ParameterServerTrainer": "raylab.drivers.parameter_server",
     "PipelineTrainer": "raylab.drivers.pipeline",
     "Result": "raylab.drivers.result",
     "Schedule": "raylab.optimizers",

@@ -12,7 +12,14 @@ from typing import Any
 from raylab.cli.report import write_report
 from raylab.cli.session import ray_session, write
 from raylab.cli.train import start_keys
-from raylab.config import METHODS, PipelineConfig, apply_pairs, pipeline_config
+from raylab.config import (
+    ALL_METHODS,
+    PipelineConfig,
+    RunConfiguration,
+    apply_pairs,
+    family_of,
+    run_config,
+)
 from raylab.errors import ConfigError
 
 __all__ = ["run"]
@@ -22,7 +29,7 @@ Train with one method after another under the same seed, data and budget: a tabl
 over all runs at the end. Each run has its folder in STORAGE/NAME. A method that fails is a row
 that says so. The same command again, with the same name, goes on with what has not finished.
 
-  methods=bp,ddg,fr,adl   the methods; speeds are told against the first
+  methods=bp,ddg,fr,adl   the methods, of one family; speeds are told against the first
   seeds=0,1,2             runs of each method, default: the seed of the configuration
 
 All keys of `raylab train` may follow; NAME or FILE.yaml set some of them.
@@ -30,7 +37,8 @@ All keys of `raylab train` may follow; NAME or FILE.yaml set some of them.
 examples:
   raylab compare methods=bp,ddg,fr,adl epochs=3 name=first
   raylab compare methods=bp,adl demo seeds=0,1,2 epochs=6 storage=runs name=demo
-  raylab compare methods=ddg,adl model=mlp stages=3 --json --quiet | tail -n 1"""
+  raylab compare methods=ddg,adl model=mlp stages=3 --json --quiet | tail -n 1
+  raylab compare methods=dis_dfsdca,cocoa_plus data=libsvm:a9a.bz2 straggler=paper workers=8"""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -67,13 +75,18 @@ def run(argv: Sequence[str]) -> int:
 
     from raylab.report import compare_table
 
-    Console().print(compare_table(f"{config.model} on {config.data}", outcomes))
+    Console().print(compare_table(_what(config), outcomes))
     if report is not None:
         write(f"report: {report}")
     return 0 if finished else 1
 
 
-def _parsed(words: Sequence[str]) -> tuple[PipelineConfig, list[str], list[int]]:
+def _what(config: RunConfiguration) -> str:
+    what = config.model if isinstance(config, PipelineConfig) else config.problem
+    return f"{what} on {config.data}"
+
+
+def _parsed(words: Sequence[str]) -> tuple[RunConfiguration, list[str], list[int]]:
     own: dict[str, str] = {}
     pairs: list[str] = []
     names: list[str] = []
@@ -91,9 +104,17 @@ def _parsed(words: Sequence[str]) -> tuple[PipelineConfig, list[str], list[int]]
         raise ConfigError(f"there must be one NAME or FILE.yaml at most, but got {names}")
     methods = _list(own["methods"], "methods")
     for method in methods:
-        if method not in METHODS:
-            raise ConfigError(f"methods must be of {', '.join(METHODS)}, but got {method!r}")
-    config = pipeline_config(apply_pairs(start_keys(names[0]) if names else {}, pairs))
+        if method not in ALL_METHODS:
+            raise ConfigError(f"methods must be of {', '.join(ALL_METHODS)}, but got {method!r}")
+    start = start_keys(names[0]) if names else {}
+    family = family_of({"method": methods[0]})
+    others = [method for method in methods if method not in family.methods]
+    if others:
+        raise ConfigError(
+            f"methods must be of one family, but {methods[0]} is of {family.title}, and "
+            f"{', '.join(others)} not"
+        )
+    config = run_config(apply_pairs({**start, "method": methods[0]}, pairs))
     seeds = [config.seed]
     if "seeds" in own:
         texts = _list(own["seeds"], "seeds")
@@ -115,7 +136,7 @@ def _list(text: str, what: str) -> list[str]:
 
 
 def _compare(
-    config: PipelineConfig, methods: Sequence[str], seeds: Sequence[int], *, quiet: bool
+    config: RunConfiguration, methods: Sequence[str], seeds: Sequence[int], *, quiet: bool
 ) -> tuple[list[dict[str, Any]], str | None]:
     def say(text: str) -> None:
         if not quiet:

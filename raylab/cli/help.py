@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterable
 from typing import Any
 
-from raylab.config import METHODS, PipelineConfig, experiment_names, experiment_summary
+from raylab.config import FAMILIES, Family, experiment_names, experiment_summary
 from raylab.config.rules import rule_of, takes_choices
 
 __all__ = ["starts", "train_help"]
@@ -15,8 +15,9 @@ __all__ = ["starts", "train_help"]
 _NARROWEST, _WIDEST = 72, 110
 
 _TOP = """\
-Train a network as a pipeline of Ray actors on this machine, or on the cluster that Ray is
-connected to. Nothing needs to be set: every key has a default."""
+Train a network as a pipeline of Ray actors, or a model with a parameter server and its workers, on
+this machine or on the cluster that Ray is connected to. Nothing needs to be set: every key has a
+default."""
 
 _EXAMPLES = """\
 examples:
@@ -25,6 +26,8 @@ examples:
   raylab train ddg model=resnet56 data=cifar10 download=true recipe=ddg epochs=300
   raylab train fr model=mlp stages='[1,2]' model_options.hidden='[128,64]'
   raylab train bp data=npz:images.npz optimizer=adam lr=1e-3 schedule=cosine epochs=10
+  raylab train dis_dfsdca problem=ridge data=libsvm:a9a.bz2 workers=4 straggler=paper
+  raylab train asysvrg problem=logistic data=libsvm:rcv1.bz2 workers=8 tolerance=1e-6
   raylab train runs/try1/config.yaml name=try2       repeats try1, bit for bit
   raylab train runs/try1/config.yaml name=try3 seed=1
   raylab train demo --json --quiet | tail -n 1       one JSON object, for programs"""
@@ -32,8 +35,8 @@ examples:
 _FILES = """\
 a run leaves in STORAGE/NAME:
   config.yaml                every key, with all defaults resolved
-  metrics.parquet            a row an epoch (or per report_every batches)
-  timeline.parquet           what each stage did when, in the first batches
+  metrics.parquet            a row an epoch (or per report_every batches, or per certificate)
+  timeline.parquet           of a pipeline: what each stage did when, in the first batches
   report.html                all of it to look at, a page that works offline
   result.json                summary, versions, seed, commit
   checkpoints/final/model.pt the trained weights, a state_dict"""
@@ -54,16 +57,19 @@ def train_help() -> str:
 
 def starts(width: int = _WIDEST) -> str:
     """Return what NAME may be: the methods and the experiments, a line each."""
-    methods = METHODS.items()
     experiments = [(name, experiment_summary(name)) for name in experiment_names()]
     return "\n".join(
         [
             "NAME is a method, with the defaults below,",
-            *_columns(methods, 16, width),
+            *(line for family in FAMILIES for line in _family(family, width)),
             "or an experiment, which sets some keys:",
             *_columns(experiments, 16, width),
         ]
     )
+
+
+def _family(family: Family, width: int) -> list[str]:
+    return [f"of {family.title}:", *_columns(family.methods.items(), 16, width)]
 
 
 def _keys(width: int) -> str:
@@ -72,11 +78,13 @@ def _keys(width: int) -> str:
         "into a mapping. A key on the command line goes before the same key in an experiment or",
         "a file. Each key with its default:",
     ]
-    for name, field in PipelineConfig.model_fields.items():
-        text = field.description or ""
-        if takes_choices(field):
-            text = f"{rule_of(field)}: {text}"
-        lines += _columns([(f"{name}={_typed(field.default)}", text)], 26, width)
+    for family in FAMILIES:
+        lines += ["", f"for {family.title}:"]
+        for name, field in family.fields.items():
+            text = field.description or ""
+            if takes_choices(field):
+                text = f"{rule_of(field)}: {text}"
+            lines += _columns([(f"{name}={_typed(field.default)}", text)], 26, width)
     return "\n".join(lines)
 
 

@@ -12,18 +12,21 @@ __all__ = ["run"]
 _DESCRIPTION = """\
 Go on with a run that was interrupted, in its folder, from its newest checkpoint.
 
-Nothing is lost but the time since then: the checkpoint holds what was in flight between the stages,
-so that the run ends as if it had not been interrupted, bit for bit. A run that has no checkpoint
-yet begins again.
+Nothing is lost but the time since then. The checkpoint of a pipeline holds what was in flight
+between the stages, so that the run ends as if it had not been interrupted, bit for bit; that of a
+parameter server holds w and the duals that go with it. A run that has no checkpoint yet begins
+again.
 
-Keys that do not make it another run may be given anew, among them epochs, stages, wire,
-cpus_per_stage, gpus_per_stage, checkpoint_every, checkpoint_minutes and max_failures. With other
-stages (or delays) it goes on from the whole model, and the pipeline fills anew.
+Keys that do not make it another run may be given anew, among them epochs, stages, workers, wire,
+checkpoint_every, checkpoint_minutes and max_failures. With other stages (or delays) a pipeline goes
+on from the whole model, and fills anew; with other workers the samples and their duals are divided
+anew.
 
 examples:
   raylab resume runs/try1
   raylab resume runs/try1 --step 1200       an older checkpoint; those after it are deleted
   raylab resume runs/try1 stages=8          on more stages
+  raylab resume runs/ridge workers=8        with more workers
   raylab resume runs/try1 epochs=20         a finished run goes on from its last checkpoint
   raylab resume s3://bucket/runs/try1 --json
 
@@ -51,10 +54,8 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     given = parser.parse_intermixed_args(argv)
     with ray_session():
-        from raylab.drivers.pipeline_command import resume_pipeline
+        from raylab.drivers.commands import resume
 
-        result = resume_pipeline(
-            given.path, given.settings, step=given.step, progress=not given.quiet
-        )
+        result = resume(given.path, given.settings, step=given.step, progress=not given.quiet)
     say_result(result, as_json=given.json)
     return 0

@@ -38,7 +38,8 @@ def say_result(result: Result, *, as_json: bool) -> None:
     from raylab.report import final_table
 
     config = result.summary["config"]
-    title = f"{config['method']}: {config['model']} on {config['data']}"
+    what = config["model"] if "model" in config else config["problem"]
+    title = f"{config['method']}: {what} on {config['data']}"
     Console().print(final_table(title, result.summary))
     write(f"results: {result.summary['path']}")
     write(f"report: {result.summary['path']}/report.html")

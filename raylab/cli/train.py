@@ -12,14 +12,14 @@ from typing import Any
 from raylab.cli.help import starts, train_help
 from raylab.cli.session import ray_session, say_result, write
 from raylab.config import (
-    METHODS,
-    PipelineConfig,
+    ALL_METHODS,
+    RunConfiguration,
     apply_pairs,
     experiment_names,
     experiment_summary,
-    pipeline_config,
     read_experiment,
     read_yaml,
+    run_config,
 )
 from raylab.errors import ConfigError
 
@@ -52,14 +52,14 @@ def run(argv: Sequence[str]) -> int:
         return 0
     if given.name is None:
         parser.error("NAME or FILE.yaml must be given, for instance: raylab train demo")
-    config = pipeline_config(apply_pairs(start_keys(given.name), given.settings))
+    config = run_config(apply_pairs(start_keys(given.name), given.settings))
     _train(config, as_json=given.json, progress=not given.quiet)
     return 0
 
 
 def start_keys(name: str) -> dict[str, Any]:
     """Return the keys that a method, an experiment or a file sets."""
-    if name in METHODS:
+    if name in ALL_METHODS:
         return {"method": name}
     experiments = experiment_names()
     if name in experiments:
@@ -71,24 +71,24 @@ def start_keys(name: str) -> dict[str, Any]:
             f"a NAME or FILE.yaml must come before the keys, but got {name}: "
             f"for instance raylab train adl {name}"
         )
-    close = difflib.get_close_matches(name.lower(), [*METHODS, *experiments], n=3, cutoff=0.6)
+    close = difflib.get_close_matches(name.lower(), [*ALL_METHODS, *experiments], n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(close)}?" if close else "raylab train --list shows them"
     if Path(name).is_file():
         hint = "a configuration's file must end in .yaml"
     raise ConfigError(
-        f"NAME must be a method ({', '.join(METHODS)}), an experiment ({', '.join(experiments)}) "
-        f"or a FILE.yaml, but got {name!r}: {hint}"
+        f"NAME must be a method ({', '.join(ALL_METHODS)}), an experiment "
+        f"({', '.join(experiments)}) or a FILE.yaml, but got {name!r}: {hint}"
     )
 
 
-def _train(config: PipelineConfig, *, as_json: bool, progress: bool) -> None:
+def _train(config: RunConfiguration, *, as_json: bool, progress: bool) -> None:
     with ray_session():
-        from raylab.drivers.pipeline_command import run_pipeline
+        from raylab.drivers.commands import train
 
-        result = run_pipeline(config, progress=progress)
+        result = train(config, progress=progress)
     say_result(result, as_json=as_json)
 
 
 def _listed() -> str:
     experiments = {name: experiment_summary(name) for name in experiment_names()}
-    return json.dumps({"methods": METHODS, "experiments": experiments})
+    return json.dumps({"methods": ALL_METHODS, "experiments": experiments})

@@ -5,16 +5,32 @@ imports torch or Ray, so that help and complaints come at once.
 """
 
 from raylab.config.experiments import experiment_names, experiment_summary, read_experiment
-from raylab.config.parse import apply_pairs, pipeline_config, read_yaml
+from raylab.config.families import (
+    ALL_METHODS,
+    FAMILIES,
+    Family,
+    RunConfiguration,
+    family_of,
+)
+from raylab.config.parameter_server import SERVER_METHODS, ParameterServerConfig
+from raylab.config.parse import apply_pairs, pipeline_config, read_yaml, run_config
 from raylab.config.pipeline import METHODS, PipelineConfig
 
 __all__ = [
+    "ALL_METHODS",
+    "FAMILIES",
     "METHODS",
+    "SERVER_METHODS",
+    "Family",
+    "ParameterServerConfig",
     "PipelineConfig",
+    "RunConfiguration",
     "apply_pairs",
     "experiment_names",
     "experiment_summary",
+    "family_of",
     "pipeline_config",
     "read_experiment",
     "read_yaml",
+    "run_config",
 ]

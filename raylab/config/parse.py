@@ -1,7 +1,7 @@
 """Files and command lines into configurations; every complaint names rule, value and way out.
 
 FILE.yaml -- read_yaml --> mapping -- apply_pairs(key=value ...) --> mapping
-                                   -- pipeline_config --> PipelineConfig
+                                   -- run_config --> PipelineConfig or ParameterServerConfig
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from typing import Any
 
 import yaml
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
-from raylab.config.pipeline import PipelineConfig
+from raylab.config.families import ALL_METHODS, RunConfiguration, family_of
+from raylab.config.pipeline import METHODS, PipelineConfig
 from raylab.config.rules import allows_null, choices_of, is_text, rule_of
 from raylab.errors import ConfigError
 
-__all__ = ["apply_pairs", "load_yaml", "pipeline_config", "read_yaml"]
+__all__ = ["apply_pairs", "load_yaml", "pipeline_config", "read_yaml", "run_config"]
 
-_FIELDS = PipelineConfig.model_fields
 _FLOAT = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
 
 
@@ -87,7 +88,8 @@ def load_yaml(text: str, source: str) -> dict[str, Any]:
 def apply_pairs(base: Mapping[str, Any], pairs: Sequence[str]) -> dict[str, Any]:
     """Return `base` with key=value pairs laid over it, in their order.
 
-    A dotted key reaches into a mapping and leaves its other keys as they are.
+    A dotted key reaches into a mapping and leaves its other keys as they are. How a value is read
+    depends on the keys of the method's family.
 
     >>> apply_pairs({"model_options": {"block": "basic"}}, ["model_options.width=16", "lr=1e-3"])
     {'model_options': {'block': 'basic', 'width': 16}, 'lr': 0.001}
@@ -96,10 +98,12 @@ def apply_pairs(base: Mapping[str, Any], pairs: Sequence[str]) -> dict[str, Any]
         ConfigError: something is not key=value, or its value is not YAML.
     """
     merged: dict[str, Any] = copy.deepcopy(dict(base))
+    asked = [pair.partition("=")[2] for pair in pairs if pair.startswith("method=")]
+    fields = family_of({**merged, **({"method": asked[-1]} if asked else {})}).fields
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals or not key or not all(key.split(".")):
-            example = f"{key}=VALUE" if key in _FIELDS else "epochs=3"
+            example = f"{key}=VALUE" if key in fields else "epochs=3"
             raise ConfigError(f"a setting must be key=value, such as {example}, but got {pair!r}")
         *outer, last = key.split(".")
         inside = merged
@@ -110,28 +114,43 @@ def apply_pairs(base: Mapping[str, Any], pairs: Sequence[str]) -> dict[str, Any]
                     f"`{'.'.join(outer[:depth])}` must be a mapping for {key} to be set, but it "
                     f"is {_shown(inside)}"
                 )
-        inside[last] = _value(key, text)
+        inside[last] = _value(fields, key, text)
     return merged
 
 
-def pipeline_config(values: Mapping[str, Any]) -> PipelineConfig:
-    """Return the validated configuration.
+def run_config(values: Mapping[str, Any]) -> RunConfiguration:
+    """Return the validated configuration, of the family that the method belongs to.
 
     Raises:
         ConfigError: keys are unknown, or values of the wrong type or out of range; every one of
             them has its line in the message.
     """
+    family = family_of(values)
     try:
-        return PipelineConfig.model_validate(dict(values))
+        return family.config.model_validate(dict(values))
     except ValidationError as error:
         # A union complains once for each of its types; the rule of the key says it all in one.
         keys = dict.fromkeys(str(each["loc"][0]) for each in error.errors())
-        lines = [_complaint(key, values[key]) for key in keys]
+        lines = [_complaint(family.fields, key, values[key]) for key in keys]
         raise ConfigError("\n".join(lines)) from None
 
 
-def _value(key: str, text: str) -> Any:
-    field = _FIELDS.get(key)
+def pipeline_config(values: Mapping[str, Any]) -> PipelineConfig:
+    """Return the validated configuration of a pipeline.
+
+    Raises:
+        ConfigError: as `run_config`, or the method is none of a pipeline's.
+    """
+    config = run_config(values)
+    if not isinstance(config, PipelineConfig):
+        raise ConfigError(
+            f"`method` must be a pipeline's, one of {', '.join(METHODS)}, but got {config.method}"
+        )
+    return config
+
+
+def _value(fields: Mapping[str, FieldInfo], key: str, text: str) -> Any:
+    field = fields.get(key)
     if field is not None and is_text(field):
         # As typed: a name such as 007 or a folder ~ means something else in YAML.
         return None if text in ("", "null") and allows_null(field) else text
@@ -144,10 +163,14 @@ def _value(key: str, text: str) -> Any:
         ) from None
 
 
-def _complaint(key: str, value: Any) -> str:
-    field = _FIELDS.get(key)
+def _complaint(fields: Mapping[str, FieldInfo], key: str, value: Any) -> str:
+    field = fields.get(key)
+    if key == "method":
+        close = difflib.get_close_matches(str(value), ALL_METHODS, n=1, cutoff=0.4)
+        hint = f": did you mean {close[0]}?" if close else ""
+        return f"`method` must be one of {', '.join(ALL_METHODS)}, but got {_shown(value)}{hint}"
     if field is None:
-        close = difflib.get_close_matches(key, _FIELDS, n=1)
+        close = difflib.get_close_matches(key, fields, n=1)
         hint = f"did you mean {close[0]}?" if close else "raylab train --help lists the keys"
         return f"a key must be one that is known, but got `{key}`: {hint}"
     close = difflib.get_close_matches(str(value), choices_of(field), n=1, cutoff=0.4)

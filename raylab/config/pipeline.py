@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from raylab.config.kinds import Count, Natural, NotNegative, Positive, Text
+
 __all__ = ["METHODS", "PipelineConfig"]
 
 METHODS = {
@@ -21,11 +23,6 @@ METHODS = {
 }
 """The pipeline methods, a line each."""
 
-Count = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Text = Annotated[str, Field(min_length=1)]
 MethodName = Literal["bp", "gpipe", "1f1b", "ddg", "fr", "adl", "dsp", "dni", "dgl"]
 
 

@@ -10,16 +10,18 @@ from typing import Any
 
 import yaml
 
-from raylab.config import PipelineConfig
-from raylab.drivers.pipeline_command import run_pipeline
-from raylab.drivers.resolve import resolve
+from raylab.config import PipelineConfig, RunConfiguration
+from raylab.drivers.commands import resolved, train
 from raylab.errors import ConfigError, RaylabError
 
 __all__ = ["Comparison", "compare", "plan_comparison"]
 
-_FIGURES = ("test_accuracy", "test_loss", "accuracy", "loss")
-_SUMMARY = ("samples_per_s", "staleness_mean", "time_s")
-_FREE = ("name", "stages", "delay", "data", "measured", "plan")
+_FIGURES = (
+    *("test_accuracy", "test_loss", "accuracy", "loss"),
+    *("duality_gap", "gradient_norm", "primal"),
+)
+_SUMMARY = ("samples_per_s", "staleness_mean", "time_s", "epochs", "ended_by")
+_FREE = ("name", "stages", "delay", "data", "measured", "plan", "workers", "options", "resolved")
 """Keys that a run writes down more exactly than they were asked for."""
 
 
@@ -33,13 +35,13 @@ class Comparison:
         finished: the run is there already, with the same settings.
     """
 
-    config: PipelineConfig
+    config: RunConfiguration
     path: Path
     finished: bool
 
 
 def plan_comparison(
-    config: PipelineConfig, methods: Sequence[str], seeds: Sequence[int]
+    config: RunConfiguration, methods: Sequence[str], seeds: Sequence[int]
 ) -> list[Comparison]:
     """Return the runs of a comparison, before any is started.
 
@@ -62,12 +64,12 @@ def plan_comparison(
         for seed in seeds:
             label = method if len(seeds) == 1 else f"{method}-seed{seed}"
             update = {"method": method, "seed": seed, "storage": str(folder), "name": label}
-            mine = resolve(config.model_copy(update=update))
+            mine = resolved(config.model_copy(update=update))
             found.append(_placed(mine, folder, label))
     return found
 
 
-def _placed(config: PipelineConfig, folder: Path, label: str) -> Comparison:
+def _placed(config: RunConfiguration, folder: Path, label: str) -> Comparison:
     """Return where a run is or goes: a folder of one that has not finished is left as it is."""
     attempt = 1
     while True:
@@ -83,7 +85,7 @@ def _placed(config: PipelineConfig, folder: Path, label: str) -> Comparison:
         attempt += 1
 
 
-def _check_same(config: PipelineConfig, path: Path) -> None:
+def _check_same(config: RunConfiguration, path: Path) -> None:
     try:
         there = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
@@ -94,6 +96,8 @@ def _check_same(config: PipelineConfig, path: Path) -> None:
                 f"{path} holds a finished run with {key}={there[key]}, but this one has "
                 f"{key}={value}: choose another name"
             )
+    if not isinstance(config, PipelineConfig):
+        return
     stages = there.get("stages", 1)
     count = len(stages) + 1 if isinstance(stages, list) else stages
     asked = config.stages
@@ -129,7 +133,7 @@ def compare(
             continue
         say(label)
         try:
-            run_pipeline(config, progress=progress)
+            train(config, progress=progress)
         except RaylabError as error:
             say(f"{label}: failed: {error}")
             yield {**outcome, "error": str(error)}

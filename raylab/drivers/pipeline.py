@@ -17,12 +17,13 @@ from raylab.algorithms.stage_settings import ScheduleFactory
 from raylab.drivers.checkpointing import RunCheckpoints, checkpoint_plan
 from raylab.drivers.cluster import connect, stage_resources, threads_of
 from raylab.drivers.network import Network
-from raylab.drivers.pipeline_fit import PipelineFit, told
+from raylab.drivers.pipeline_fit import PipelineFit
 from raylab.drivers.pipeline_plan import first_cuts, plan_of
 from raylab.drivers.pipeline_run import PipelineRun
 from raylab.drivers.result import Result
 from raylab.drivers.run_place import RunPlace
 from raylab.drivers.settings import Balance, Delay, PipelineSettings, Precision, at_least
+from raylab.drivers.told import told
 from raylab.drivers.traced_chain import TracedChain, traced_chain
 from raylab.drivers.user_batches import batches_of, bound, feed_of
 from raylab.errors import ConfigError

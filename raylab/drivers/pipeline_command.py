@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig
 from torch import nn
 from torch.optim import Optimizer
 
-from raylab.config import PipelineConfig, apply_pairs, pipeline_config
+from raylab.config import PipelineConfig
 from raylab.data import DataSet, load
 from raylab.drivers.pipeline import PipelineTrainer
 from raylab.drivers.resolve import resolve
@@ -18,54 +18,8 @@ from raylab.drivers.result import Result
 from raylab.errors import ConfigError
 from raylab.models import build
 from raylab.optimizers import Schedule, make_optimizer
-from raylab.records import RunFolder, Storage
 
-__all__ = ["plan_pipeline", "resume_pipeline", "run_pipeline"]
-
-_MAY_CHANGE = {
-    *("stages", "delay", "epochs", "wire", "carrier", "cpus_per_stage", "gpus_per_stage", "wait_s"),
-    *("checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "max_failures"),
-    *("evaluate_every", "eval_batch_size", "report_every", "timeline", "tensorboard"),
-    *("recompute", "barrier", "data_root", "download"),
-}
-"""Keys that a run that goes on may be given anew: the others would make it another run."""
-
-
-def resume_pipeline(
-    path: str, pairs: Sequence[str], *, step: int | None = None, progress: bool = True
-) -> Result:
-    """Go on with the run in a folder, from its newest checkpoint.
-
-    Args:
-        path: of the run's folder, or its address.
-        pairs: key=value, of keys that may change.
-        step: of an older checkpoint.
-        progress: show progress on standard error.
-
-    Raises:
-        InputError: the folder holds no run or a finished one, a key may not change, or the
-            checkpoint is damaged.
-        RaylabError: the run failed.
-    """
-    folder = RunFolder.existing(Storage.at(path))
-    before = folder.read_config()
-    config = pipeline_config(apply_pairs(before, pairs))
-    changed = {pair.partition("=")[0].partition(".")[0] for pair in pairs}
-    if not changed <= _MAY_CHANGE:
-        raise ConfigError(
-            f"a run that goes on may be given {', '.join(sorted(_MAY_CHANGE))}, but got "
-            f"{', '.join(sorted(changed - _MAY_CHANGE))}, which would make it another run: "
-            "raylab train FILE.yaml key=value begins one"
-        )
-    if folder.folder.exists("result.json") and config.epochs <= before["epochs"]:
-        raise ConfigError(
-            f"a run that goes on must not be finished, but {folder.folder} has its result.json: "
-            f"give it more epochs, for instance epochs={2 * int(before['epochs'])}"
-        )
-    if "stages" in changed and "delay" not in changed:
-        # The delays that were written down belong to the links that were.
-        config = config.model_copy(update={"delay": None})
-    return run_pipeline(config, progress=progress, resume=path, resume_step=step)
+__all__ = ["plan_pipeline", "run_pipeline"]
 
 
 def run_pipeline(

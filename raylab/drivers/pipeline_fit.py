@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
-from actors.errors import BatchError, MechanismError, PlacementError
 from actors.stage_actor import Feed
 from actors.supervisor import Supervisor
 from raylab.drivers.checkpointing import RunCheckpoints
@@ -16,11 +14,11 @@ from raylab.drivers.pipeline_run import PipelineRun
 from raylab.drivers.recovery import with_recovery
 from raylab.drivers.result import Result
 from raylab.drivers.run_place import keep
-from raylab.errors import DataError, RaylabError, ResourceError
+from raylab.drivers.told import told
 from raylab.records import EventWriter, RunFolder
 from raylab.report import Progress
 
-__all__ = ["PipelineFit", "told"]
+__all__ = ["PipelineFit"]
 
 
 class PipelineFit:
@@ -74,7 +72,15 @@ class PipelineFit:
             model, config = with_recovery(
                 self._attempt, most_failures, self._bar.say, self._checkpoints.whence
             )
-        return keep(self._folder, self._run.rows, model, config, self._run.timeline)
+        return keep(
+            self._folder,
+            self._run.rows,
+            model.state_dict(),
+            config,
+            _figures(self._run.rows),
+            timeline=self._run.timeline,
+            model=model,
+        )
 
     def _attempt(self) -> tuple[nn.Module, dict[str, Any]]:
         saved = self._checkpoints.newest()
@@ -91,14 +97,13 @@ class PipelineFit:
         self._events.add(rows)
 
 
-@contextlib.contextmanager
-def told() -> Iterator[None]:
-    """Raise the mechanism's errors as the ones that users know."""
-    try:
-        yield
-    except PlacementError as error:
-        raise ResourceError(str(error)) from error
-    except BatchError as error:
-        raise DataError(str(error)) from error
-    except MechanismError as error:
-        raise RaylabError(str(error)) from error
+def _figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what the summary of a pipeline's run says beside its last row."""
+    gradients = sum(sum(row["stage_gradients"]) for row in rows)
+    late = sum(row["staleness_mean"] * sum(row["stage_gradients"]) for row in rows)
+    trained_s = sum(row["stage_trained_s"][-1] for row in rows)
+    return {
+        "kind": "pipeline",
+        "samples_per_s": sum(row["samples"] or 0 for row in rows) / max(trained_s, 1e-12),
+        "staleness_mean": late / max(1, gradients),
+    }

@@ -5,17 +5,53 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from actors.errors import LinkError, StageLostError
+from actors.errors import ActorLostError, LinkError
 from raylab.errors import RaylabError
 
-__all__ = ["with_recovery"]
+__all__ = ["Losses", "with_recovery"]
 
 T = TypeVar("T")
 
 
+class Losses:
+    """How many losses a run has borne.
+
+    Args:
+        most: how many to bear; -1: any number.
+        say: takes a line for the user at each.
+        noun: what is lost.
+    """
+
+    def __init__(self, most: int, say: Callable[[str], None], noun: str = "stage") -> None:
+        self.count = 0
+        self._most = most
+        self._say = say
+        self._noun = noun
+
+    def bear(self, error: Exception, going_on: str, resumed: str) -> None:
+        """Note one more.
+
+        Args:
+            error: that told of it.
+            going_on: how the run goes on.
+            resumed: where `raylab resume` would go on.
+
+        Raises:
+            RaylabError: it is one too many.
+        """
+        self.count += 1
+        if 0 <= self._most < self.count:
+            raise RaylabError(
+                f"a run bears {self._most} losses of a {self._noun}, but this was one more: "
+                f"{error}: go on with raylab resume, from {resumed}"
+            ) from error
+        limit = "" if self._most < 0 else f" of {self._most}"
+        self._say(f"{error}: {going_on} (restart {self.count}{limit})")
+
+
 def with_recovery(
     attempt: Callable[[], T],
-    most_failures: int,
+    most_failures: int | Losses,
     say: Callable[[str], None],
     where: Callable[[], str],
 ) -> T:
@@ -26,23 +62,16 @@ def with_recovery(
 
     Args:
         attempt: places, wires and runs the stages, from the newest checkpoint.
-        most_failures: how many losses to bear; -1: any number.
+        most_failures: how many losses to bear, -1: any number; or those borne so far.
         say: takes a line for the user at each.
         where: says where the next attempt begins.
 
     Raises:
         RaylabError: there were more losses than that.
     """
-    failures = 0
+    losses = Losses(most_failures, say) if isinstance(most_failures, int) else most_failures
     while True:
         try:
             return attempt()
-        except (StageLostError, LinkError) as error:  # noqa: PERF203 - minutes, not loops
-            failures += 1
-            if 0 <= most_failures < failures:
-                raise RaylabError(
-                    f"a run bears {most_failures} losses of a stage, but this was one more: "
-                    f"{error}: go on with raylab resume, from {where()}"
-                ) from error
-            limit = "" if most_failures < 0 else f" of {most_failures}"
-            say(f"{error}: going on from {where()} (restart {failures}{limit})")
+        except (ActorLostError, LinkError) as error:  # noqa: PERF203 - minutes, not loops
+            losses.bear(error, f"going on from {where()}", where())

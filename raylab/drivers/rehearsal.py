@@ -107,7 +107,7 @@ class _Rehearsal:
         self._costs = costs
         self._replay = settings.rule.replay or settings.recompute
         self._stages = [_Stage(program, StageLoop(program)) for program in plan]
-        self._wires: dict[tuple[Box, int], _Wire] = {}
+        self._wires: dict[tuple[str, int], _Wire] = {}
         """By box and the stage whose inbox it is."""
         for link in links(plan, settings.accumulate * settings.parts):
             if link.box != "labels":

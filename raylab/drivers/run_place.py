@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig
-from torch import nn
+from torch import Tensor, nn
 
 from raylab.drivers.result import Result
 from raylab.errors import ConfigError
@@ -79,29 +79,37 @@ class RunPlace:
 def keep(
     folder: RunFolder,
     rows: Sequence[Mapping[str, Any]],
-    model: nn.Module,
+    weights: Mapping[str, Tensor],
     config: Mapping[str, Any],
+    figures: Mapping[str, Any],
+    *,
     timeline: Sequence[Mapping[str, Any]] = (),
+    model: nn.Module | None = None,
 ) -> Result:
-    """Write rows, weights, summary and report into the run's folder; return the result."""
+    """Write rows, weights, summary and report into the run's folder; return the result.
+
+    Args:
+        folder: of the run.
+        rows: of metrics.
+        weights: by name.
+        config: as config.yaml has it.
+        figures: of the summary, those that runs of this kind have.
+        timeline: spans of the first batches.
+        model: that has the weights, of a pipeline.
+    """
     table = folder.write_metrics(rows)
     folder.write_timeline(timeline)
-    weights = folder.write_weights(model.state_dict())
-    gradients = sum(sum(row["stage_gradients"]) for row in rows)
-    late = sum(row["staleness_mean"] * sum(row["stage_gradients"]) for row in rows)
-    trained_s = sum(row["stage_trained_s"][-1] for row in rows)
+    written = folder.write_weights(weights)
     last = dict(rows[-1])
     summary = folder.write_result(
         {
-            "kind": "pipeline",
             "config": dict(config),
             "seed": config.get("seed"),
             "metrics": last,
             "epochs": last["epoch"],
             "steps": last["step"],
             "time_s": last["time_s"],
-            "samples_per_s": sum(row["samples"] or 0 for row in rows) / max(trained_s, 1e-12),
-            "staleness_mean": late / max(1, gradients),
+            **figures,
             "path": folder.folder.uri,
         }
     )
@@ -112,9 +120,10 @@ def keep(
     return Result(
         metrics=last,
         table=table,
+        weights=dict(weights),
         model=model,
         path=folder.path,
         filesystem=folder.folder.filesystem,
-        checkpoint=Checkpoint(weights.path, filesystem=weights.filesystem),
+        checkpoint=Checkpoint(written.path, filesystem=written.filesystem),
         summary=summary,
     )

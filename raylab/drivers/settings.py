@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from actors.carrier import CarrierKind
-from actors.stage_actor import WireKind
-from actors.wiring import CarrierChoice
+from actors.link import CarrierChoice, WireKind
 from raylab.algorithms import PIPELINE_METHODS, PipelineMethod
 from raylab.algorithms.weight_versions import WeightVersion
 from raylab.errors import ConfigError

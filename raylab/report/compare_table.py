@@ -14,6 +14,8 @@ __all__ = ["compare_table"]
 _COLUMNS = (
     ("test accuracy", "test_accuracy", ".2%"),
     ("training loss", "loss", ",.4f"),
+    ("duality gap", "duality_gap", ".1e"),
+    ("gradient norm", "gradient_norm", ".1e"),
     ("samples/s", "samples_per_s", ",.1f"),
     ("staleness", "staleness_mean", ",.2f"),
     ("time (s)", "time_s", ",.1f"),
@@ -26,12 +28,14 @@ def compare_table(title: str, runs: Sequence[Mapping[str, Any]]) -> Table:
     Args:
         title: of the table.
         runs: each with `method`, `seed`, `error` (None: it has finished), and, where it has, the
-            figures `test_accuracy`, `loss`, `samples_per_s`, `staleness_mean` and `time_s`.
+            figures `samples_per_s`, `staleness_mean` and `time_s`, of pipelines `test_accuracy` and
+            `loss`, of parameter servers `duality_gap` and `gradient_norm`.
     """
     methods = list(dict.fromkeys(run["method"] for run in runs))
     table = Table(title=escape(title), title_justify="left", title_style="bold")
     table.add_column("method")
-    for name, _, _ in _COLUMNS:
+    columns = [each for each in _COLUMNS if any(run.get(each[1]) is not None for run in runs)]
+    for name, _, _ in columns:
         table.add_column(name, justify="right")
     table.add_column(f"× {methods[0]}", justify="right")
     failed = any(run["error"] for run in runs)
@@ -43,7 +47,7 @@ def compare_table(title: str, runs: Sequence[Mapping[str, Any]]) -> Table:
         ratio = f"{statistics.mean(speed) / statistics.mean(first):.2f}" if speed and first else "—"
         table.add_row(
             method,
-            *(_spread(_values(runs, method, key), form) for _, key, form in _COLUMNS),
+            *(_spread(_values(runs, method, key), form) for _, key, form in columns),
             ratio,
             *([_failures([run for run in runs if run["method"] == method])] if failed else []),
         )

@@ -42,6 +42,8 @@ _FIGURES = (
     ("test loss", "test_loss", ",.4f"),
     ("training accuracy", "accuracy", ".2%"),
     ("training loss", "loss", ",.4f"),
+    ("duality gap", "duality_gap", ".2e"),
+    ("gradient norm", "gradient_norm", ".2e"),
 )
 _SUMMARY = (
     ("samples/s", "samples_per_s", ",.1f"),
@@ -67,7 +69,7 @@ def _head(index: int, run: RunRecord) -> str:
     versions = versions if isinstance(versions, Mapping) else {}
     entries = [
         ("Method", _TITLES.get(method, method)),
-        *(_of_workers(config) if "workers" in config else _of_stages(run)),
+        *(_of_workers(run) if "workers" in config else _of_stages(run)),
         ("Seed", _shown(config.get("seed", result.get("seed", "?")))),
         ("Versions", ", ".join(f"{n} {versions[n]}" for n in _VERSIONS if n in versions)),
         ("Commit", str(result.get("commit") or "")[:12]),
@@ -92,13 +94,14 @@ def _of_stages(run: RunRecord) -> list[tuple[str, str]]:
     ]
 
 
-def _of_workers(config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    problem = " on ".join(_shown(config[k]) for k in ("problem", "data") if k in config)
+def _of_workers(run: RunRecord) -> list[tuple[str, str]]:
+    config = run.config
     names = (("Step", "eta"), ("Local steps", "local_steps"), ("Stragglers", "straggler"))
     return [
-        ("Workers", f"K = {_shown(config['workers'])}"),
-        ("Problem", problem),
+        ("Workers", f"K = {_shown(run.rows[-1].get('workers', config['workers']))}"),
+        ("Problem", " on ".join(_shown(config[k]) for k in ("problem", "data") if k in config)),
         *((title, _shown(config[key])) for title, key in names if config.get(key) is not None),
+        ("Ended by", _shown(run.result.get("ended_by", ""))),
     ]
 
 

@@ -19,19 +19,21 @@ from rich.progress import Progress as RichProgress
 
 __all__ = ["Progress"]
 
+_STARTING = "starting"
+
 
 class Progress:
-    """A bar over all batches of a run, with the last row's figures beside it.
+    """A bar over all batches or epochs of a run, with the last row's figures beside it.
 
     Where standard error is no terminal, a line an epoch is printed instead.
 
     Args:
         title: what is running.
-        batches: in all epochs; None if it is not known.
+        total: batches in all epochs, or epochs; None if it is not known.
         enabled: False shows nothing.
     """
 
-    def __init__(self, title: str, batches: int | None, *, enabled: bool = True) -> None:
+    def __init__(self, title: str, total: int | None, *, enabled: bool = True) -> None:
         self._console = Console(stderr=True, quiet=not enabled)
         self._bar = RichProgress(
             TextColumn("[bold]{task.description}"),
@@ -44,14 +46,12 @@ class Progress:
             disable=not (enabled and self._console.is_terminal),
         )
         self._title = title
-        self._batches = batches
+        self._total = total
         self._task: TaskID | None = None
 
     def __enter__(self) -> Progress:
         self._bar.start()
-        self._task = self._bar.add_task(
-            self._title, total=self._batches, figures="starting the stages"
-        )
+        self._task = self._bar.add_task(self._title, total=self._total, figures=_STARTING)
         return self
 
     def __exit__(
@@ -67,7 +67,7 @@ class Progress:
         self._console.print(text, highlight=False)
 
     def show(self, done: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Show that `done` batches have begun, and the newest row."""
+        """Show that `done` of the total have begun, and the newest row."""
         if self._task is None:
             return
         self._bar.update(self._task, completed=done)
@@ -75,16 +75,27 @@ class Progress:
             figures = _figures(row)
             self._bar.update(self._task, figures=figures)
             if row.get("epoch") is not None:
-                self.say(f"epoch {row['epoch']:>3}  step {row['step']:>6}  {figures}")
+                self.say(f"epoch {_epoch(row['epoch'])}  step {row['step']:>6}  {figures}")
         if done and not rows:
             task = self._bar.tasks[self._task]
-            if task.fields["figures"] == "starting the stages":
+            if task.fields["figures"] == _STARTING:
                 self._bar.update(self._task, figures="")
+
+
+def _epoch(epoch: float) -> str:
+    """Return whole epochs of a pipeline as they are, what a server has come to with a decimal."""
+    return f"{epoch:>3}" if isinstance(epoch, int) else f"{epoch:>5.1f}"
 
 
 def _figures(row: Mapping[str, Any]) -> str:
     parts = []
-    if row.get("loss") is not None:
+    if row.get("gradient_norm") is not None:
+        gap = row.get("duality_gap")
+        gradient = f"gradient {row['gradient_norm']:.2e}"
+        parts.append(gradient if gap is None else f"gap {gap:.2e}")
+        if row.get("rewound"):
+            parts.append(f"eta {row['eta']:.2g}, as {row['rewound']}")
+    elif row.get("loss") is not None:
         parts.append(f"loss {row['loss']:.4f}")
     if row.get("test_accuracy") is not None:
         parts.append(f"test accuracy {row['test_accuracy']:.1%}")

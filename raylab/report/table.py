@@ -15,13 +15,19 @@ def final_table(title: str, summary: Mapping[str, Any]) -> Table:
 
     Args:
         title: of the run.
-        summary: with `metrics` (the last row), `samples_per_s`, `staleness_mean` and `time_s`.
+        summary: with `metrics` (the last row), `samples_per_s`, `staleness_mean` and `time_s`; of a
+            parameter server with `ended_by` and `figure`, too.
     """
     last = summary["metrics"]
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("figure")
     table.add_column("value", justify="right")
+    if summary.get("ended_by"):
+        table.add_row("ended by", _end(summary))
     for name, key, form in (
+        ("duality gap", "duality_gap", ".3e"),
+        ("gradient norm", "gradient_norm", ".3e"),
+        ("primal value", "primal", ".8g"),
         ("training loss", "loss", ".4f"),
         ("training accuracy", "accuracy", ".2%"),
         ("test loss", "test_loss", ".4f"),
@@ -29,7 +35,18 @@ def final_table(title: str, summary: Mapping[str, Any]) -> Table:
     ):
         if last.get(key) is not None:
             table.add_row(name, format(last[key], form))
+    if summary.get("kind") == "parameter_server":
+        table.add_row("epochs", format(summary["epochs"], ".1f"))
+        table.add_row("messages", format(summary["messages"], ","))
     table.add_row("samples/s", format(summary["samples_per_s"], ".1f"))
     table.add_row("mean staleness (updates)", format(summary["staleness_mean"], ".3f"))
     table.add_row("time (s)", format(summary["time_s"], ".1f"))
     return table
+
+
+def _end(summary: Mapping[str, Any]) -> str:
+    """Say which end of a run came first."""
+    words = {"duality_gap": "duality gap", "gradient_norm": "gradient norm"}
+    if summary["ended_by"] != "tolerance":
+        return f"{summary['ended_by']}, before the tolerance"
+    return f"tolerance of the {words.get(summary['figure'], summary['figure'])}"

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from actors.errors import LinkError
+from actors.link import Link
 from actors.messages import Kind, Message
 from actors.process_groups import LOOPBACK
 from actors.stage_actor import StageWorker
-from actors.wiring import Link
 from raylab import PipelineTrainer, Result
 from tests.helpers import torch_optimiser
 from tests.mines import MinedBlock
@@ -88,19 +88,19 @@ class Peer(StageWorker):
             self.put(n, (torch.ones(2_000_000),), box)
 
     def settle(self, box: str = "features") -> int:
-        self._outboxes[box].settle(PATIENCE_S)
+        self._outbox(box).settle(PATIENCE_S)
         return self.kept(box)
 
     def pid(self) -> int:
         return os.getpid()
 
     def kept(self, box: str) -> int:
-        carrier: Any = self._outboxes[box]._carrier
+        carrier: Any = self._outbox(box)._carrier
         return carrier.held
 
     def header_there(self) -> bool:
         """Wait for a header and leave it where it is."""
-        end: Any = self._inboxes["features"]._end
+        end: Any = self._inbox("features")._end
         return end._watch.there(PATIENCE_S)
 
     def listens_at(self) -> set[str]:

@@ -16,12 +16,12 @@ from actors.device_copies import DeviceCopies, OnTheWay
 from actors.errors import LinkError, MailboxError, MechanismError
 from actors.inline_carrier import INLINE
 from actors.ipc_carrier import IpcCarrier
+from actors.link import Link, carrier_of
 from actors.local_wire import local_wire
 from actors.mailbox import BoxStatistics, Inbox, Outbox
 from actors.messages import Kind, Message
 from actors.prefetch import Prefetcher
 from actors.protocols import Tensors
-from actors.wiring import Link, carrier_of
 from raylab import ConfigError, NonFiniteLossError
 from raylab.algorithms.late_losses import LateLosses
 from raylab.drivers.settings import PipelineSettings
@@ -159,7 +159,7 @@ CARD, OTHER, ELSEWHERE, NONE = ("n1", "gpu-a"), ("n1", "gpu-b"), ("n2", "gpu-c")
     ],
 )
 def test_the_carrier_follows_from_where_the_stages_live(source, target, asked, box, expected):
-    link = Link(box=box, source=0, target=1, capacity=2)
+    link = Link(box=box, source=0, target=1, capacity=2, inline=box == "labels")
     assert carrier_of(link, source, target, asked) == expected
 
 

@@ -11,7 +11,7 @@ import ray
 
 import raylab
 from raylab.cli.main import main
-from raylab.config import METHODS, PipelineConfig, experiment_names
+from raylab.config import ALL_METHODS, FAMILIES, METHODS, experiment_names
 from raylab.errors import NonFiniteLossError
 
 pytestmark = pytest.mark.unit
@@ -48,7 +48,7 @@ def test_help_shows_the_commands_and_an_example(capsys):
 
 def test_help_of_train_has_every_key_with_its_default(capsys):
     text = helped(capsys, "train", "--help")
-    for name in PipelineConfig.model_fields:
+    for name in (name for family in FAMILIES for name in family.fields):
         assert re.search(rf"^  {name}=\S+ ", text, re.MULTILINE), name
     assert "  batch_size=64 " in text
     assert "  lr=null " in text
@@ -56,7 +56,7 @@ def test_help_of_train_has_every_key_with_its_default(capsys):
 
 def test_help_of_train_has_examples_starts_and_exit_codes(capsys):
     text = helped(capsys, "train", "--help")
-    for name in (*METHODS, *experiment_names()):
+    for name in (*ALL_METHODS, *experiment_names()):
         assert re.search(rf"^  {name} ", text, re.MULTILINE), name
     for code in (0, 1, 2, 130):
         assert re.search(rf"^  {code} +[a-z]", text, re.MULTILINE), code
@@ -75,13 +75,13 @@ def test_help_fits_the_terminal(capsys, monkeypatch, columns):
 
 def test_list_shows_every_method_and_experiment(capsys):
     text = helped(capsys, "train", "--list")
-    for name in (*METHODS, *experiment_names()):
+    for name in (*ALL_METHODS, *experiment_names()):
         assert re.search(rf"^  {name} ", text, re.MULTILINE), name
 
 
 def test_list_is_one_json_object_if_asked(capsys):
     listed = json.loads(helped(capsys, "train", "--list", "--json"))
-    assert listed["methods"] == METHODS
+    assert listed["methods"] == ALL_METHODS
     assert tuple(listed["experiments"]) == experiment_names()
 
 

@@ -42,7 +42,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[PipelineConfig]:
         folder.write_result({"metrics": rows[-1], **summary})
         return folder
 
-    monkeypatch.setattr(module, "run_pipeline", run)
+    monkeypatch.setattr(module, "train", run)
     return configs
 
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from actors.link import Link
 from actors.program import Feedback, StageProgram
-from actors.wiring import Link, links
+from actors.wiring import links
 from raylab.algorithms import PIPELINE_METHODS
 from raylab.algorithms.cut_features import CutFeatures, companion
 from raylab.algorithms.dgl import AuxiliaryClassifier

@@ -1,0 +1,121 @@
+"""What the commands do with a configuration of either family."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from raylab.config import (
+    ParameterServerConfig,
+    PipelineConfig,
+    RunConfiguration,
+    apply_pairs,
+    run_config,
+)
+from raylab.drivers.result import Result
+from raylab.errors import ConfigError
+from raylab.records import RunFolder, Storage
+
+__all__ = ["resolved", "resume", "train"]
+
+_ALWAYS = {
+    *("epochs", "wire", "wait_s", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints"),
+    "max_failures",
+}
+_MAY_CHANGE: dict[type[RunConfiguration], set[str]] = {
+    PipelineConfig: {
+        *("stages", "delay", "carrier", "cpus_per_stage", "gpus_per_stage"),
+        *("evaluate_every", "eval_batch_size", "report_every", "timeline", "tensorboard"),
+        *("recompute", "barrier", "data_root", "download"),
+    },
+    ParameterServerConfig: {
+        *("workers", "messages", "tolerance", "certify_every", "cpus_per_worker"),
+        *("straggler", "sample_s", "broadcast", "delta", "local_steps"),
+    },
+}
+"""Keys that a run that goes on may be given anew: the others would make it another run."""
+_ENDS = ("epochs", "messages", "tolerance")
+
+
+def train(
+    config: RunConfiguration,
+    *,
+    progress: bool,
+    resume: str | None = None,
+    resume_step: int | None = None,
+) -> Result:
+    """Train as `config` says and return the result.
+
+    Args:
+        config: of the run.
+        progress: show progress on standard error.
+        resume: folder of a run to go on with.
+        resume_step: of an older checkpoint of it.
+
+    Raises:
+        InputError: the configuration does not fit together, or the data, or the cluster.
+        RaylabError: the run failed.
+    """
+    # Each brings in what it needs alone.
+    if isinstance(config, ParameterServerConfig):
+        from raylab.drivers.parameter_server_command import run_server
+
+        return run_server(config, progress=progress, resume=resume, resume_step=resume_step)
+    from raylab.drivers.pipeline_command import run_pipeline
+
+    return run_pipeline(config, progress=progress, resume=resume, resume_step=resume_step)
+
+
+def resolved(config: RunConfiguration) -> RunConfiguration:
+    """Return `config` with every default as a number; resolving it again changes nothing."""
+    if isinstance(config, ParameterServerConfig):
+        from raylab.drivers.parameter_server_command import resolve_server
+
+        return resolve_server(config)
+    from raylab.drivers.resolve import resolve
+
+    return resolve(config)
+
+
+def resume(
+    path: str, pairs: Sequence[str], *, step: int | None = None, progress: bool = True
+) -> Result:
+    """Go on with the run in a folder, from its newest checkpoint.
+
+    Args:
+        path: of the run's folder, or its address.
+        pairs: key=value, of keys that may change.
+        step: of an older checkpoint.
+        progress: show progress on standard error.
+
+    Raises:
+        InputError: the folder holds no run or a finished one, a key may not change, or the
+            checkpoint is damaged.
+        RaylabError: the run failed.
+    """
+    folder = RunFolder.existing(Storage.at(path))
+    before = folder.read_config()
+    config = run_config(apply_pairs(before, pairs))
+    changed = {pair.partition("=")[0].partition(".")[0] for pair in pairs}
+    may_change = _ALWAYS | _MAY_CHANGE[type(config)]
+    if not changed <= may_change:
+        raise ConfigError(
+            f"a run that goes on may be given {', '.join(sorted(may_change))}, but got "
+            f"{', '.join(sorted(changed - may_change))}, which would make it another run: "
+            "raylab train FILE.yaml key=value begins one"
+        )
+    if folder.folder.exists("result.json") and not _goes_further(config, before):
+        raise ConfigError(
+            f"a run that goes on must not be finished, but {folder.folder} has its result.json: "
+            f"give it more epochs, for instance epochs={2 * int(before['epochs'])}"
+        )
+    if isinstance(config, PipelineConfig) and "stages" in changed and "delay" not in changed:
+        # The delays that were written down belong to the links that were.
+        config = config.model_copy(update={"delay": None})
+    return train(config, progress=progress, resume=path, resume_step=step)
+
+
+def _goes_further(config: RunConfiguration, before: Mapping[str, Any]) -> bool:
+    if isinstance(config, PipelineConfig):
+        return bool(config.epochs > before["epochs"])
+    return any(getattr(config, name) != before.get(name) for name in _ENDS)

@@ -1,0 +1,84 @@
+"""How many workers a run is to have, while it runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from raylab.errors import ConfigError
+
+__all__ = ["Elastic"]
+
+_LOOK_S = 5.0
+_STAY_S = 60.0
+
+
+class Elastic:
+    """A number of workers that may change: by hand, or with what the cluster has to give.
+
+    Args:
+        workers: a number, or the fewest and the most; with a range a run has as many as the
+            cluster has room for.
+        room: tells for how many more workers the cluster has room now.
+        wait_s: how long to wait for the room of more.
+
+    Raises:
+        ConfigError: these are no numbers of workers.
+    """
+
+    def __init__(
+        self,
+        workers: int | Sequence[int],
+        room: Callable[[], int],
+        wait_s: float = 10.0,
+    ) -> None:
+        found: list[Any] = list(workers) if isinstance(workers, list | tuple) else [workers]
+        few, most = (found[0], found[-1]) if found else (0, 0)
+        if any(type(each) is not int for each in found) or len(found) > 2 or not 1 <= few <= most:
+            raise ConfigError(
+                f"workers must be a number >= 1, or the fewest and the most of them, but got "
+                f"{workers!r}"
+            )
+        self.wait_s = wait_s
+        self._few, self._most = few, most
+        self._room = room
+        self._wanted = few
+        self._looked = -_LOOK_S
+        self._stays_until = 0.0
+
+    @property
+    def wanted(self) -> int:
+        """How many the run is to have."""
+        return self._wanted
+
+    def first(self) -> int:
+        """Return how many to begin with: those for which there is room, the server aside."""
+        self._wanted = max(self._few, min(self._most, self._room() - 1))
+        return self._wanted
+
+    def want(self, workers: int) -> None:
+        """Ask for another number, from any thread.
+
+        Raises:
+            ConfigError: it is none.
+        """
+        if type(workers) is not int or workers < 1:
+            raise ConfigError(f"workers >= 1 must hold for an integer, but got {workers!r}")
+        self._few = self._most = workers
+        self._stays_until = 0.0
+        self._wanted = workers
+
+    def stay(self, workers: int) -> None:
+        """Go on with these for a while: there was no room for more after all."""
+        self._wanted = workers
+        self._stays_until = time.monotonic() + _STAY_S
+
+    def differs(self, workers: int) -> bool:
+        """Tell whether a run with so many workers is to have another number."""
+        now = time.monotonic()
+        if self._few < self._most and now - self._looked >= _LOOK_S and now >= self._stays_until:
+            self._looked = now
+            more = self._room() if workers < self._most else 0
+            self._wanted = max(self._few, min(self._most, workers + more))
+        return self._wanted != workers

@@ -1,0 +1,360 @@
+"""`ParameterServerTrainer`: one server, K asynchronous workers, messages as late as they come."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Literal, get_args
+
+import ray
+from ray.train import RunConfig
+from torch import Tensor
+
+from actors.link import WireKind
+from actors.server_group import ServerGroup
+from actors.source import CheckpointPlan
+from raylab.algorithms.parameter_server import ServerSettings, figure
+from raylab.algorithms.stragglers import Straggler
+from raylab.algorithms.stragglers import parse as parse_straggler
+from raylab.data import RowSource
+from raylab.drivers.cluster import connect, stage_resources, threads_of
+from raylab.drivers.elastic import Elastic
+from raylab.drivers.recovery import Losses, with_recovery
+from raylab.drivers.result import Result
+from raylab.drivers.run_place import RunPlace, keep
+from raylab.drivers.server_checkpoints import ServerCheckpoints
+from raylab.drivers.server_run import Limits, ServerRun
+from raylab.drivers.server_workload import Problem, Workload, check_needs, workload
+from raylab.drivers.told import told
+from raylab.errors import ConfigError
+from raylab.records import RunFolder
+from raylab.report import Progress
+
+__all__ = ["ParameterServerTrainer"]
+
+_RUN = ("method", "strength", "batch", "sampling", "seed", "eta")
+"""Settings that make a run this one."""
+
+
+class ParameterServerTrainer:
+    """Minimise P(w) = 1/n Σ φ_i(w) + λ/2 ‖w‖² with a server and K workers that do not wait.
+
+    >>> from raylab import ParameterServerTrainer
+    >>> trainer = ParameterServerTrainer("ridge", method="dis_dfsdca", workers=4, strength=0.1)
+    >>> result = trainer.fit("libsvm:a9a.bz2")                           # doctest: +SKIP
+    >>> result.weights["w"], result.metrics["duality_gap"]               # doctest: +SKIP
+
+    Args:
+        problem: ridge, logistic, smoothed_hinge, pca or softmax_mlp; or a callable from a
+            `raylab.problems.Shard` to the objective of its rows, for instance
+            functools.partial(raylab.problems.custom, batch, dim=…, strength=…).
+        method: dis_dfsdca, dfsdca, sdca, cocoa_plus, asysvrg, asysgd or sgd_svrg; see
+            `raylab.algorithms.parameter_server`.
+        workers: K; or the fewest and the most, (2, 8): as many as the cluster has room for, more
+            as soon as it has. `resize` changes it while a run goes on.
+        strength: λ, of a problem with a name.
+        options: of a problem with a name, e.g. {"gamma": 1.0}.
+        eta: the step; "theory": (3.18) or (3.30) of HUO; "auto": the largest that is likely to be
+            stable, halved, back at the last good state, when a certificate rises.
+        local_steps: H, samples of a message of a method with duals; None: chosen.
+        inner: m of SVRG, messages between two full gradients; None: two passes.
+        batch: samples of a message of a method without duals.
+        broadcast: T, updates between two broadcasts of w to all workers; 0: none.
+        delta: Delta, the largest staleness in updates; None: 16 K.
+        sampling: uniform, importance or adaptive, of dis_dfsdca.
+        pretrain: passes of SGD before the SVRG of sgd_svrg.
+        straggler: what slows workers down, e.g. "paper" or "slow:worker=0,times=4", see
+            `raylab.algorithms.stragglers`; None: nothing.
+        sample_s: modelled time of one sample's computation, in seconds: a worker naps for what its
+            own computation leaves of it; None: what it takes.
+        seed: of all draws.
+        wire: what carries messages: "zmq" or "ray".
+        checkpoint_every: updates between two checkpoints; 0: the time decides alone.
+        checkpoint_minutes: minutes between two checkpoints; 0: the count decides alone, and with
+            both 0 there are none. They change no number.
+        resources_per_worker: by Ray's names, e.g. {"CPU": 2}; the server takes as much. Default:
+            one CPU, or a share of them where Ray is started for the run on a machine with fewer.
+        wait_s: how long to wait for these resources, in seconds.
+        run_config: Ray Train's, as for `raylab.PipelineTrainer`; a worker that is lost counts as a
+            failure, though the others go on meanwhile.
+        config: written to config.yaml with what was resolved; default: these arguments.
+
+    Raises:
+        ConfigError: an argument is unknown or out of range.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        *,
+        method: str = "dis_dfsdca",
+        workers: int | Sequence[int] = 4,
+        strength: float = 0.1,
+        options: Mapping[str, Any] | None = None,
+        eta: float | Literal["auto", "theory"] = "auto",
+        local_steps: int | None = None,
+        inner: int | None = None,
+        batch: int = 32,
+        broadcast: int = 0,
+        delta: int | None = None,
+        sampling: str = "uniform",
+        pretrain: float = 10.0,
+        straggler: str | Straggler | None = None,
+        sample_s: float | None = None,
+        seed: int = 0,
+        wire: WireKind = "zmq",
+        checkpoint_every: int = 0,
+        checkpoint_minutes: float = 1.0,
+        resources_per_worker: Mapping[str, float] | None = None,
+        wait_s: float = 60.0,
+        run_config: RunConfig | None = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        for name, value in (
+            ("checkpoint_every", checkpoint_every),
+            ("checkpoint_minutes", checkpoint_minutes),
+            ("sample_s", sample_s or 0.0),
+        ):
+            if not value >= 0:
+                raise ConfigError(f"{name} >= 0 must hold, but got {value}")
+        if not wait_s > 0:
+            raise ConfigError(f"wait_s > 0 must hold, but got {wait_s}")
+        if wire not in get_args(WireKind):
+            raise ConfigError(f"wire must be {' or '.join(get_args(WireKind))}, but got {wire!r}")
+        self._problem = problem
+        self._options = dict(options or {})
+        self._elastic = Elastic(workers, self._room)
+        # The data says the rest; until then, numbers that stand in no other's way.
+        self._given: dict[str, Any] = {
+            "method": method,
+            "strength": strength,
+            "eta": eta,
+            "local_steps": local_steps,
+            "inner": inner,
+            "batch": batch,
+            "broadcast": broadcast,
+            "delta": delta,
+            "sampling": sampling,
+            "pretrain": pretrain,
+            "seed": seed,
+        }
+        ServerSettings(
+            **{**self._given, "local_steps": None},
+            workers=self._elastic.wanted,
+            n=2**62,
+            dim=1,
+            smoothness=1.0,
+        )
+        self._straggler_text = straggler if straggler is None else str(straggler)
+        self._straggler = (
+            straggler
+            if straggler is not None and not isinstance(straggler, str)
+            else parse_straggler(straggler or "none", seed)
+        )
+        self._sample_s = sample_s
+        self._wire: WireKind = wire
+        self._plan = CheckpointPlan(every_batches=checkpoint_every, every_s=60 * checkpoint_minutes)
+        self._resources = resources_per_worker
+        self._wait_s = wait_s
+        self._place = RunPlace(run_config, method, tensorboard=False)
+        self._config = config
+        self._needs: dict[str, float] = {"CPU": 1.0}
+
+    def resize(self, workers: int) -> None:
+        """Have another number of workers from now on, from any thread, also while `fit` runs.
+
+        What the workers have computed is kept: messages under way are applied, the rows and their
+        duals divided anew, and the run goes on.
+
+        Raises:
+            ConfigError: it is no number of workers.
+        """
+        self._elastic.want(workers)
+
+    def fit(
+        self,
+        data: str | RowSource | int,
+        *,
+        epochs: float = 100.0,
+        messages: int | None = None,
+        tolerance: float = 1e-8,
+        certify_every: float = 1.0,
+        progress: bool = True,
+        resume: str | os.PathLike[str] | None = None,
+        resume_step: int | None = None,
+    ) -> Result:
+        """Train until the first of three ends is reached; the result's summary says which.
+
+        Args:
+            data: spec of the rows, see `raylab.data.open_rows`, or what it returns; for a problem
+                that knows its own data, the number of its samples.
+            epochs: passes over the samples.
+            messages: of workers, applied by the server; None: any number.
+            tolerance: of the duality gap, where there is one, else of the gradient norm.
+            certify_every: epochs between two certificates, each a row of metrics. A worker makes
+                its part of one between two messages, while the others go on.
+            progress: show a progress bar on standard error.
+            resume: folder of a run that was interrupted: go on in it from its newest checkpoint,
+                from the beginning if it has none, with as many workers or others.
+            resume_step: of an older checkpoint to go on from; those after it are deleted.
+
+        Raises:
+            CheckpointError: a checkpoint is damaged or foreign; the message names the file.
+            ConfigError: a number is out of its range, or does not go with the data.
+            DataError: the data is missing or malformed, or not of the problem's kind.
+            ResourceError: the cluster does not have the resources within `wait_s`.
+            NonFiniteLossError: a given step was too long.
+            RaylabError: the server or a worker failed.
+        """
+        limits = _limits(epochs, messages, tolerance, certify_every)
+        work = workload(
+            self._problem,
+            data,
+            strength=self._given["strength"],
+            seed=self._given["seed"],
+            **self._options,
+        )
+        # Checked before anything starts; what only the objective knows stands in no other's way.
+        settings = ServerSettings(
+            **self._given,
+            workers=self._elastic.wanted,
+            n=work.n,
+            dim=max(1, work.dim),
+            smoothness=1.0,
+        )
+        check_needs(self._problem, settings.traits)
+        folder = self._place.folder(resume)
+        about = {name: self._given[name] for name in _RUN} | {
+            "problem": work.title,
+            "data": work.data,
+            "n": work.n,
+        }
+        checkpoints = ServerCheckpoints(self._place.checkpoints(folder), folder, about, work.n)
+        if resume is not None:
+            checkpoints.rewind(resume_step)
+        own = connect()
+        self._needs = stage_resources(self._resources, max(2, self._elastic.wanted + 1), own=own)[0]
+        run = ServerRun(
+            settings,
+            work,
+            limits,
+            self._straggler,
+            self._sample_s,
+            self._plan,
+            self._elastic,
+            folder.read_metrics() if resume is not None else (),
+        )
+        return self._trained(run, work, limits, folder, checkpoints, progress=progress)
+
+    # ----------------------------------------------------------------- inside
+
+    def _trained(
+        self,
+        run: ServerRun,
+        work: Workload,
+        limits: Limits,
+        folder: RunFolder,
+        checkpoints: ServerCheckpoints,
+        *,
+        progress: bool,
+    ) -> Result:
+        title = f"{run.settings.traits.title} {work.title} K={self._elastic.wanted}"
+        bar = Progress(title, math.ceil(limits.epochs), enabled=progress)
+        losses = Losses(self._place.most_failures, bar.say, "worker")
+        config: dict[str, Any] = {}
+
+        def ready() -> None:
+            if not config:
+                config.update(self._described(run, work, limits))
+                folder.write_config(config)
+                for note in run.notes():
+                    bar.say(f"note: {note}")
+
+        def show(epochs: float, rows: Sequence[Mapping[str, Any]]) -> None:
+            bar.show(min(math.ceil(limits.epochs), int(epochs)), rows)
+
+        def attempt() -> Mapping[str, Tensor]:
+            with self._group() as group:
+                return run.carry_out(group, checkpoints, losses, ready, show, bar.say)
+
+        with told(), bar:
+            weights = with_recovery(attempt, losses, bar.say, checkpoints.whence)
+        figures = _figures(run.rows, run.ended_by, figure(run.settings))
+        return keep(folder, run.rows, weights, config, figures)
+
+    def _group(self) -> ServerGroup:
+        return ServerGroup(
+            self._elastic.first(),
+            server={"CPU": self._needs["CPU"]},
+            worker=self._needs,
+            threads=threads_of(self._needs),
+            seed=self._given["seed"],
+            wait_s=self._wait_s,
+            wire=self._wire,
+        )
+
+    def _room(self) -> int:
+        """Return for how many more workers the cluster has room."""
+        free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+        shares = [free.get(name, 0.0) / amount for name, amount in self._needs.items()]
+        return math.floor(min(shares) + 1e-6)
+
+    def _described(self, run: ServerRun, work: Workload, limits: Limits) -> dict[str, Any]:
+        given = self._config
+        if given is None:
+            given = {
+                **self._given,
+                "workers": self._elastic.wanted,
+                "straggler": self._straggler_text,
+                "sample_s": self._sample_s,
+                "wire": self._wire,
+                **asdict(limits),
+            }
+        return {
+            **given,
+            "problem": work.title,
+            "options": work.options,
+            "data": work.data or work.n,
+            "resolved": run.resolved(),
+        }
+
+
+def _limits(epochs: float, messages: int | None, tolerance: float, certify_every: float) -> Limits:
+    for name, value in (("epochs", epochs), ("certify_every", certify_every)):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 < value < math.inf:
+            raise ConfigError(f"{name} > 0 must hold for a number, but got {value!r}")
+    if messages is not None and (type(messages) is not int or messages < 1):
+        raise ConfigError(f"messages >= 1 must hold for an integer, but got {messages!r}")
+    if not isinstance(tolerance, int | float) or not 0 <= tolerance < math.inf:
+        raise ConfigError(f"tolerance >= 0 must hold, but got {tolerance!r}")
+    return Limits(
+        epochs=float(epochs),
+        messages=messages,
+        tolerance=float(tolerance),
+        certify_every=float(certify_every),
+    )
+
+
+def _figures(rows: Sequence[Mapping[str, Any]], ended_by: str, figure: str) -> dict[str, Any]:
+    """Return what the summary of a run says beside its last row.
+
+    Args:
+        rows: of metrics.
+        ended_by: tolerance, epochs or messages.
+        figure: that the tolerance is of.
+    """
+    last = rows[-1]
+    counts = [each for row in rows for each in enumerate(row["staleness_counts"])]
+    total = sum(count for _, count in counts)
+    return {
+        "kind": "parameter_server",
+        "ended_by": ended_by,
+        "figure": figure,
+        "messages": last["messages"],
+        "samples_per_s": last["samples_seen"] / max(last["time_s"], 1e-12),
+        "staleness_mean": sum(age * count for age, count in counts) / max(1, total),
+        "staleness_max": max(row["staleness_max"] for row in rows),
+    }

@@ -1,0 +1,214 @@
+"""The parameter server on real actors: certified ends, whoever dies, comes or goes meanwhile."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import ray
+import torch
+import yaml
+from ray.train import CheckpointConfig, FailureConfig, RunConfig
+from ray.util.placement_group import placement_group_table
+
+from actors.server_group import ServerGroup
+from raylab import ConfigError, ParameterServerTrainer, Result
+from raylab.cli.main import main
+from raylab.config import ParameterServerConfig
+from raylab.data import open_rows
+from raylab.drivers.commits import Commits
+
+pytestmark = [pytest.mark.actor, pytest.mark.usefixtures("session")]
+
+DATA = "sparse:n=240,d=20,density=0.4"
+STRENGTH = 0.1
+SLOW_S = 1e-3
+"""Modelled time of a sample: a run takes seconds, in which things can happen."""
+
+
+def trainer(path: Path, name: str, *, failures: int = 0, **options: Any) -> ParameterServerTrainer:
+    return ParameterServerTrainer(
+        "ridge",
+        strength=STRENGTH,
+        run_config=RunConfig(
+            name=name,
+            storage_path=str(path),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            failure_config=FailureConfig(max_failures=failures),
+        ),
+        **{
+            "workers": 2,
+            "resources_per_worker": {"CPU": 0.1},
+            "checkpoint_every": 5,
+            "checkpoint_minutes": 0,
+            **options,
+        },
+    )
+
+
+def closed_form() -> np.ndarray:
+    block = open_rows(DATA).block(0, 240)
+    x = np.zeros((block.rows, block.dim))
+    for i in range(block.rows):
+        at = slice(block.indptr[i], block.indptr[i + 1])
+        x[i, block.indices[at]] = block.values[at]
+    hessian = x.T @ x / block.rows + STRENGTH * np.eye(block.dim)
+    return np.linalg.solve(hessian, x.T @ block.labels / block.rows)
+
+
+def assert_solved(result: Result) -> None:
+    """The run ended by its tolerance, at the solution, and (3.3) has held all along."""
+    assert result.summary["ended_by"] == "tolerance"
+    assert result.metrics["duality_gap"] <= 1e-8
+    rows = result.table.to_pylist()
+    assert all(row.get("relation") is None or row["relation"] < 1e-12 for row in rows)
+    expected = closed_form()
+    error = np.linalg.norm(result.weights["w"].numpy() - expected) / np.linalg.norm(expected)
+    # P(w) - P(w*) >= strength/2 |w - w*|^2, and the gap is no less.
+    assert error <= np.sqrt(2e-8 / STRENGTH) / np.linalg.norm(expected)
+
+
+@pytest.fixture
+def when_saved(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]], list[int]]:
+    """Call something once, in the driver, when a run's first checkpoint is whole."""
+
+    def arm(call: Callable[[], None]) -> list[int]:
+        took, steps = Commits.took, []
+
+        def watched(self: Commits, *arguments: Any) -> None:
+            took(self, *arguments)
+            if self.committed >= 0 and not steps:
+                steps.append(self.committed)
+                call()
+
+        monkeypatch.setattr(Commits, "took", watched)
+        return steps
+
+    return arm
+
+
+def test_a_run_of_the_command_ends_at_the_certified_solution(tmp_path, capsys):
+    words = [f"data={DATA}", "workers=2", "cpus_per_worker=0.1", f"storage={tmp_path}"]
+    assert main(["train", "dis_dfsdca", *words, "name=run", "--json"]) == 0
+    out, err = capsys.readouterr()
+    summary = json.loads(out)
+    assert (summary["kind"], summary["ended_by"]) == ("parameter_server", "tolerance")
+    assert summary["metrics"]["duality_gap"] <= 1e-8
+    assert re.search(r"^epoch +\d+\.\d  step +\d+  gap \d\.\d\de-0\d  \d+ samples/s", err, re.M)
+    run = tmp_path / "run"
+    rows = pq.read_table(run / "metrics.parquet").to_pylist()
+    assert rows[0]["step"] < rows[-1]["step"]
+    assert [row["workers"] for row in rows] == [2] * len(rows)
+    assert all(row["bytes"] > 0 and row["relation"] < 1e-12 for row in rows)
+    assert sum(row["samples_per_s"] for row in rows) > 0
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert set(config) == set(ParameterServerConfig.model_fields)
+    assert max(row["staleness_max"] for row in rows) <= config["resolved"]["delta"]
+    weights = torch.load(run / "checkpoints" / "final" / "model.pt", weights_only=True)["w"]
+    assert np.linalg.norm(weights.numpy() - closed_form()) < 1e-3
+    assert "Dis-dfSDCA" in (run / "report.html").read_text(encoding="utf-8")
+    # Finished is finished, unless another end is asked for.
+    assert main(["resume", str(run), "workers=1"]) == 2
+    assert "must not be finished" in capsys.readouterr().err
+
+
+def test_a_worker_that_dies_in_the_middle_of_a_message_is_replaced(tmp_path, capsys):
+    dying = {"straggler": "dies:worker=1,message=6", "sample_s": SLOW_S, "wire": "ray"}
+    found = trainer(tmp_path, "run", failures=1, **dying).fit(DATA)
+    assert_solved(found)
+    told = capsys.readouterr().err
+    assert "worker 1 begins again with" in told
+    assert "(restart 1 of 1)" in told
+
+
+def test_a_server_that_is_killed_goes_on_from_the_last_checkpoint(
+    tmp_path, when_saved, monkeypatch, capsys
+):
+    servers: list[int] = []
+    run = ServerGroup.run
+
+    def watched(self: ServerGroup, *arguments: Any) -> str:
+        servers.append(self.homes[0].pid)
+        return run(self, *arguments)
+
+    monkeypatch.setattr(ServerGroup, "run", watched)
+    when_saved(lambda: os.kill(servers[0], signal.SIGKILL))
+    given = {"method": "asysvrg", "workers": 1, "sample_s": SLOW_S}
+    found = trainer(tmp_path, "run", failures=1, **given).fit(DATA)
+    assert_solved(found)
+    assert len(servers) == 2
+    assert "going on from the checkpoint of step" in capsys.readouterr().err
+
+
+def test_workers_are_added_while_a_run_goes_on_and_nothing_is_lost(tmp_path, when_saved):
+    resized = trainer(tmp_path, "run", workers=1, sample_s=SLOW_S)
+    when_saved(lambda: resized.resize(2))
+    found = resized.fit(DATA, progress=False)
+    assert_solved(found)
+    rows = found.table.to_pylist()
+    assert sorted({row["workers"] for row in rows}) == [1, 2]
+    before = [row for row in rows if row["workers"] == 1][-1]
+    after = next(row for row in rows if row["workers"] == 2)
+    assert after["step"] >= before["step"] > 0
+    assert after["duality_gap"] <= before["duality_gap"]
+
+
+def test_an_interrupted_run_leaves_nothing_behind(tmp_path, when_saved):
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    when_saved(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        trainer(tmp_path, "run", workers=1, sample_s=SLOW_S).fit(DATA, progress=False)
+    groups = placement_group_table().values()
+    assert {group["state"] for group in groups} <= {"REMOVED"}
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_a_driver_that_is_killed_is_resumed_with_other_workers(session, tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(
+        f"""
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, os.getcwd())
+import ray
+from raylab.drivers.commits import Commits
+from tests.actor.test_parameter_server import DATA, SLOW_S, trainer
+ray.init(address={ray.get_runtime_context().gcs_address!r}, log_to_driver=False)
+took = Commits.took
+def killing(self, *arguments):
+    took(self, *arguments)
+    if self.committed >= 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+Commits.took = killing
+trainer(Path({str(tmp_path)!r}), "run", workers=1, sample_s=SLOW_S).fit(DATA, progress=False)
+"""
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    run = tmp_path / "run"
+    assert not (run / "result.json").exists()
+    with pytest.raises(ConfigError, match="seed was 0 and is 1"):
+        trainer(tmp_path, "run", seed=1).fit(DATA, progress=False, resume=run)
+    found = trainer(tmp_path, "run").fit(DATA, progress=False, resume=run)
+    assert_solved(found)
+    assert found.table.to_pylist()[0]["step"] == 0
+    assert found.metrics["workers"] == 2

@@ -1,0 +1,110 @@
+"""The keys of a parameter server's run, and how the commands tell the families apart."""
+
+from __future__ import annotations
+
+import pytest
+
+from raylab.algorithms.parameter_server import SERVER_METHODS as RULES
+from raylab.cli.main import main
+from raylab.config import (
+    FAMILIES,
+    SERVER_METHODS,
+    ParameterServerConfig,
+    PipelineConfig,
+    apply_pairs,
+    family_of,
+    pipeline_config,
+    run_config,
+)
+from raylab.config.rules import choices_of, rule_of
+from raylab.errors import ConfigError
+from raylab.problems import PROBLEMS
+
+pytestmark = pytest.mark.unit
+
+FIELDS = ParameterServerConfig.model_fields
+
+
+def configured(method: str, *pairs: str) -> ParameterServerConfig:
+    config = run_config(apply_pairs({"method": method}, pairs))
+    assert isinstance(config, ParameterServerConfig)
+    return config
+
+
+def test_the_methods_and_problems_are_those_that_there_are():
+    assert set(SERVER_METHODS) == set(RULES)
+    assert set(choices_of(FIELDS["method"])) == set(RULES)
+    assert set(choices_of(FIELDS["problem"])) == set(PROBLEMS)
+
+
+def test_no_method_is_of_two_families_and_each_finds_its_own():
+    names = [name for family in FAMILIES for name in family.methods]
+    assert len(set(names)) == len(names)
+    assert family_of({"method": "cocoa_plus"}).config is ParameterServerConfig
+    assert family_of({"method": "adl"}).config is PipelineConfig
+    assert family_of({}).config is PipelineConfig
+
+
+def test_the_method_says_how_values_are_read():
+    assert configured("asysvrg", "workers=[2,8]", "eta=1e-3").workers == [2, 8]
+    # A pipeline's name is text, and so is a server's straggler, as it is typed.
+    assert configured("dis_dfsdca", "straggler=1e-3").straggler == "1e-3"
+    assert configured("dis_dfsdca", "options.gamma=0.5").options == {"gamma": 0.5}
+    other = run_config(apply_pairs({"method": "adl"}, ["method=sdca", "workers=1"]))
+    assert isinstance(other, ParameterServerConfig)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "complaint"),
+    [
+        (["worker=3"], "a key must be one that is known, but got `worker`: did you mean workers?"),
+        (["workers=0"], "`workers` must be a whole number >= 1 or a list of whole numbers >= 1"),
+        (["problem=rigde"], "but got 'rigde': did you mean ridge?"),
+        (["eta=0"], "`eta` must be a number > 0 or"),
+        (["stages=2"], "got `stages`"),
+        (["tolerance=-1"], "`tolerance` must be a number >= 0, but got -1"),
+        (["method=dis_dfsda"], "did you mean dis_dfsdca?"),
+    ],
+)
+def test_a_wrong_key_or_value_is_told_its_rule(pairs, complaint):
+    with pytest.raises(ConfigError) as told:
+        run_config(apply_pairs({"method": "dis_dfsdca"}, pairs))
+    assert complaint in str(told.value)
+
+
+def test_every_rule_can_be_said():
+    for field in FIELDS.values():
+        assert rule_of(field)
+
+
+def test_a_server_is_no_pipeline_to_plan():
+    with pytest.raises(ConfigError, match=r"`method` must be a pipeline's, one of bp, .*asysvrg"):
+        pipeline_config({"method": "asysvrg"})
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ("train dis_dfsdca data=nothing:at.all", "rows must be one of"),
+        ("train dis_dfsdca data=libsvm:/nowhere", "/nowhere"),
+        ("train dis_dfsdca strength=0.0", "lambda must be above 0"),
+        ("train sdca workers=2", "sdca is serial and has one worker"),
+        ("train asysvrg straggler=papers", "a straggler must be one of"),
+        ("train dis_dfsdca options.mu=3", "the options of ridge are none"),
+        ("train cocoa_plus workers=[3,2]", "workers must be a number >= 1, or the fewest"),
+        ("train dis_dfsdca local_steps=6000 workers=2", "local_steps must be 1 to 5000"),
+        ("train asysvrg sampling=adaptive", "sampling='adaptive' is of dis_dfsdca"),
+        ("train cocoa_plus problem=pca data=pca:n=100,d=5", "maximises the duals of linear models"),
+        ("compare methods=adl,asysvrg", "methods must be of one family"),
+        ("plan pipeline asysvrg", "`method` must be a pipeline's"),
+    ],
+)
+def test_bad_input_is_one_message_before_anything_starts(capsys, tmp_path, words, complaint):
+    given = words.split()
+    where = [f"storage={tmp_path}"] if given[0] != "plan" else []
+    assert main([*given, *where]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert complaint in err
+    assert "Traceback" not in err
+    assert list(tmp_path.rglob("*.yaml")) == []

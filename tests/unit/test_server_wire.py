@@ -1,0 +1,148 @@
+"""What server and workers tell each other, through frames and back."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from actors.changes import ChangesIn, ChangesOut
+from actors.errors import MailboxError
+from actors.frames import decode, encode
+from actors.messages import Message
+from actors.server_messages import News, Proof, Push, Reply
+from actors.server_protocols import Task
+from actors.server_wire import Asked, Part, ServerSide, WorkerSide
+
+pytestmark = pytest.mark.unit
+
+DIM = 300
+
+
+def sent(message: Message) -> Message:
+    return decode([bytes(frame) for frame in encode(7, message)])[1]
+
+
+def answer(seed: int) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(DIM, dtype=torch.float64, generator=generator), torch.tensor([0.5]))
+
+
+def reply(**changed: object) -> Reply:
+    given: dict[str, object] = {
+        "verdict": "commit",
+        "rewind": False,
+        "good": None,
+        "save": None,
+        "certify": None,
+        "era": 3,
+        "opening": None,
+        "task": None,
+        "answer": (),
+    }
+    return Reply(**{**given, **changed})  # type: ignore[arg-type]
+
+
+def assert_same(there: object, here: object) -> None:
+    if isinstance(here, torch.Tensor):
+        assert isinstance(there, torch.Tensor)
+        assert there.dtype == here.dtype
+        assert torch.equal(there, here)
+    elif isinstance(here, tuple):
+        assert isinstance(there, tuple)
+        for one, other in zip(there, here, strict=True):
+            assert_same(one, other)
+    else:
+        assert there == here
+
+
+TASK = Task(
+    phase=Asked(number=4, kind="inner", gather=True, messages=None, pieces=3), number=9, version=12
+)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        reply(),
+        reply(verdict="none", over=True, save=0),
+        reply(verdict="discard", rewind=True, good=2, save=17, certify=(5, answer(1))),
+        reply(task=TASK, answer=answer(2), opening=()),
+        reply(task=TASK, answer=answer(2), opening=(*answer(3), None), certify=(1, answer(4))),
+    ],
+)
+def test_a_reply_arrives_as_it_was_told(told):
+    found = WorkerSide().unpacked(sent(ServerSide().packed(told)))
+    assert isinstance(found, Reply)
+    for name in ("verdict", "rewind", "good", "save", "certify", "era", "opening", "answer"):
+        assert_same(getattr(found, name), getattr(told, name))
+    assert found.over is told.over
+    assert found.task == told.task
+
+
+def test_pushes_proofs_and_news_arrive_as_they_were_told():
+    push = Push(era=1, phase=2, number=3, tensors=(*answer(1), None), samples=64, waited_s=1.5)
+    found = ServerSide().unpacked(sent(WorkerSide().packed(push)))
+    assert isinstance(found, Push)
+    assert (found.era, found.phase, found.number, found.samples, found.waited_s) == (
+        1,
+        2,
+        3,
+        64,
+        1.5,
+    )
+    assert_same(found.tensors, push.tensors)
+    part = Part(values={"losses": float("inf"), "η": -2.0}, tensors={"gradient": answer(2)[0]})
+    proof = ServerSide().unpacked(sent(WorkerSide().packed(Proof(number=8, certificate=part))))
+    assert isinstance(proof, Proof)
+    assert proof.number == 8
+    assert dict(proof.certificate.values) == part.values
+    assert_same(proof.certificate.tensors["gradient"], part.tensors["gradient"])
+    news = WorkerSide().unpacked(
+        sent(ServerSide().packed(News(era=2, version=40, answer=answer(3))))
+    )
+    assert isinstance(news, News)
+    assert (news.era, news.version) == (2, 40)
+    assert_same(news.answer, answer(3))
+
+
+def test_a_side_refuses_what_is_not_for_it():
+    with pytest.raises(MailboxError, match="a server takes pushes and proofs, but got a REPLY"):
+        ServerSide().unpacked(ServerSide().packed(reply()))
+    push = Push(era=1, phase=2, number=3, tensors=(), samples=1)
+    with pytest.raises(MailboxError, match="a worker takes replies and news, but got a PUSH"):
+        WorkerSide().unpacked(WorkerSide().packed(push))
+    with pytest.raises(MailboxError, match="changes came of a vector that never did"):
+        ChangesIn().unpack(-1, (torch.tensor([0]), torch.tensor([1.0])))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_worker_has_the_bits_of_the_server_however_little_changes(seed):
+    draw = random.Random(seed)
+    server, worker = ServerSide(), WorkerSide()
+    w = answer(seed)[0]
+    sizes = []
+    for version in range(40):
+        w = w.clone()
+        changed = draw.choice([0, 1, 5, DIM])
+        w[torch.randperm(DIM)[:changed]] += draw.choice([1.0, float("nan"), -0.0])
+        told: Reply | News = reply(task=TASK, answer=(w, torch.tensor([version])))
+        if draw.random() < 0.3:
+            told = News(era=1, version=version, answer=(w, torch.tensor([version])))
+        elif draw.random() < 0.3:
+            other = w.clone()
+            other[:2] = 0.0
+            told = reply(task=TASK, certify=(version, (other,)), answer=(w,))
+        message = server.packed(told)
+        sizes.append(sum(t.numel() for t in message.tensors if t is not None))
+        found = worker.unpacked(sent(message))
+        assert torch.equal(found.answer[0].view(torch.int64), w.view(torch.int64))
+    assert min(sizes[1:]) < DIM / 4
+
+
+def test_what_changes_everywhere_is_looked_at_less_and_less_often():
+    out = ChangesOut()
+    whole = [out.pack(answer(seed))[0] for seed in range(200)]
+    assert whole == [2] * 200
+    assert out._pause == 64
