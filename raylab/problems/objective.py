@@ -15,10 +15,12 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["DualObjective", "Objective", "Rows", "Shard", "Vector"]
+__all__ = ["DualObjective", "LinearObjective", "Objective", "Rows", "Shard", "Sparse", "Vector"]
 
 Vector = NDArray[np.float64]
 Rows = NDArray[np.int64]
+Sparse = tuple[Rows, Vector]
+"""The coordinates of a vector that are not zero, ascending, and their values."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +66,12 @@ class Objective(Protocol):
         """Return further sums over the shard that a metric is made of, e.g. `correct`."""
         ...
 
+    def curvature(self) -> float:
+        """Return an upper bound of the largest eigenvalue of Σ ∇²φ_i over the shard, at any w;
+        for objectives that are not quadratic or linear models, an estimate at the initial w.
+        """
+        ...
+
 
 @runtime_checkable
 class DualObjective(Objective, Protocol):
@@ -81,7 +89,7 @@ class DualObjective(Objective, Protocol):
         """Return κ_i = ∇φ_i(w) + α_i (3.6) for `rows`, in the form of the duals."""
         ...
 
-    def combine(self, rows: Rows, kappas: Vector) -> Vector | tuple[Rows, Vector]:
+    def combine(self, rows: Rows, kappas: Vector) -> Vector | Sparse:
         """Return Σ κ_i over `rows` as a vector; or, where that is smaller, its coordinates that
         are not zero, ascending, and their values.
         """
@@ -92,9 +100,45 @@ class DualObjective(Objective, Protocol):
         ...
 
     def conjugates(self, duals: Vector) -> float | None:
-        """Return Σ φ*_i(-α_i) over the shard; None where the problem has no duality gap."""
+        """Return Σ φ*_i(-α_i) over the shard; None where the problem has no duality gap.
+
+        It is infinite, and so is the gap, where an α_i is outside the domain of its conjugate:
+        a step with ηλn > 1 can carry it there. `feasible` gives a point that has a finite one.
+        """
+        ...
+
+    def feasible(self, duals: Vector) -> Vector:
+        """Return the nearest duals inside the domain of the conjugates: `duals` itself where they
+        are. The gap is an upper bound of P(w) - P(w*) for any duals, if `conjugates` and
+        `dual_sum` get the same ones.
+        """
         ...
 
     def row_smoothness(self) -> Vector:
         """Return the Lipschitz constant of each ∇φ_i of the shard, for importance sampling."""
+        ...
+
+
+@runtime_checkable
+class LinearObjective(DualObjective, Protocol):
+    """A linear model: the conjugates are known, so that one dual can be set to its best value.
+
+    Both passes go over `rows` in their order, in which a row may come again, and return: the rows
+    that were changed, the change of their duals, and Σ change of α_i as a vector, that is λn times
+    the change of w. `duals` and `w` are not written to.
+    """
+
+    def coordinate_ascent(
+        self, w: Vector, duals: Vector, rows: Rows, sigma: float = 1.0
+    ) -> tuple[Rows, Vector, Vector | Sparse]:
+        """Maximise (3.4) over one dual after the other, w moving along: SDCA.
+
+        `sigma`, the σ' of CoCoA+, multiplies the quadratic term: w moves along σ' times as far.
+        """
+        ...
+
+    def dual_free_pass(
+        self, w: Vector, duals: Vector, rows: Rows, eta: float
+    ) -> tuple[Rows, Vector, Vector | Sparse]:
+        """Make the steps of dfSDCA (algorithm 5), w moving along."""
         ...

@@ -1,0 +1,319 @@
+"""The inner loops of linear models, compiled: φ_i(w) = ℓ(x_i·w, y_i), α_i = x_i·a_i.
+
+Rows come as (indptr, indices, values) of a `RowBlock`; where `indices` is empty and the rows are
+not, they are dense. All that calls each other stands in this file: what numba keeps of a function
+is thrown away when its own file changes, and not when another does.
+
+    loss        ℓ(z, y)                                   ℓ*(-a, y), b = y·a
+    ridge       ½(z - y)²                                 ½a² - y·a
+    logistic    log(1 + exp(-y·z))                        b log b + (1 - b) log(1 - b), b in [0, 1]
+    hinge       0, ½(1 - y·z)²/γ or 1 - y·z - γ/2         ½γb² - b, b in [0, 1]
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numpy as np
+from numba import njit
+
+__all__ = [
+    "HINGE",
+    "LOGISTIC",
+    "RIDGE",
+    "add_rows",
+    "add_rows_touching",
+    "compiled",
+    "conjugate_sum",
+    "loss_sum",
+    "products",
+    "residuals",
+    "sequential_pass",
+    "slopes",
+    "square_norms",
+]
+
+RIDGE, LOGISTIC, HINGE = 0, 1, 2
+_TOLERANCE = 1e-12  # by which rounding may carry a dual variable out of [0, 1]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def compiled(function: F) -> F:
+    """Compile a function with numba: without the GIL, and kept for the next process.
+
+    Numba keeps it beside the file, or in the user's cache where that cannot be written to; where
+    neither can, it is compiled by each process.
+    """
+    options = {"nogil": True, "error_model": "numpy"}
+    try:
+        return cast("F", njit(cache=True, **options)(function))
+    except RuntimeError:  # "no locator available"
+        return cast("F", njit(**options)(function))
+
+
+@compiled
+def _product(indptr: Any, indices: Any, values: Any, i: int, w: Any) -> float:
+    """Return x_i·w."""
+    total = 0.0
+    if len(indices) == 0:
+        for j in range(indptr[i], indptr[i + 1]):
+            total += values[j] * w[j - indptr[i]]
+    else:
+        for j in range(indptr[i], indptr[i + 1]):
+            total += values[j] * w[indices[j]]
+    return total
+
+
+@compiled
+def _add(indptr: Any, indices: Any, values: Any, i: int, factor: float, out: Any) -> None:
+    """Add factor·x_i to `out`."""
+    if len(indices) == 0:
+        for j in range(indptr[i], indptr[i + 1]):
+            out[j - indptr[i]] += factor * values[j]
+    else:
+        for j in range(indptr[i], indptr[i + 1]):
+            out[indices[j]] += factor * values[j]
+
+
+@compiled
+def _check(i: int, rows: int) -> None:
+    if i < 0 or i >= rows:  # an array of numba's has no such check
+        raise IndexError("row numbers must be those of the shard, counted from 0")
+
+
+@compiled
+def products(indptr: Any, indices: Any, values: Any, w: Any, rows: Any, out: Any) -> None:
+    """Set out[k] to x_i·w for row i = rows[k]."""
+    for k in range(len(rows)):
+        _check(rows[k], len(indptr) - 1)
+        out[k] = _product(indptr, indices, values, rows[k], w)
+
+
+@compiled
+def add_rows(indptr: Any, indices: Any, values: Any, factors: Any, rows: Any, out: Any) -> None:
+    """Add Σ_k factors[k]·x_i to `out`, for row i = rows[k]."""
+    for k in range(len(rows)):
+        _check(rows[k], len(indptr) - 1)
+        _add(indptr, indices, values, rows[k], factors[k], out)
+
+
+@compiled
+def add_rows_touching(
+    indptr: Any, indices: Any, values: Any, factors: Any, rows: Any, out: Any, seen: Any
+) -> Any:
+    """As `add_rows` of sparse rows; returns the columns that they have, in no order.
+
+    `seen` is zero before, and marks those columns afterwards.
+    """
+    most = 0
+    for k in range(len(rows)):
+        _check(rows[k], len(indptr) - 1)
+        most += indptr[rows[k] + 1] - indptr[rows[k]]
+    touched = np.empty(min(most, len(out)), dtype=np.int64)
+    count = 0
+    for k in range(len(rows)):
+        for j in range(indptr[rows[k]], indptr[rows[k] + 1]):
+            column = indices[j]
+            out[column] += factors[k] * values[j]
+            if seen[column] == 0:
+                seen[column] = 1
+                touched[count] = column
+                count += 1
+    return touched[:count]
+
+
+@compiled
+def square_norms(indptr: Any, values: Any, out: Any) -> None:
+    """Set out[i] to ‖x_i‖²."""
+    for i in range(len(indptr) - 1):
+        total = 0.0
+        for j in range(indptr[i], indptr[i + 1]):
+            value = float(values[j])
+            total += value * value
+        out[i] = total
+
+
+@compiled
+def _logistic(t: float) -> float:
+    """Return 1/(1 + exp(-t)), without overflow."""
+    if t >= 0.0:
+        return 1.0 / (1.0 + math.exp(-t))
+    e = math.exp(t)
+    return e / (1.0 + e)
+
+
+@compiled
+def _loss(loss: int, gamma: float, z: float, y: float) -> float:
+    if loss == RIDGE:
+        return 0.5 * (z - y) * (z - y)
+    margin = y * z
+    if loss == LOGISTIC:
+        return max(-margin, 0.0) + math.log1p(math.exp(-abs(margin)))
+    if margin >= 1.0:
+        return 0.0
+    if margin <= 1.0 - gamma:
+        return 1.0 - margin - 0.5 * gamma
+    return 0.5 * (1.0 - margin) * (1.0 - margin) / gamma
+
+
+@compiled
+def _slope(loss: int, gamma: float, z: float, y: float) -> float:
+    """Return dℓ/dz."""
+    if loss == RIDGE:
+        return z - y
+    if loss == LOGISTIC:
+        return -y * _logistic(-y * z)
+    return -y * min(1.0, max(0.0, (1.0 - y * z) / gamma))
+
+
+@compiled
+def _conjugate(loss: int, gamma: float, a: float, y: float) -> float:
+    """Return ℓ*(-a); infinity outside its domain, but for what rounding does."""
+    if loss == RIDGE:
+        return 0.5 * a * a - y * a
+    b = y * a
+    if b < -_TOLERANCE or b > 1.0 + _TOLERANCE:
+        return math.inf
+    b = min(1.0, max(0.0, b))
+    if loss == HINGE:
+        return 0.5 * gamma * b * b - b
+    total = 0.0
+    if b > 0.0:
+        total += b * math.log(b)
+    if b < 1.0:
+        total += (1.0 - b) * math.log1p(-b)
+    return total
+
+
+@compiled
+def loss_sum(loss: int, gamma: float, z: Any, y: Any) -> float:
+    """Return Σ ℓ(z_i, y_i)."""
+    total = 0.0
+    for i in range(len(z)):
+        total += _loss(loss, gamma, z[i], y[i])
+    return total
+
+
+@compiled
+def slopes(loss: int, gamma: float, z: Any, y: Any, rows: Any, out: Any) -> None:
+    """Set out[k] to ℓ'(z_k, y_i) for row i = rows[k]."""
+    for k in range(len(rows)):
+        _check(rows[k], len(y))
+        out[k] = _slope(loss, gamma, z[k], y[rows[k]])
+
+
+@compiled
+def conjugate_sum(loss: int, gamma: float, duals: Any, y: Any) -> float:
+    """Return Σ ℓ*(-a_i, y_i)."""
+    total = 0.0
+    for i in range(len(duals)):
+        total += _conjugate(loss, gamma, duals[i], y[i])
+    return total
+
+
+@compiled
+def residuals(
+    indptr: Any,
+    indices: Any,
+    values: Any,
+    y: Any,
+    loss: int,
+    gamma: float,
+    w: Any,
+    duals: Any,
+    rows: Any,
+    out: Any,
+) -> None:
+    """Set out[k] to ℓ'(x_i·w, y_i) + a_i for row i = rows[k]."""
+    for k in range(len(rows)):
+        i = rows[k]
+        _check(i, len(indptr) - 1)
+        z = _product(indptr, indices, values, i, w)
+        out[k] = _slope(loss, gamma, z, y[i]) + duals[i]
+
+
+@compiled
+def _best_logistic(b: float, margin: float, q: float) -> float:
+    """Return the b' that maximises -ℓ*(-y·b') - margin·(b' - b) - ½q(b' - b)², for logistic loss.
+
+    In t = log(b'/(1 - b')) the derivative is -f(t), f(t) = t + margin + q(1/(1 + exp(-t)) - b),
+    with f' in [1, 1 + q/4]: Newton's method, and halving where it leaves the bracket.
+    """
+    low, high = -margin - q * (1.0 - b), -margin + q * b
+    t = -margin
+    if 0.0 < b < 1.0:
+        t = min(high, max(low, math.log(b) - math.log1p(-b)))  # where the last pass ended
+    for _ in range(100):
+        p = _logistic(t)
+        f = t + margin + q * (p - b)
+        if f > 0.0:
+            high = t
+        else:
+            low = t
+        new = t - f / (1.0 + q * p * (1.0 - p))
+        if new < low or new > high:
+            new = 0.5 * (low + high)
+        done = abs(new - t) <= 1e-14 * (1.0 + abs(new))
+        t = new
+        if done:
+            break
+    return _logistic(t)
+
+
+@compiled
+def _ascent(loss: int, gamma: float, a: float, y: float, z: float, q: float) -> float:
+    """Return the Δ that maximises -ℓ*(-(a + Δ)) - zΔ - ½qΔ² (3.4)."""
+    if loss == RIDGE:
+        return (y - a - z) / (1.0 + q)
+    b = y * a
+    if loss == LOGISTIC:
+        return y * (_best_logistic(b, y * z, q) - b)
+    return y * (min(1.0, max(0.0, b + (1.0 - y * z - gamma * b) / (gamma + q))) - b)
+
+
+@compiled
+def sequential_pass(
+    indptr: Any,
+    indices: Any,
+    values: Any,
+    y: Any,
+    loss: int,
+    gamma: float,
+    u: Any,
+    duals: Any,
+    rows: Any,
+    norms: Any,
+    scale: float,
+    step: float,
+    change: Any,
+    seen: Any,
+    touched: Any,
+) -> int:
+    """Change the dual of one row after the other, and u with it: u += scale·Δ·x_i.
+
+    `norms` are ‖x_i‖² of every row. `scale` is 1/(λn) in SDCA and dfSDCA, σ'/(λn) in CoCoA+.
+    `step` is ηλn of dfSDCA, a_i -= step·κ_i; where it is 0, a_i maximises (3.4), as SDCA does.
+    `change` and `seen`, of all rows, are zero before; afterwards they hold the sum of every row's
+    Δ, and mark the rows that were changed. `touched` receives the numbers of those rows; returned
+    is how many they are.
+    """
+    count = 0
+    for k in range(len(rows)):
+        i = rows[k]
+        _check(i, len(indptr) - 1)
+        z = _product(indptr, indices, values, i, u)
+        a = duals[i] + change[i]
+        if step > 0.0:
+            delta = -step * (_slope(loss, gamma, z, y[i]) + a)
+        else:
+            delta = _ascent(loss, gamma, a, y[i], z, scale * norms[i])
+        change[i] += delta
+        _add(indptr, indices, values, i, scale * delta, u)
+        if seen[i] == 0:
+            seen[i] = 1
+            touched[count] = i
+            count += 1
+    return count
