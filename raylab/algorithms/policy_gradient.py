@@ -187,10 +187,10 @@ class PolicyServer:
     def rewind(self, number: int | None) -> None:
         """Do nothing: `judge` never sends anybody back."""
 
-    def kept(self, worker: int) -> None:
+    def kept(self, worker: int, step: int) -> None:
         """Do nothing: a gradient stays applied when its worker is lost."""
 
-    def take_back(self, worker: int) -> None:
+    def take_back(self, worker: int, step: int | None) -> None:
         """Do nothing: a gradient stays applied when its worker is lost."""
 
     def weights(self, answer: Sequence[Tensor | None]) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ from raylab.algorithms.policy_gradient import (
     PolicyCertificate,
     PolicySettings,
 )
+from raylab.data.augment import Stream, keyed_generator
 from raylab.problems.cartpole import Episodes, greedy_returns
 
 __all__ = ["Played", "PolicyWorker", "advantages"]
@@ -185,7 +186,7 @@ class PolicyWorker:
     def _play(self, w: Tensor, number: int) -> Played:
         """Let every environment play until its episode ends, for at most `horizon` steps."""
         settings, episodes = self._settings, self._episodes
-        draws = np.random.default_rng([settings.seed, self._worker, number])
+        draws = keyed_generator(Stream.SAMPLES, settings.seed, self._worker, number)
         count = settings.environments
         seen: list[list[NDArray[np.float32]]] = [[] for _ in range(count)]
         actions: list[list[int]] = [[] for _ in range(count)]

@@ -20,8 +20,7 @@ NAME = "CartPole-v1"
 ACTIONS = 2
 SIZE = 4
 """Numbers in an observation."""
-_EVALUATION = 1
-"""Key of the seeds that belong to evaluations; those of training have 0 in its place."""
+_TRAINING, _EVALUATION = 0, 1  # what a seed is for
 
 Observations = NDArray[np.float32]
 
@@ -49,7 +48,7 @@ class Episodes:
     """
 
     def __init__(self, count: int, *, seed: int, worker: int, remembered: int = 100) -> None:
-        self._key = (seed, 0, worker)
+        self._key = (seed, worker)
         self._environments = [_environment() for _ in range(count)]
         self._episodes = [-1] * count
         self._steps = [0] * count
@@ -101,7 +100,7 @@ class Episodes:
     def _reset(self, index: int) -> None:
         self._episodes[index] += 1
         self._steps[index] = 0
-        seed = _seed(*self._key, index, self._episodes[index])
+        seed = _seed(_TRAINING, *self._key, index, self._episodes[index])
         self.observations[index], _ = self._environments[index].reset(seed=seed)
 
 
@@ -119,7 +118,7 @@ def greedy_returns(
     if count == 0:
         return []
     environments = gymnasium.make_vec(NAME, num_envs=count, vectorization_mode="vector_entry_point")
-    observations, _ = environments.reset(seed=_seed(seed, _EVALUATION, worker))
+    observations, _ = environments.reset(seed=_seed(_EVALUATION, seed, worker))
     steps = np.zeros(count, dtype=np.int64)
     playing = np.ones(count, dtype=bool)
     while playing.any():
@@ -139,5 +138,5 @@ def _limit() -> int:
     return int(gymnasium.spec(NAME).max_episode_steps or 0)
 
 
-def _seed(*key: int) -> int:
-    return int(np.random.SeedSequence(key).generate_state(1)[0])
+def _seed(use: int, *key: int) -> int:
+    return int(np.random.SeedSequence(key, spawn_key=(use,)).generate_state(1)[0])
