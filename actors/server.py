@@ -17,7 +17,7 @@ need a bound of K - 1. "refresh": the message itself is refused, and its worker 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -66,13 +66,15 @@ class _Seat:
     """What the server knows of one worker."""
 
     number: int = 0
-    """Of the message that is expected."""
+    """Of the task that it has, or will have next."""
     version: int = 0
     phase: int = -1
     """That its worker has the opening of."""
     busy: bool = False
     away: bool = False
     """Whether it is lost, and another process will come in its place."""
+    step: int | None = None
+    """Of the checkpoint that the process in place of a lost one begins with."""
     held: Push | None = None
     pending: set[str] = field(default_factory=set)
     """What the next reply must say besides: "certify", "save", "rewind"."""
@@ -86,10 +88,16 @@ class ServerLoop:
         bound: of the staleness.
         ends: of the run.
         broadcast_every: T, updates between two broadcasts of w to all workers; 0: none.
+        on_applied: told the worker, the task's number and the staleness of what is applied.
     """
 
     def __init__(
-        self, rule: ServerRule, bound: Bound, ends: Ends, broadcast_every: int = 0
+        self,
+        rule: ServerRule,
+        bound: Bound,
+        ends: Ends,
+        broadcast_every: int = 0,
+        on_applied: Callable[[int, int, int], None] | None = None,
     ) -> None:
         self.rule = rule
         self.bound = bound
@@ -109,7 +117,10 @@ class ServerLoop:
         """The answer that the run ends with, once every worker has been told that it is over."""
         self.rows: list[dict[str, Any]] = []
         self._seats: dict[int, _Seat] = {}
+        self._numbers: dict[int, int] = {}
+        """Of the next tasks of workers that have no seat."""
         self._broadcast_every = broadcast_every
+        self._on_applied = on_applied
         self._paused = False
         self._in_phase = 0
         self._certificates = 0
@@ -118,6 +129,8 @@ class ServerLoop:
         self._certified_answer: Tensors = ()
         self._next_certificate = ends.certify_samples
         self._good: int | None = None
+        self._last = False
+        """Whether the certificate of now is the run's last."""
         self._checkpoint: int | None = None
         self._unsaved: set[int] = set()
 
@@ -128,30 +141,49 @@ class ServerLoop:
         """The workers that are there, ascending."""
         return sorted(self._seats)
 
+    def expect(self, workers: Iterable[int]) -> None:
+        """Say which workers a run begins with, before any has joined.
+
+        Rounds and certificates wait for all of them. The first certificate is that of the
+        beginning: where the run starts, and what the step's judge compares with.
+        """
+        for worker in workers:
+            self._seat(worker).away = True
+        self._ask_for_certificate()
+
     def joined(self, worker: int) -> list[Order]:
         """A worker is there: a new one, or another process in the place of a lost one."""
-        seat = self._seats.setdefault(worker, _Seat())
+        seat = self._seat(worker)
         seat.away = False
         seat.phase = -1
-        seat.pending.discard("rewind")
         orders = [self._reply(worker, "none")]
         return orders + self._finish()
 
-    def lost(self, worker: int) -> list[Order]:
-        """A worker is gone with its state since it was last kept: take that back.
+    def lost(self, worker: int, step: int | None = None) -> list[Order]:
+        """A worker is gone with its state since checkpoint `step`: take that back.
 
         The others go on, but for rounds and certificates, which need every worker's samples and
         wait until another process has come in its place.
+
+        Args:
+            worker: that is gone.
+            step: of the checkpoint whose part the process in its place will begin with, whether or
+                not the checkpoint became whole; None: it will begin with nothing.
         """
-        seat = self._seats[worker]
-        seat.away, seat.busy, seat.held = True, False, None
-        self.rule.take_back(worker)
+        seat = self._seat(worker)
+        seat.away, seat.busy, seat.held, seat.step = True, False, None, step
+        # What the lost process still sends is then a repeat.
+        seat.number += 1
+        seat.pending.clear()
+        self.rule.take_back(worker, step)
         if worker in self._awaited:
             seat.pending.add("certify")
-        # A checkpoint that it was to be part of cannot become whole.
-        self._unsaved.clear()
-        for each in self._seats.values():
-            each.pending.discard("save")
+        if self._unsaved:
+            # The checkpoint that it was to be part of cannot become whole.
+            self._unsaved.clear()
+            self._checkpoint = None
+            for each in self._seats.values():
+                each.pending.discard("save")
         return self._release()
 
     def pause(self) -> list[Order]:
@@ -174,8 +206,14 @@ class ServerLoop:
             raise MechanismError("workers may change only while nothing is under way")
         self._paused = False
         self._awaited.clear()
-        kept = {worker: self._seats.get(worker, _Seat()) for worker in workers}
-        self._seats = {worker: _Seat(number=seat.number) for worker, seat in kept.items()}
+        self._last = False
+        if self._unsaved:
+            self._unsaved.clear()
+            self._checkpoint = None
+        self._numbers |= {worker: seat.number for worker, seat in self._seats.items()}
+        self._seats = {}
+        for worker in workers:
+            self._seat(worker)
         self._good = None
         return [order for worker in self.workers for order in self.joined(worker)]
 
@@ -187,8 +225,8 @@ class ServerLoop:
         Raises:
             MechanismError: it is not the one that is expected.
         """
-        seat = self._seats[worker]
-        if push.number < seat.number:
+        seat = self._seat(worker)
+        if push.number < seat.number or (seat.held is not None and push.number == seat.number):
             self.repeats += 1
             return []
         if push.number > seat.number or not seat.busy:
@@ -196,12 +234,11 @@ class ServerLoop:
                 f"worker {worker} sent message {push.number}, but {seat.number} was expected"
             )
         seat.busy = False
-        phase = self.rule.phase()
-        if push.era != self.era or push.phase != phase.number:
-            return [self._reply(worker, "discard")]
+        if push.era != self.era or push.phase != self.rule.phase().number:
+            return self._discard(worker) + self._release()
         if self._too_stale(seat):
             self.refused += 1
-            return [self._reply(worker, "discard")]
+            return self._discard(worker) + self._release()
         seat.held = push
         return self._release()
 
@@ -229,6 +266,13 @@ class ServerLoop:
         """Whether a checkpoint is begun that not every worker has been told of."""
         return bool(self._unsaved)
 
+    @property
+    def told(self) -> int | None:
+        """Step of the newest checkpoint if every worker has been told of it; it is given up when a
+        worker is lost before that.
+        """
+        return None if self._unsaved else self._checkpoint
+
     def stop(self, why: str) -> list[Order]:
         """End the run: what is under way is still applied, then a last certificate is made."""
         if not self.ended_by:
@@ -243,6 +287,7 @@ class ServerLoop:
             "messages": self.messages,
             "in_phase": self._in_phase,
             "next_certificate": self._next_certificate,
+            "numbers": self._numbers | {w: seat.number for w, seat in self._seats.items()},
         }
 
     def restore(self, saved: Mapping[str, Any]) -> None:
@@ -252,8 +297,19 @@ class ServerLoop:
         self.messages = saved["messages"]
         self._in_phase = saved["in_phase"]
         self._next_certificate = saved["next_certificate"]
+        self._numbers = dict(saved["numbers"])
 
     # ----------------------------------------------------------------- inside
+
+    def _seat(self, worker: int) -> _Seat:
+        if worker not in self._seats:
+            self._seats[worker] = _Seat(number=self._numbers.get(worker, 0))
+        return self._seats[worker]
+
+    @property
+    def _going(self) -> bool:
+        """Whether tasks are given out."""
+        return not self.ended_by and not self._paused
 
     def _release(self) -> list[Order]:
         """Apply what is held and may be applied now."""
@@ -272,7 +328,18 @@ class ServerLoop:
             if not ready:
                 break
             orders += self._apply_one(min(ready, key=lambda w: (self._seats[w].version, w)))
+        if held and not self._going and not any(seat.busy for seat in self._seats.values()):
+            # A round that will not become whole, as no more tasks are given out.
+            for worker in held:
+                orders += self._discard(worker)
         return orders + self._finish()
+
+    def _discard(self, worker: int) -> list[Order]:
+        """Tell a worker that its push will never be applied."""
+        seat = self._seats[worker]
+        seat.held = None
+        seat.number += 1
+        return [self._reply(worker, "discard")]
 
     def _in_time(self, worker: int) -> bool:
         """Tell whether every other message can still be applied in time after this one."""
@@ -300,20 +367,17 @@ class ServerLoop:
     def _round(self, workers: list[int]) -> list[Order]:
         for worker in workers:
             self._apply(worker, 0)
-        self._in_phase += 1
         self._count_update()
-        self._close_if_full()
-        return [self._reply(worker, "commit") for worker in workers]
+        orders = [self._reply(worker, "commit") for worker in workers]
+        return orders + self._discard_of_old_phases()
 
     def _apply_one(self, worker: int) -> list[Order]:
         seat = self._seats[worker]
         staleness = self.version - seat.version
         self.staleness[staleness] = self.staleness.get(staleness, 0) + 1
         self._apply(worker, staleness)
-        self._in_phase += 1
         self._count_update()
-        self._close_if_full()
-        orders = [self._reply(worker, "commit")]
+        orders = [self._reply(worker, "commit"), *self._discard_of_old_phases()]
         if self._broadcast_every and self.version % self._broadcast_every == 0:
             orders += self._news(besides=worker)
         return orders
@@ -324,12 +388,15 @@ class ServerLoop:
         if push is None:
             raise MechanismError(f"nothing of worker {worker} is held")
         self.rule.apply(worker, push.tensors, staleness)
+        if self._on_applied is not None:
+            self._on_applied(worker, push.number, staleness)
         seat.number += 1
         self.messages += 1
         self.samples += push.samples
 
     def _count_update(self) -> None:
         self.version += 1
+        self._in_phase += 1
         if self.ends.samples is not None and self.samples >= self.ends.samples:
             self.ended_by = self.ended_by or "epochs"
         if self.ends.messages is not None and self.messages >= self.ends.messages:
@@ -337,23 +404,31 @@ class ServerLoop:
         if self.samples >= self._next_certificate and not self._awaited and not self.ended_by:
             self._next_certificate = self.samples + self.ends.certify_samples
             self._ask_for_certificate()
-
-    def _close_if_full(self) -> None:
         phase = self.rule.phase()
         if phase.messages is not None and self._in_phase >= phase.messages:
             self.rule.close_phase()
             self._in_phase = 0
 
+    def _discard_of_old_phases(self) -> list[Order]:
+        """Let go of what waits for its application although its phase is over."""
+        number = self.rule.phase().number
+        old = [
+            worker
+            for worker, seat in sorted(self._seats.items())
+            if seat.held is not None and seat.held.phase != number
+        ]
+        return [order for worker in old for order in self._discard(worker)]
+
     def _reply(self, worker: int, verdict: Verdict) -> Order:
         """Tell a worker what became of its push, and what to do now."""
         seat = self._seats[worker]
         phase = self.rule.phase()
-        going = not self.ended_by and not self._paused
+        going = self._going
         if going:
             seat.busy = True
             seat.version = self.version
-        if "save" in seat.pending:
-            self.rule.kept(worker)
+        if "save" in seat.pending and self._checkpoint is not None:
+            self.rule.kept(worker, self._checkpoint)
             self._unsaved.discard(worker)
         certify = None
         if "certify" in seat.pending:
@@ -401,34 +476,51 @@ class ServerLoop:
     def _certified(self, figures: dict[str, float]) -> list[Order]:
         self.rows.append(self._row(figures))
         value = figures.get(self.ends.figure)
-        if value is not None and value <= self.ends.tolerance:
+        if value is not None and self.ends.tolerance > 0 and value <= self.ends.tolerance:
             self.ended_by = "tolerance"
             return self._finish()
         if self.ended_by:
-            return self._over()
+            return self._over() if self._last else self._finish()
         reason = self.rule.judge(figures)
         if reason is None:
             self._good = self._certificates
             return []
         self.rows[-1]["rewound"] = reason
+        return self._rewind()
+
+    def _rewind(self) -> list[Order]:
+        """Go back to the last good certificate; what is under way will be discarded."""
         self.era += 1
+        phase = self.rule.phase().number
         self.rule.rewind(self._good)
+        if self.rule.phase().number != phase:
+            self._in_phase = 0
         orders = []
         for worker, seat in sorted(self._seats.items()):
+            if seat.away:
+                # The process that will come has no marks, only what was kept.
+                self.rule.take_back(worker, seat.step)
+                continue
             seat.pending.add("rewind")
             if seat.held is not None:
-                seat.held = None
-                orders.append(self._reply(worker, "discard"))
+                orders += self._discard(worker)
         return orders
 
     def _finish(self) -> list[Order]:
         """Once the run has ended and nothing is under way, certify what there is, and stop all."""
-        if not self.ended_by or not self.idle or self.final is not None or self._awaited:
+        if not self.ended_by or not self.idle or self.final is not None:
             return []
-        if self.ended_by == "tolerance":
-            return self._over()
-        self._ask_for_certificate()
-        return [self._reply(w, "none") for w in self.workers if not self._seats[w].away]
+        if not self._awaited:
+            if self.ended_by == "tolerance":
+                return self._over()
+            self._last = True
+            self._ask_for_certificate()
+        # Nobody pushes any more, so nobody would be told of a certificate by an answer.
+        return [
+            self._reply(worker, "none")
+            for worker, seat in sorted(self._seats.items())
+            if "certify" in seat.pending and not seat.away
+        ]
 
     def _over(self) -> list[Order]:
         """End with what the last certificate is of."""

@@ -62,7 +62,8 @@ class Task:
 
     Args:
         phase: that it belongs to, with its fields as `Phase` has them.
-        number: of the message that it makes, counted from 0 for each worker: draws are keyed by it.
+        number: of the task, counted from 0 for each worker: draws are keyed by it. One whose
+            message is discarded or lost is not given again.
         version: updates that the w of its answer has behind it.
     """
 
@@ -89,7 +90,7 @@ class ServerRule(Protocol):
     """The server's half of an algorithm. Called by one thread, in the order of application."""
 
     def phase(self) -> Phase:
-        """Return what is asked for now; it changes in `close_phase` only."""
+        """Return what is asked for now; it changes in `close_phase` and `rewind` only."""
         ...
 
     def opening(self) -> Tensors:
@@ -127,17 +128,19 @@ class ServerRule(Protocol):
     def rewind(self, number: int | None) -> None:
         """Go back to the marks of certificate `number`, the last good one, and halve the step.
 
-        None, and for a worker that has no such mark: to the beginning.
+        None, and for a worker that has no such mark: to where its process began. The phase may
+        change.
         """
         ...
 
-    def kept(self, worker: int) -> None:
-        """A worker's state of now is kept: `take_back` undoes what it applies from here on."""
+    def kept(self, worker: int, step: int) -> None:
+        """A worker keeps its state of now for checkpoint `step`."""
         ...
 
-    def take_back(self, worker: int) -> None:
-        """A worker is lost, and with it its state since it was last kept: undo what it has applied
-        since then, so that relations between server and workers hold again.
+    def take_back(self, worker: int, step: int | None) -> None:
+        """A worker is lost, and the process in its place begins with what it kept for checkpoint
+        `step`, None: with nothing. Undo what it has applied since then, so that relations between
+        server and workers hold again; its marks are gone.
         """
         ...
 
@@ -190,11 +193,13 @@ class WorkerRule(Protocol):
         ...
 
     def rewind(self, number: int | None) -> None:
-        """Go back to the mark of certificate `number`; None or no such mark: to the beginning."""
+        """Go back to the mark of certificate `number`; None or no such mark: to where the process
+        began, which is what it restored, if anything.
+        """
         ...
 
     def samples(self) -> int:
-        """Return how many samples the last message has looked at."""
+        """Return how many samples the message of now has looked at, in the pieces so far."""
         ...
 
     def save(self) -> Mapping[str, Any]:

@@ -62,8 +62,11 @@ class WorkerLoop:
         return proof
 
     def heard(self, news: News) -> None:
-        """A newer w came."""
-        if self._reply is not None and news.era == self._reply.era:
+        """A w came; it is used if it is newer than the one that there is."""
+        reply = self._reply
+        if reply is None or reply.task is None or news.era != reply.era:
+            return
+        if news.version > (reply.task.version if self._news is None else self._news.version):
             self._news = news
 
     def compute(self) -> Push | None:

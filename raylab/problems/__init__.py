@@ -10,5 +10,17 @@ custom(...) -> the same, of a user's loss and gradient     custom.py
 from __future__ import annotations
 
 from raylab.problems.build import PROBLEMS, build, shards
+from raylab.problems.custom import Custom, custom
+from raylab.problems.objective import DualObjective, LinearObjective, Objective, Shard
 
-__all__ = ["PROBLEMS", "build", "shards"]
+__all__ = [
+    "PROBLEMS",
+    "Custom",
+    "DualObjective",
+    "LinearObjective",
+    "Objective",
+    "Shard",
+    "build",
+    "custom",
+    "shards",
+]

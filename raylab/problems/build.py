@@ -72,20 +72,18 @@ def check(problem: str, source: RowSource, *, strength: float, **options: Any) -
     for key, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
             raise ConfigError(f"`{key}` must be a finite number, but got {value!r}")
-    if strength < 0.0 or (strength == 0.0 and problem != "softmax_mlp"):
+    if strength <= 0.0 and problem != "softmax_mlp":
         raise ConfigError(
             f"`strength` (λ) must be above 0 for {problem}, whose w is Σ α_i/(λn), "
             f"but got {strength}"
         )
-    if problem == "smoothed_hinge" and not numbers["gamma"] > 0.0:
+    if strength < 0.0:
+        raise ConfigError(f"`strength` (λ) must not be below 0, but got {strength}")
+    if "gamma" in known and not numbers["gamma"] > 0.0:
         raise ConfigError(f"`gamma` must be above 0, but got {numbers['gamma']}")
-    if problem == "softmax_mlp" and (
-        numbers["hidden"] != int(numbers["hidden"]) or numbers["hidden"] < 1
-    ):
+    if "hidden" in known and (numbers["hidden"] % 1 or numbers["hidden"] < 1):
         raise ConfigError(f"`hidden` must be a whole number >= 1, but got {numbers['hidden']}")
-    if "seed" in known and (
-        numbers["seed"] != int(numbers["seed"]) or not 0 <= numbers["seed"] < 2**32
-    ):
+    if "seed" in known and (numbers["seed"] % 1 or not 0 <= numbers["seed"] < 2**32):
         raise ConfigError(f"`seed` must be a whole number in [0, 2**32), but got {numbers['seed']}")
     if problem == "pca" and not numbers["mu"] > strength:
         raise ConfigError(

@@ -28,6 +28,7 @@ __all__ = [
     "compiled",
     "conjugate_sum",
     "loss_sum",
+    "pca_residuals",
     "products",
     "residuals",
     "sequential_pass",
@@ -48,7 +49,7 @@ def compiled(function: F) -> F:
     Numba keeps it beside the file, or in the user's cache where that cannot be written to; where
     neither can, it is compiled by each process.
     """
-    options = {"nogil": True, "error_model": "numpy"}
+    options: Any = {"nogil": True, "error_model": "numpy"}
     try:
         return cast("F", njit(cache=True, **options)(function))
     except RuntimeError:  # "no locator available"
@@ -318,6 +319,22 @@ def sequential_pass(
             touched[count] = i
             count += 1
     return count
+
+
+@compiled
+def pca_residuals(
+    values: Any, shift: float, b: Any, w: Any, duals: Any, rows: Any, out: Any
+) -> None:
+    """Set out[k] to shift·w - x_i·(x_i·w) - b + α_i for row i = rows[k], of dense rows."""
+    dim = len(w)
+    for k in range(len(rows)):
+        i = rows[k]
+        _check(i, len(values) // dim)
+        z = 0.0
+        for j in range(dim):
+            z += values[i * dim + j] * w[j]
+        for j in range(dim):
+            out[k, j] = shift * w[j] - z * values[i * dim + j] - b[j] + duals[i, j]
 
 
 @compiled
