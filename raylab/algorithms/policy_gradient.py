@@ -17,18 +17,19 @@ message takes as long as its episodes do, and workers overtake each other withou
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from raylab.algorithms.server_parts import Phase, Tensors
 from raylab.errors import ConfigError, NonFiniteLossError
 from raylab.problems.actor_critic import ActorCritic
 from raylab.problems.cartpole import ACTIONS, SIZE
 
-__all__ = ["LAST_EPISODES", "PolicyCertificate", "PolicyPhase", "PolicyServer", "PolicySettings"]
+__all__ = ["LAST_EPISODES", "PolicyServer", "PolicySettings"]
 
 LAST_EPISODES = 100
 """Training episodes, of all workers together, that the mean return is of."""
@@ -88,25 +89,6 @@ class PolicySettings:
         return ActorCritic(SIZE, ACTIONS, self.hidden)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PolicyPhase:
-    """The only phase: it never ends."""
-
-    number: int = 0
-    kind: str = "play"
-    gather: bool = False
-    messages: int | None = None
-    pieces: int = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PolicyCertificate:
-    """A worker's part of a certificate: sums over its last and its evaluated episodes."""
-
-    values: Mapping[str, float]
-    tensors: Mapping[str, Tensor] = field(default_factory=dict)
-
-
 class _Part(Protocol):
     @property
     def values(self) -> Mapping[str, float]: ...
@@ -127,19 +109,19 @@ class PolicyServer:
         self._adam = torch.optim.Adam([self._w], lr=settings.eta, eps=1e-5)
         self._norms: list[float] = []
 
-    def phase(self) -> PolicyPhase:
-        """Return the only phase."""
-        return PolicyPhase()
+    def phase(self) -> Phase:
+        """Return the only phase, which never ends."""
+        return Phase(number=0, kind="play")
 
-    def opening(self) -> tuple[Tensor, ...]:
+    def opening(self) -> Tensors:
         """Return nothing: a worker needs w alone."""
         return ()
 
-    def answer(self, worker: int) -> tuple[Tensor, ...]:  # noqa: ARG002
+    def answer(self, worker: int) -> Tensors:  # noqa: ARG002
         """Return the w of now."""
         return (self._w.detach().clone(),)
 
-    def apply(self, worker: int, message: Sequence[Tensor | None], staleness: int) -> None:
+    def apply(self, worker: int, message: Tensors, staleness: int) -> None:
         """Make one step of Adam.
 
         Raises:
@@ -162,7 +144,7 @@ class PolicyServer:
     def certify(
         self,
         parts: Mapping[int, _Part],
-        answer: Sequence[Tensor | None],  # noqa: ARG002
+        answer: Tensors,  # noqa: ARG002
     ) -> dict[str, float]:
         """Return the mean returns, and by how much the evaluated one falls short of the target."""
         sums: dict[str, float] = {}
@@ -193,7 +175,7 @@ class PolicyServer:
     def take_back(self, worker: int, step: int | None) -> None:
         """Do nothing: a gradient stays applied when its worker is lost."""
 
-    def weights(self, answer: Sequence[Tensor | None]) -> dict[str, Tensor]:
+    def weights(self, answer: Tensors) -> dict[str, Tensor]:
         """Return w by name."""
         w = answer[0]
         return {} if w is None else {"w": w.detach().cpu()}

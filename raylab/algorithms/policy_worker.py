@@ -6,9 +6,9 @@ Equations and references are in `raylab.algorithms.policy_gradient`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,18 +18,13 @@ from torch.nn import functional as F
 
 from raylab.algorithms.policy_gradient import (
     LAST_EPISODES,
-    PolicyCertificate,
     PolicySettings,
 )
+from raylab.algorithms.server_parts import Part, Task, Tensors
 from raylab.data.augment import Stream, keyed_generator
 from raylab.problems.cartpole import Episodes, greedy_returns
 
 __all__ = ["Played", "PolicyWorker", "advantages"]
-
-
-class _Task(Protocol):
-    @property
-    def number(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,10 +91,10 @@ class PolicyWorker:
         self._gradient: Tensor | None = None
         self._steps = 0
 
-    def begin(self, phase: object, opening: Sequence[Tensor | None]) -> None:
+    def begin(self, phase: object, opening: Tensors) -> None:
         """Do nothing: what has been played remains of use."""
 
-    def work(self, task: _Task, answer: Sequence[Tensor | None], piece: int) -> None:  # noqa: ARG002
+    def work(self, task: Task, answer: Tensors, piece: int) -> None:  # noqa: ARG002
         """Play, if what was played has been used up; then compute a gradient."""
         w = answer[0]
         if w is None:
@@ -112,7 +107,7 @@ class PolicyWorker:
         self._uses_left -= 1
         self._gradient = self._differentiate(w, self._played)
 
-    def message(self) -> tuple[Tensor | None, ...]:
+    def message(self) -> Tensors:
         """Return the gradient."""
         return (self._gradient,)
 
@@ -122,7 +117,7 @@ class PolicyWorker:
     def discard(self) -> None:
         """Do nothing: what has been played remains played."""
 
-    def certify(self, answer: Sequence[Tensor | None]) -> PolicyCertificate:
+    def certify(self, answer: Tensors) -> Part:
         """Return the sums of this worker's share of the last and of the evaluated episodes."""
         w, settings = answer[0], self._settings
         if w is None:
@@ -137,14 +132,15 @@ class PolicyWorker:
             seed=settings.seed,
             worker=self._worker,
         )
-        return PolicyCertificate(
+        return Part(
             values={
                 "episodes": float(self._episodes.ended),
                 "last": float(len(last)),
                 "last_return": float(sum(last)),
                 "evaluated": float(len(evaluated)),
                 "evaluated_return": float(sum(evaluated)),
-            }
+            },
+            tensors={},
         )
 
     def mark(self, number: int, good: int | None) -> None:

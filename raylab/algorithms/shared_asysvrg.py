@@ -28,7 +28,7 @@ import numpy as np
 from raylab.algorithms.shared_steps import EXPONENT, auto_eta, inner_steps, theory_eta
 from raylab.data.augment import Stream, keyed_generator
 from raylab.errors import ConfigError, DataError, NonFiniteLossError
-from raylab.problems.objective import DualObjective, LinearObjective, Objective, Rows, Vector
+from raylab.problems.objective import LinearObjective, Objective, Rows, Vector
 
 __all__ = ["SharedEnds", "SharedMemorySolver", "draw"]
 
@@ -168,7 +168,7 @@ class SharedMemorySolver:
             while True:
                 gradient, slopes = self._full_gradient(pool)
                 with np.errstate(all="ignore"):  # what is not finite is judged below
-                    row = self._certificate(gradient, slopes)
+                    row = self._certificate(gradient)
                 self._seconds = time.perf_counter() - began
                 row |= self._counts()
                 reason = self._judge(row)
@@ -305,23 +305,17 @@ class SharedMemorySolver:
 
     # ------------------------------------------------------------------------- between epochs
 
-    def _certificate(self, gradient: Vector, slopes: Vector | None) -> dict[str, Any]:
+    def _certificate(self, gradient: Vector) -> dict[str, Any]:
         objective, w = self.objective, self.w
         n, strength = objective.shard.n, objective.strength
         losses = objective.losses(w)
         primal = losses / n + strength / 2 * float(w @ w)
-        found = {
-            "loss": losses / n,
-            "primal": primal,
-            "gradient_norm": float(np.linalg.norm(gradient / n + strength * w)),
-        }
-        if isinstance(objective, DualObjective) and slopes is not None:
-            # The dual point of this w: α_i = -∇φ_i(w), whose sum is the gradient's opposite.
-            conjugates = objective.conjugates(-slopes)
-            if conjugates is not None:
-                square = float(gradient @ gradient) / (n * n)
-                dual = -conjugates / n - square / (2 * strength)
-                found |= {"dual": dual, "duality_gap": primal - dual}
+        norm = float(np.linalg.norm(gradient / n + strength * w))
+        found = {"loss": losses / n, "primal": primal, "gradient_norm": norm}
+        if objective.convex and strength > 0:
+            # P - D at α_i = -∇φ_i(w), where Fenchel and Young's inequality is an equality.
+            gap = norm**2 / (2 * strength)
+            found |= {"dual": primal - gap, "duality_gap": gap}
         figures = objective.figures(w)
         if "correct" in figures:
             found["accuracy"] = figures["correct"] / n
