@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from raylab.algorithms.sampling import ordered_rows
+from raylab.algorithms.sampling import Passes
 from raylab.algorithms.server_parts import (
     AskedPhase,
     Part,
@@ -36,6 +36,8 @@ class DualWorker:
         self.objective = objective
         self.worker = worker
         self.duals: Vector = objective.zero_duals()
+        rows, count = objective.shard.rows, settings.message_samples
+        self._passes = Passes(settings.seed, worker, rows, count)
         self._begun: Vector | None = None
         self._marks: dict[int, Vector] = {}
         self._change: tuple[Rows, Vector] | None = None
@@ -44,8 +46,7 @@ class DualWorker:
 
     def _ordered_rows(self, number: int) -> Rows:
         """Return the rows of H sequential steps."""
-        rows, count = self.objective.shard.rows, self.settings.message_samples
-        return ordered_rows(self.settings.seed, self.worker, number, rows, count)
+        return self._passes.take(number)
 
     def begin(self, phase: AskedPhase, opening: Tensors) -> None:  # noqa: ARG002
         """A phase begins; what was not committed is dropped."""

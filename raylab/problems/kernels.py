@@ -34,6 +34,7 @@ __all__ = [
     "products",
     "residuals",
     "sequential_pass",
+    "shared_steps",
     "slopes",
     "square_norms",
 ]
@@ -387,3 +388,82 @@ def pca_residuals(
             z += values[i * dim + j] * w[j]
         for j in range(dim):
             out[k, j] = shift * w[j] - z * values[i * dim + j] - b[j] + duals[i, j]
+
+
+@compiled
+def shared_steps(
+    indptr: Any,
+    indices: Any,
+    values: Any,
+    y: Any,
+    loss: int,
+    gamma: float,
+    w: Any,
+    start: Any,
+    start_slopes: Any,
+    gradient: Any,
+    strength: float,
+    eta: float,
+    rows: Any,
+    blocks: Any,
+    block: int,
+    thread: int,
+    threads: int,
+    done: Any,
+    staleness: Any,
+) -> None:
+    """Make one thread's share of the steps of an epoch of AsySVRG on a w that others change too.
+
+    Step t reads w without a lock, and then only changes the `block` coordinates from blocks[t] on,
+    cyclically: w_j -= eta·v_j, where v is the mean over the samples rows[t] of
+    x_i·(ℓ'(x_i·w) - start_slopes[i]), plus strength·(w - start) + gradient (2.5). `thread` makes
+    the steps thread, thread + threads, ….
+
+    done[k, 0] are the steps that thread k has made; only that thread writes to it. staleness[s]
+    counts the steps during which the others completed s steps; its last place also all more.
+    """
+    dim = len(w)
+    steps, batch = rows.shape
+    factors = np.empty(batch)
+    v = np.empty(block)
+    for t in range(thread, steps, threads):
+        others = 0
+        for k in range(threads):
+            if k != thread:
+                others += done[k, 0]
+        for j in range(batch):
+            i = rows[t, j]
+            _check(i, len(indptr) - 1)
+            z = _product(indptr, indices, values, i, w)
+            factors[j] = (_slope(loss, gamma, z, y[i]) - start_slopes[i]) / batch
+        low = blocks[t]
+        _check(low, dim)
+        # Two runs of neighbours: from `low` on, and what remains from 0 on.
+        first = min(block, dim - low)
+        for j in range(first):
+            v[j] = gradient[low + j] + strength * (w[low + j] - start[low + j])
+        for j in range(first, block):
+            v[j] = gradient[j - first] + strength * (w[j - first] - start[j - first])
+        for b in range(batch):
+            begin, end = indptr[rows[t, b]], indptr[rows[t, b] + 1]
+            if len(indices) == 0:
+                for j in range(first):
+                    v[j] += factors[b] * values[begin + low + j]
+                for j in range(first, block):
+                    v[j] += factors[b] * values[begin + j - first]
+            else:
+                for j in range(begin, end):
+                    place = indices[j] - low
+                    if place < 0:
+                        place += dim
+                    if place < block:
+                        v[place] += factors[b] * values[j]
+        for j in range(first):
+            w[low + j] -= eta * v[j]
+        for j in range(first, block):
+            w[j - first] -= eta * v[j]
+        for k in range(threads):
+            if k != thread:
+                others -= done[k, 0]
+        staleness[min(-others, len(staleness) - 1)] += 1
+        done[thread, 0] += 1

@@ -176,6 +176,42 @@ class LinearModel:
         scale = 1.0 / (self.strength * self.shard.n)
         return self._pass(w, duals, rows, scale, eta * self.strength * self.shard.n)
 
+    def shared_steps(
+        self,
+        w: Vector,
+        start: Vector,
+        start_slopes: Vector,
+        gradient: Vector,
+        eta: float,
+        rows: Rows,
+        blocks: Rows,
+        block: int,
+        thread: int,
+        threads: int,
+        done: Rows,
+        staleness: Rows,
+    ) -> None:
+        """Make one thread's share of the steps of AsySVRG, see `kernels.shared_steps`."""
+        kernels.shared_steps(
+            *self._rows,
+            self.labels,
+            self.loss.code,
+            self.loss.gamma,
+            w,
+            start,
+            start_slopes,
+            gradient,
+            self.strength,
+            eta,
+            rows,
+            blocks,
+            block,
+            thread,
+            threads,
+            done,
+            staleness,
+        )
+
     def _pass(
         self, w: Vector, duals: Vector, rows: Rows, scale: float, step: float
     ) -> tuple[Rows, Vector, Vector | Sparse]:

@@ -21,15 +21,23 @@ _TITLES = {
     "ddg": "DDG",
     "fr": "Features Replay",
     "adl": "ADL",
-    "dis_dfsdca": "Dis-dfSDCA",
-    "cocoa_plus": "CoCoA+",
+    "dsp": "DSP",
+    "dni": "DNI",
+    "dgl": "DGL",
     "asysvrg": "AsySVRG",
-    "sgd_svrg": "SGD_SVRG",
+    "shared_asysvrg": "AsySVRG in shared memory",
     "asysgd": "AsySGD",
-    "sdca": "SDCA",
+    "sgd_svrg": "SGD, then SVRG",
+    "dis_dfsdca": "Dis-dfSDCA",
     "dfsdca": "dfSDCA",
+    "sdca": "SDCA",
+    "cocoa_plus": "CoCoA+",
 }
 _FIGURES = (
+    ("duality gap", "duality_gap", ".2e"),
+    ("gradient norm", "gradient_norm", ".2e"),
+    ("primal value", "primal", ",.8f"),
+    ("relation", "relation", ".1e"),
     ("test accuracy", "test_accuracy", ".2%"),
     ("test loss", "test_loss", ",.4f"),
     ("training accuracy", "accuracy", ".2%"),
@@ -61,7 +69,7 @@ def _head(index: int, run: RunRecord) -> str:
     versions = versions if isinstance(versions, Mapping) else {}
     entries = [
         ("Method", _TITLES.get(method, method)),
-        *(_of_a_server(run) if result.get("kind") == "parameter_server" else _of_stages(run)),
+        *(_of_workers(run) if "workers" in config else _of_stages(run)),
         ("Seed", _shown(config.get("seed", result.get("seed", "?")))),
         ("Versions", ", ".join(f"{n} {versions[n]}" for n in _VERSIONS if n in versions)),
         ("Commit", str(result.get("commit") or "")[:12]),
@@ -86,13 +94,14 @@ def _of_stages(run: RunRecord) -> list[tuple[str, str]]:
     ]
 
 
-def _of_a_server(run: RunRecord) -> list[tuple[str, str]]:
+def _of_workers(run: RunRecord) -> list[tuple[str, str]]:
     config = run.config
+    names = (("Step", "eta"), ("Local steps", "local_steps"), ("Stragglers", "straggler"))
     return [
-        ("Workers", f"K = {_shown(run.rows[-1].get('workers', config.get('workers', '?')))}"),
-        ("Stragglers", _shown(config.get("straggler") or "none")),
+        ("Workers", f"K = {_shown(run.rows[-1].get('workers', config['workers']))}"),
         ("Problem", " on ".join(_shown(config[k]) for k in ("problem", "data") if k in config)),
-        ("Ended by", _shown(run.result.get("ended_by", "?"))),
+        *((title, _shown(config[key])) for title, key in names if config.get(key) is not None),
+        ("Ended by", _shown(run.result.get("ended_by", ""))),
     ]
 
 

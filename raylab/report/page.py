@@ -12,6 +12,7 @@ from typing import Any
 import plotly.io
 from plotly.offline import get_plotlyjs
 
+from raylab.report.certificates import certificates, speed_up
 from raylab.report.curves import learning_curves, throughput
 from raylab.report.figure import Figure
 from raylab.report.gantt import timelines
@@ -27,6 +28,17 @@ _POLICY = (
     "img-src data: blob:; font-src data:"
 )
 """Whatever the page might hold, a browser fetches nothing for it."""
+_PARTS = (
+    certificates,
+    learning_curves,
+    speed_up,
+    throughput,
+    blocked,
+    timelines,
+    staleness,
+    memory,
+)
+"""In the order of the page; figures of one section stand together."""
 
 
 def report_figures(runs: Sequence[RunRecord]) -> list[Figure]:
@@ -35,7 +47,7 @@ def report_figures(runs: Sequence[RunRecord]) -> list[Figure]:
 
 
 def _figures(runs: Sequence[RunRecord]) -> Iterator[Figure]:
-    for part in (learning_curves, throughput, blocked, timelines, staleness, memory):
+    for part in _PARTS:
         yield from part(runs)
 
 

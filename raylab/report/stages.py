@@ -86,11 +86,12 @@ def staleness(runs: Sequence[RunRecord]) -> Iterator[Figure]:
         )
     counted = [_histogram(run) for run in runs]
     if any(counted):
+        staged = any(run.by_stage("stage_staleness_mean") for run in runs)
         yield Figure(
             name="staleness-histogram",
-            section="Stages",
+            section="Stages" if staged else "Workers",
             title="How many gradients were how stale",
-            note="Over all stages and batches.",
+            note="Over all stages and batches." if staged else "Over all messages.",
             plot=plot(
                 [
                     go.Bar(

@@ -38,20 +38,27 @@ def network(kind: str) -> nn.Sequential:
     return model
 
 
-def through_a_file(part: dict[str, Any]) -> dict[str, Any]:
+def through_files(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What comes back from a disk: copies, and nothing but safe types."""
-    file = io.BytesIO()
-    torch.save(part, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
+    found = []
+    for part in parts:
+        file = io.BytesIO()
+        torch.save(part, file)
+        file.seek(0)
+        found.append(torch.load(file, weights_only=True))
+    return found
 
 
 def saved_parts(every: int = 1, **given: Any) -> tuple[Any, dict[int, list[dict[str, Any]]]]:
-    """Run to the end with a checkpoint at every batch; return the run and the parts by step."""
+    """Run to the end with a checkpoint at every batch; return the run and the parts by step.
+
+    They are written to a file only when they are needed, which is after the run: what was written
+    to in the meantime would be found out.
+    """
     parts: dict[int, dict[int, dict[str, Any]]] = defaultdict(dict)
 
     def save(step: int, part: dict[str, Any]) -> None:
-        parts[step][part["stage"]] = through_a_file(part)
+        parts[step][part["stage"]] = part
 
     window = given.get("accumulate", 1) if given["method"] in ("gpipe", "1f1b") else 1
     plan = CheckpointPlan(every_batches=every, window=window)
@@ -91,7 +98,7 @@ def test_every_checkpoint_leads_to_the_same_weights_and_figures(method, accumula
     window = accumulate if method in ("gpipe", "1f1b") else 1
     assert sorted(checkpoints) == [n for n in range(1, 14) if n % window == 0]
     for step in (2, 7, 11) if window == 1 else (3, 12):
-        resumed = run_pipeline(**given, parts_saved=checkpoints[step])
+        resumed = run_pipeline(**given, parts_saved=through_files(checkpoints[step]))
         assert_identical(resumed, undisturbed)
         rows = [what_counts(row) for row in undisturbed.rows]
         for row in resumed.rows:
@@ -130,7 +137,7 @@ def test_random_programs_resume_bit_for_bit_under_shuffled_deliveries(seed):
     while later := [s for s in checkpoints if s > step]:
         step = draw.choice(later)
         resumed, checkpoints = saved_parts(
-            **given, parts_saved=checkpoints[step], shuffle=random.Random(seed)
+            **given, parts_saved=through_files(checkpoints[step]), shuffle=random.Random(seed)
         )
         assert_identical(resumed, undisturbed)
 
@@ -147,7 +154,8 @@ def test_a_run_that_measures_sigma_goes_on_with_the_same_weights(method):
     plain = run_pipeline(**given).model.state_dict()
     _, checkpoints = saved_parts(**given, sigma_every=2)
     for step in (3, 6, 9):
-        resumed = run_pipeline(**given, sigma_every=2, parts_saved=checkpoints[step])
+        parts = through_files(checkpoints[step])
+        resumed = run_pipeline(**given, sigma_every=2, parts_saved=parts)
         for name, tensor in resumed.model.state_dict().items():
             assert torch.equal(tensor, plain[name])
         assert any("sigma_sums" in row for row in resumed.rows)
@@ -168,4 +176,5 @@ def test_a_shuffling_data_loader_gives_the_same_batches_again():
     _, checkpoints = saved_parts(**given)
     assert len(checkpoints) == 20
     for step in (3, 7, 12, 20):
-        assert_identical(run_pipeline(**given, parts_saved=checkpoints[step]), undisturbed)
+        resumed = run_pipeline(**given, parts_saved=through_files(checkpoints[step]))
+        assert_identical(resumed, undisturbed)
