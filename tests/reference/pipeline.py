@@ -614,13 +614,40 @@ def _resolve(
 
 def load(template: nn.Module, parameters: State, buffers: State) -> nn.Module:
     """Return a fresh copy of the template that holds these parameters and buffers."""
-    module = copy.deepcopy(template)
+    module = _copied(template, {})
     with torch.no_grad():
         for name, p in module.named_parameters():
             p.copy_(parameters[name])
         for name, buffer in module.named_buffers():
             buffer.copy_(buffers[name])
     return module
+
+
+def _copied(module: nn.Module, seen: dict[int, Any]) -> Any:
+    """Return a copy with tensors of its own; all else, which nobody writes to, is shared.
+
+    copy.deepcopy copies the dozen empty dictionaries of hooks in every module, too, which takes
+    longer than all the arithmetic of this file. `seen` keeps what stands in two places one.
+    """
+
+    def own(tensor: Tensor | None) -> Tensor | None:
+        if tensor is not None and id(tensor) not in seen:
+            fresh = tensor.detach().clone()
+            trained = isinstance(tensor, nn.Parameter)
+            seen[id(tensor)] = nn.Parameter(fresh, tensor.requires_grad) if trained else fresh
+        return None if tensor is None else seen[id(tensor)]
+
+    if id(module) not in seen:
+        twin = seen[id(module)] = copy.copy(module)
+        vars(twin).update(
+            _parameters={name: own(p) for name, p in module._parameters.items()},
+            _buffers={name: own(buffer) for name, buffer in module._buffers.items()},
+            _modules={
+                name: None if child is None else _copied(child, seen)
+                for name, child in module._modules.items()
+            },
+        )
+    return seen[id(module)]
 
 
 def parameters_of(module: nn.Module) -> State:
