@@ -57,9 +57,9 @@ class ParameterServerConfig(BaseModel):
         "pca:n=N,d=D for pca, sparse:n=N,d=D,density=P (generated)",
     )
 
-    workers: Count | list[Count] = Field(
-        4,
-        description="K; or the fewest and the most, e.g. [2,8]: as many as the cluster has room "
+    workers: Count | list[Count] | None = Field(
+        None,
+        description="K, null: 4, and 1 for sdca and dfsdca; or the fewest and the most, e.g. [2,8]: as many as the cluster has room "
         "for, more as soon as it has",
     )
     eta: Positive | Literal["auto", "theory"] = Field(

@@ -15,7 +15,7 @@ from torch import Tensor
 from actors.link import WireKind
 from actors.server_group import ServerGroup
 from actors.source import CheckpointPlan
-from raylab.algorithms.parameter_server import ServerSettings, figure
+from raylab.algorithms.parameter_server import SERVER_METHODS, ServerSettings, figure
 from raylab.algorithms.stragglers import Straggler
 from raylab.algorithms.stragglers import parse as parse_straggler
 from raylab.data import RowSource
@@ -32,7 +32,7 @@ from raylab.errors import ConfigError
 from raylab.records import RunFolder
 from raylab.report import Progress
 
-__all__ = ["ParameterServerTrainer"]
+__all__ = ["ParameterServerTrainer", "workers_of"]
 
 _RUN = ("method", "strength", "batch", "sampling", "seed", "eta")
 """Settings that make a run this one."""
@@ -52,7 +52,7 @@ class ParameterServerTrainer:
             functools.partial(raylab.problems.custom, batch, dim=…, strength=…).
         method: dis_dfsdca, dfsdca, sdca, cocoa_plus, asysvrg, asysgd or sgd_svrg; see
             `raylab.algorithms.parameter_server`.
-        workers: K; or the fewest and the most, (2, 8): as many as the cluster has room for, more
+        workers: K, default: 4, and 1 of the serial sdca and dfsdca; or the fewest and the most, (2, 8): as many as the cluster has room for, more
             as soon as it has. `resize` changes it while a run goes on.
         strength: λ, of a problem with a name.
         options: of a problem with a name, e.g. {"gamma": 1.0}.
@@ -90,7 +90,7 @@ class ParameterServerTrainer:
         problem: Problem,
         *,
         method: str = "dis_dfsdca",
-        workers: int | Sequence[int] = 4,
+        workers: int | Sequence[int] | None = None,
         strength: float = 0.1,
         options: Mapping[str, Any] | None = None,
         eta: float | Literal["auto", "theory"] = "auto",
@@ -125,7 +125,7 @@ class ParameterServerTrainer:
             raise ConfigError(f"wire must be {' or '.join(get_args(WireKind))}, but got {wire!r}")
         self._problem = problem
         self._options = dict(options or {})
-        self._elastic = Elastic(workers, self._room)
+        self._elastic = Elastic(workers_of(method) if workers is None else workers, self._room)
         # The data says the rest; until then, numbers that stand in no other's way.
         self._given: dict[str, Any] = {
             "method": method,
@@ -319,6 +319,11 @@ class ParameterServerTrainer:
             "data": work.data or work.n,
             "resolved": run.resolved(),
         }
+
+
+def workers_of(method: str) -> int:
+    """Return K where none is given."""
+    return 1 if method in SERVER_METHODS and SERVER_METHODS[method].serial else 4
 
 
 def _limits(epochs: float, messages: int | None, tolerance: float, certify_every: float) -> Limits:

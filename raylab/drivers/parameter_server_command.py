@@ -5,7 +5,7 @@ from __future__ import annotations
 from ray.train import CheckpointConfig, FailureConfig, RunConfig
 
 from raylab.config import ParameterServerConfig
-from raylab.drivers.parameter_server import ParameterServerTrainer
+from raylab.drivers.parameter_server import ParameterServerTrainer, workers_of
 from raylab.drivers.result import Result
 from raylab.records import new_run_name
 
@@ -13,8 +13,13 @@ __all__ = ["resolve_server", "run_server"]
 
 
 def resolve_server(config: ParameterServerConfig) -> ParameterServerConfig:
-    """Return `config` with a name; resolving it again changes nothing."""
-    return config.model_copy(update={"name": config.name or new_run_name(config.method)})
+    """Return `config` with a name and workers; resolving it again changes nothing."""
+    return config.model_copy(
+        update={
+            "name": config.name or new_run_name(config.method),
+            "workers": config.workers or workers_of(config.method),
+        }
+    )
 
 
 def run_server(

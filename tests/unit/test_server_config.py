@@ -17,6 +17,7 @@ from raylab.config import (
     run_config,
 )
 from raylab.config.rules import choices_of, rule_of
+from raylab.drivers.parameter_server_command import resolve_server
 from raylab.errors import ConfigError
 from raylab.problems import PROBLEMS
 
@@ -58,7 +59,10 @@ def test_the_method_says_how_values_are_read():
     ("pairs", "complaint"),
     [
         (["worker=3"], "a key must be one that is known, but got `worker`: did you mean workers?"),
-        (["workers=0"], "`workers` must be a whole number >= 1 or a list of whole numbers >= 1"),
+        (
+            ["workers=0"],
+            "`workers` must be a whole number >= 1 or a list of whole numbers >= 1 or null",
+        ),
         (["problem=rigde"], "but got 'rigde': did you mean ridge?"),
         (["eta=0"], "`eta` must be a number > 0 or"),
         (["stages=2"], "got `stages`"),
@@ -70,6 +74,12 @@ def test_a_wrong_key_or_value_is_told_its_rule(pairs, complaint):
     with pytest.raises(ConfigError) as told:
         run_config(apply_pairs({"method": "dis_dfsdca"}, pairs))
     assert complaint in str(told.value)
+
+
+def test_serial_methods_have_one_worker_unless_asked():
+    for method, workers in (("dis_dfsdca", 4), ("sdca", 1)):
+        assert resolve_server(configured(method)).workers == workers
+        assert resolve_server(configured(method, "workers=7")).workers == 7
 
 
 def test_every_rule_can_be_said():

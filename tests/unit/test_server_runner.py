@@ -232,7 +232,7 @@ def test_a_run_goes_on_from_a_checkpoint_with_nothing_in_flight(found, seed):
 
 
 def test_a_checkpoint_begins_only_when_the_one_before_is_whole(found):
-    """A rule remembers two: with more, a lost worker's newest part might be one that is forgotten."""
+    """A rule remembers two: with more, a lost worker's part might be one that is forgotten."""
     plan = CheckpointPlan(every_batches=5)
     town = found(CountingServer(2), 2, ends=Ends(messages=60), checkpoints=plan)
     town.acknowledges = False
