@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from raylab.algorithms.primal_rules import PrimalServer, PrimalWorker
 from raylab.algorithms.server_parts import Phase, Task, Tensors, add_message, as_vector
 from raylab.algorithms.server_settings import ServerSettings
@@ -34,8 +36,9 @@ class AsySGDServer(PrimalServer):
         eta = sgd_eta(self.eta, strength, self._updates)
         self._updates += 1
         w = self.writable()
-        w *= 1 - eta * strength
-        add_message(w, message, -eta)
+        with np.errstate(over="ignore", invalid="ignore"):
+            w *= 1 - eta * strength
+            add_message(w, message, -eta)
 
     def report(self) -> dict[str, Any]:
         """Return the step of now."""

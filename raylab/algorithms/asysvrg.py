@@ -50,9 +50,10 @@ class AsySVRGServer(PrimalServer):
             add_message(self._full, message, 1 / self.settings.n)
             return
         w = self.writable()
-        w *= 1 - self.eta * self.settings.strength
-        w -= self.eta * self._full
-        add_message(w, message, -self.eta)
+        with np.errstate(over="ignore", invalid="ignore"):
+            w *= 1 - self.eta * self.settings.strength
+            w -= self.eta * self._full
+            add_message(w, message, -self.eta)
 
     def close_phase(self) -> None:
         """Go from the full gradient to the inner steps, and back."""

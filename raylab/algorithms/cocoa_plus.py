@@ -10,7 +10,7 @@ which is safe for any data: K workers that agree would otherwise go K times too 
 
 from __future__ import annotations
 
-from raylab.algorithms.dual_rules import DualServer
+from raylab.algorithms.dual_server import DualServer
 from raylab.algorithms.sdca import SDCAWorker
 from raylab.algorithms.server_parts import Phase
 from raylab.algorithms.server_settings import ServerSettings

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from raylab.algorithms.dual_rules import DualServer, DualWorker
-from raylab.algorithms.sampling import ordered_rows
+from raylab.algorithms.dual_server import DualServer
+from raylab.algorithms.dual_worker import DualWorker
 from raylab.algorithms.server_parts import Task, Tensors, as_message, as_vector
 from raylab.problems.objective import LinearObjective, Rows, Vector
 
@@ -26,7 +26,7 @@ class DfSDCAWorker(DualWorker):
 
     def work(self, task: Task, answer: Tensors, piece: int) -> None:  # noqa: ARG002
         """Make H steps."""
-        rows = ordered_rows(self.settings, self.worker, task.number, self.objective.shard.rows)
+        rows = self._ordered_rows(task.number)
         w, eta = as_vector(answer[0]), float(as_vector(answer[1])[0])
         with np.errstate(over="ignore", invalid="ignore"):
             if isinstance(self.objective, LinearObjective):

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from raylab.algorithms.dual_rules import DualServer, DualWorker
+from raylab.algorithms.dual_server import DualServer
+from raylab.algorithms.dual_worker import DualWorker
 from raylab.algorithms.sampling import Sampler
 from raylab.algorithms.server_parts import Phase, Task, Tensors, as_message, as_vector
 from raylab.algorithms.server_settings import ServerSettings

@@ -11,7 +11,8 @@ from raylab.algorithms.asysvrg import AsySVRGServer, AsySVRGWorker
 from raylab.algorithms.cocoa_plus import CoCoAPlusServer, CoCoAPlusWorker
 from raylab.algorithms.dfsdca import DfSDCAServer, DfSDCAWorker
 from raylab.algorithms.dis_dfsdca import DisDfSDCAServer, DisDfSDCAWorker
-from raylab.algorithms.dual_rules import DualServer, DualWorker
+from raylab.algorithms.dual_server import DualServer
+from raylab.algorithms.dual_worker import DualWorker
 from raylab.algorithms.primal_rules import PrimalServer, PrimalWorker
 from raylab.algorithms.sdca import SDCAServer, SDCAWorker
 from raylab.algorithms.server_method import SERVER_METHODS, ServerMethod

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from raylab.algorithms.sampling import uniform_rows
+from raylab.algorithms.sampling import Passes
 from raylab.algorithms.server_parts import (
     AskedPhase,
     Part,
@@ -75,6 +75,8 @@ class PrimalWorker:
         self.worker = worker
         self._message: Tensors = ()
         self._samples = 0
+        rows = objective.shard.rows
+        self._passes = Passes(settings.seed, worker, rows, min(settings.message_samples, rows))
         # Of linear models the gradient is combined from numbers, and stays as sparse as its rows.
         self._linear = objective if isinstance(objective, LinearObjective) else None
         self._no_duals = None if self._linear is None else self._linear.zero_duals()
@@ -129,7 +131,7 @@ class PrimalWorker:
     # ----------------------------------------------------------------- for the methods
 
     def _draw(self, number: int) -> Rows:
-        return uniform_rows(self.settings, self.worker, number, self.objective.shard.rows)
+        return np.sort(self._passes.take(number))
 
     def _mean_gradient(self, rows: Rows, at: Vector, less: Vector | None = None) -> Tensors:
         """Return the mean over `rows` of ∇φ_i(at), less ∇φ_i(less), as it travels."""

@@ -24,35 +24,49 @@ from raylab.algorithms.server_parts import generator
 from raylab.algorithms.server_settings import ServerSettings
 from raylab.problems.objective import DualObjective, Rows, Vector
 
-__all__ = ["Sampler", "ordered_rows", "uniform_rows"]
+__all__ = ["Passes", "Sampler"]
 
 _SAMPLES, _ORDER, _COMB = 0, 1, 2
 _REFRESH_PASSES = 4
 """Passes after which the residuals of all samples are computed anew, a quarter more work."""
 
 
-def uniform_rows(settings: ServerSettings, worker: int, number: int, rows: int) -> Rows:
-    """Return distinct rows of a shard, ascending: as many as a message has, or all there are."""
-    count = min(settings.message_samples, rows)
-    if count == rows:
-        return np.arange(rows, dtype=np.int64)
-    draws = generator(settings.seed, worker, number, _SAMPLES)
-    chosen = draws.choice(rows, size=count, replace=False, shuffle=False)
-    chosen.sort()
-    return chosen.astype(np.int64, copy=False)
+class Passes:
+    """The rows of one worker's messages: passes of its shard, each in a random order.
 
+    A message takes the next `count` rows of its pass, distinct ones; what is left at the end of a
+    pass is less than that and is passed over. Every row is as likely as any other. Differs from the
+    papers, which draw each message from the whole shard: after as many samples as the shard has,
+    1/e of them would not have been drawn, and their duals be old.
 
-def ordered_rows(settings: ServerSettings, worker: int, number: int, rows: int) -> Rows:
-    """Return H rows for H steps in their order: passes of the shard, each in a random order.
-
-    The papers draw each step's row from all; without replacement no pass forgets a row.
+    Args:
+        seed: of the run.
+        worker: whose shard it is.
+        rows: that the shard has.
+        count: of a message; if it is more than there are, a message is several passes.
     """
-    draws = generator(settings.seed, worker, number, _SAMPLES)
-    count = settings.message_samples
-    if count < rows:
-        return draws.choice(rows, size=count, replace=False).astype(np.int64, copy=False)
-    passes = [draws.permutation(rows) for _ in range(-(-count // rows))]
-    return np.concatenate(passes)[:count].astype(np.int64, copy=False)
+
+    def __init__(self, seed: int, worker: int, rows: int, count: int) -> None:
+        self._seed = seed
+        self._worker = worker
+        self._rows = rows
+        self._count = count
+        self._order: tuple[int, Rows] = (-1, np.zeros(0, dtype=np.int64))
+
+    def take(self, number: int) -> Rows:
+        """Return the rows of the task of this number, in their order."""
+        if self._count >= self._rows:
+            passes = -(-self._count // self._rows)
+            orders = [self._pass(number * passes + i) for i in range(passes)]
+            return np.concatenate(orders)[: self._count]
+        which, place = divmod(number, self._rows // self._count)
+        return self._pass(which)[place * self._count : (place + 1) * self._count]
+
+    def _pass(self, which: int) -> Rows:
+        if self._order[0] != which:
+            draws = generator(self._seed, self._worker, which, _SAMPLES)
+            self._order = (which, draws.permutation(self._rows))
+        return self._order[1]
 
 
 class Sampler:
@@ -70,6 +84,7 @@ class Sampler:
         self._worker = worker
         self._rows = objective.shard.rows
         self._count = min(settings.message_samples, self._rows)
+        self._passes = Passes(settings.seed, worker, self._rows, self._count)
         self._messages = 0
         self._sizes: Vector | None = None
         self._inclusion: Vector | None = None
@@ -85,7 +100,7 @@ class Sampler:
             duals: of the shard.
         """
         if self._settings.sampling == "uniform" or self._count == self._rows:
-            return uniform_rows(self._settings, self._worker, number, self._rows), None, 0
+            return np.sort(self._passes.take(number)), None, 0
         looked_at = 0
         if self._settings.sampling == "adaptive":
             looked_at = self._adapt(w, duals)

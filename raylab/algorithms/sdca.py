@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from raylab.algorithms.dual_rules import DualServer, DualWorker
-from raylab.algorithms.sampling import ordered_rows
+from raylab.algorithms.dual_server import DualServer
+from raylab.algorithms.dual_worker import DualWorker
 from raylab.algorithms.server_parts import Task, Tensors, as_message, as_vector
 from raylab.algorithms.server_settings import ServerSettings
 from raylab.problems.objective import LinearObjective
@@ -35,7 +35,7 @@ class SDCAWorker(DualWorker):
 
     def work(self, task: Task, answer: Tensors, piece: int) -> None:  # noqa: ARG002
         """Maximise H coordinates one after the other."""
-        rows = ordered_rows(self.settings, self.worker, task.number, self.objective.shard.rows)
+        rows = self._ordered_rows(task.number)
         w = as_vector(answer[0])
         with np.errstate(over="ignore", invalid="ignore"):
             touched, change, total = self.objective.coordinate_ascent(

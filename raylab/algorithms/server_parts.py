@@ -31,6 +31,7 @@ __all__ = [
 
 Tensors = tuple[Tensor | None, ...]
 _INDEX_BYTES, _VALUE_BYTES = 4, 8
+_SHORT = 2048  # coordinates: finding those that are zero takes longer than sending them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +110,7 @@ def as_message(vector: Vector | tuple[Rows, Vector], dim: int) -> Tensors:
             dense[indices] = values
             return (as_tensor(dense),)
     else:
-        if not _sparse_is_smaller(int(np.count_nonzero(vector)), dim):
+        if dim < _SHORT or not _sparse_is_smaller(int(np.count_nonzero(vector)), dim):
             return (as_tensor(np.ascontiguousarray(vector)),)
         indices = np.flatnonzero(vector)
         values = vector[indices]

@@ -149,7 +149,7 @@ class ServerCore:
                 )
             return f"{name} is {value}"
         self._first = self._first or {name: value, "primal": primal}
-        best = self._best
+        best = self._comparable()
         if self.settings.eta == "auto" and best:
             noisy = not self.settings.traits.duals and self._phase.kind == "steps"
             most = (_NOISY_RISE if noisy else _RISE)[name] * best[name]
@@ -210,6 +210,10 @@ class ServerCore:
 
     def _accept(self) -> None:
         """The certificate of now is good."""
+
+    def _comparable(self) -> dict[str, float]:
+        """Return the best figures so far, none if the newest cannot be compared with them."""
+        return self._best
 
     def _dual(
         self,

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from raylab.algorithms.asysvrg import AsySVRGServer, AsySVRGWorker
 from raylab.algorithms.server_parts import Phase, Task, Tensors, add_message, as_vector
 from raylab.algorithms.server_settings import ServerSettings
@@ -37,8 +39,9 @@ class SgdSvrgServer(AsySVRGServer):
         eta = sgd_eta(self.eta, strength, self._updates)
         self._updates += 1
         w = self.writable()
-        w *= 1 - eta * strength
-        add_message(w, message, -eta)
+        with np.errstate(over="ignore", invalid="ignore"):
+            w *= 1 - eta * strength
+            add_message(w, message, -eta)
 
     def _begin_again(self) -> None:
         if self._phase.kind != "steps":

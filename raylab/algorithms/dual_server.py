@@ -1,4 +1,4 @@
-"""What the methods with duals share: the two halves of the primal-dual relation, kept together.
+"""The server of methods with duals: the two halves of the primal-dual relation, kept together.
 
     w = 1/(λn) Σ α_i                                                                 (3.3)
 
@@ -19,21 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from raylab.algorithms.server_parts import (
-    AskedPhase,
-    Part,
-    Task,
-    Tensors,
-    add_message,
-    as_tensor,
-    as_vector,
-)
+from raylab.algorithms.server_parts import Tensors, add_message, as_tensor, as_vector
 from raylab.algorithms.server_rules import CertificatePart, ServerCore
 from raylab.algorithms.server_settings import ServerSettings
 from raylab.errors import ConfigError
-from raylab.problems.objective import DualObjective, Rows, Vector
+from raylab.problems.objective import Vector
 
-__all__ = ["DualServer", "DualWorker"]
+__all__ = ["DualServer"]
 
 
 class DualServer(ServerCore):
@@ -66,6 +58,8 @@ class DualServer(ServerCore):
         """g_k when the worker made its part of the newest certificate."""
         self._newest = 0
         self._good: int | None = None
+        self._disturbed = -1
+        """The newest certificate that a loss may have been in the middle of."""
 
     def answer(self, worker: int) -> Tensors:
         """Return w, and the step that the duals are moved by."""
@@ -74,8 +68,9 @@ class DualServer(ServerCore):
     def apply(self, worker: int, message: Tensors, staleness: int) -> None:  # noqa: ARG002
         """Move w and the worker's share of it."""
         scale = self.scale()
-        add_message(self.writable(), message, scale)
-        add_message(self._share(worker), message, scale)
+        with np.errstate(over="ignore", invalid="ignore"):
+            add_message(self.writable(), message, scale)
+            add_message(self._share(worker), message, scale)
 
     def scale(self) -> float:
         """Return what a message is multiplied by: 1/(λn) where it is a change of Σ α."""
@@ -90,12 +85,13 @@ class DualServer(ServerCore):
         way; so those of others are counted as they should be.
         """
         figures = super().certify(parts, answer)
-        error, size = 0.0, float(np.linalg.norm(as_vector(answer[0])))
-        for worker, part in parts.items():
-            share = self._asked[worker]
-            dual = as_vector(part.tensors["dual_sum"]) / self.settings.lambda_n
-            error += float(np.sum((share - dual) ** 2))
-            size = max(size, float(np.linalg.norm(share)))
+        with np.errstate(over="ignore", invalid="ignore"):
+            error, size = 0.0, float(np.linalg.norm(as_vector(answer[0])))
+            for worker, part in parts.items():
+                share = self._asked[worker]
+                dual = as_vector(part.tensors["dual_sum"]) / self.settings.lambda_n
+                error += float(np.sum((share - dual) ** 2))
+                size = max(size, float(np.linalg.norm(share)))
         figures["relation"] = float(np.sqrt(error)) / size if size > 0 else float(np.sqrt(error))
         return figures
 
@@ -112,6 +108,9 @@ class DualServer(ServerCore):
     def _accept(self) -> None:
         self._good = self._newest
 
+    def _comparable(self) -> dict[str, float]:
+        return {} if self._newest <= self._disturbed else self._best
+
     # ----------------------------------------------------------------- back and forth
 
     def mark(self, worker: int, number: int) -> None:
@@ -127,6 +126,9 @@ class DualServer(ServerCore):
     def rewind(self, number: int | None) -> None:
         """Go back to the marks of a certificate, and halve the step."""
         marks = {} if number is None else self._marks.get(number, {})
+        if any(worker not in marks for worker in self._shares):
+            # What was best is out of reach.
+            self._best = {}
         for worker in self._shares:
             self._set(worker, marks.get(worker, self._begun.get(worker)))
         self._add_up()
@@ -149,6 +151,9 @@ class DualServer(ServerCore):
         self._begun[worker] = np.zeros(self.settings.dim) if share is None else share
         for marks in self._marks.values():
             marks.pop(worker, None)
+        # The figures will rise, and it will not be the step's fault. The next certificate may
+        # have been asked for already.
+        self._disturbed = self._newest + 1
         self._set(worker, share)
         self._add_up()
 
@@ -199,99 +204,3 @@ class DualServer(ServerCore):
     def _add_up(self) -> None:
         # Anew, and not by differences: what they would leave of rounding, or of an overflow, stays.
         self.become(np.sum([np.zeros(self.settings.dim), *self._shares.values()], axis=0))
-
-
-class DualWorker:
-    """A worker with duals.
-
-    Args:
-        settings: of the run.
-        objective: of its samples.
-        worker: its number, which its draws are keyed by.
-    """
-
-    def __init__(self, settings: ServerSettings, objective: DualObjective, worker: int) -> None:
-        self.settings = settings
-        self.objective = objective
-        self.worker = worker
-        self.duals: Vector = objective.zero_duals()
-        self._begun: Vector | None = None
-        self._marks: dict[int, Vector] = {}
-        self._change: tuple[Rows, Vector] | None = None
-        self._message: Tensors = ()
-        self._samples = 0
-
-    def begin(self, phase: AskedPhase, opening: Tensors) -> None:  # noqa: ARG002
-        """A phase begins; what was not committed is dropped."""
-        self._change = None
-
-    def work(self, task: Task, answer: Tensors, piece: int) -> None:
-        """Compute a piece of the message."""
-        raise NotImplementedError
-
-    def message(self) -> Tensors:
-        """Return the message; the duals wait for `commit`."""
-        return self._message
-
-    def samples(self) -> int:
-        """Return the samples that it is made of so far."""
-        return self._samples
-
-    def commit(self) -> None:
-        """Move the duals: the server has moved w."""
-        if self._change is not None:
-            rows, change = self._change
-            self.duals[rows] += change
-        self._change = None
-
-    def discard(self) -> None:
-        """Leave the duals as they are: the server has not moved w."""
-        self._change = None
-
-    def certify(self, answer: Tensors) -> Part:
-        """Return losses and gradient at the server's w, conjugates and sum of the duals."""
-        w = as_vector(answer[0])
-        with np.errstate(over="ignore", invalid="ignore"):
-            values = {
-                "losses": self.objective.losses(w),
-                "samples": float(self.objective.shard.rows),
-                **self.objective.figures(w),
-            }
-            tensors = {
-                "gradient": as_tensor(self.objective.gradients(w)),
-                "dual_sum": as_tensor(self.objective.dual_sum(self.duals)),
-            }
-            # The gap holds for any duals; those of a long step may have no conjugate.
-            feasible = self.objective.feasible(self.duals)
-            conjugates = self.objective.conjugates(feasible)
-            if conjugates is not None:
-                values["conjugates"] = conjugates
-                if feasible is not self.duals:
-                    tensors["feasible_sum"] = as_tensor(self.objective.dual_sum(feasible))
-            return Part(values=values, tensors=tensors)
-
-    def mark(self, number: int, good: int | None) -> None:
-        """Remember the duals of now."""
-        if not self.settings.keeps_marks:
-            return
-        self._marks[number] = self.duals.copy()
-        self._marks = {n: marked for n, marked in self._marks.items() if n in (number, good)}
-
-    def rewind(self, number: int | None) -> None:
-        """Go back to the duals of a certificate, or to those that the process began with."""
-        self._change = None
-        marked = None if number is None else self._marks.get(number)
-        if marked is None:
-            marked = self._begun
-        self.duals = self.objective.zero_duals() if marked is None else marked.copy()
-
-    def save(self) -> dict[str, Any]:
-        """Return the duals."""
-        return {"duals": as_tensor(self.duals.copy())}
-
-    def restore(self, saved: Mapping[str, Any]) -> None:
-        """Become what `save` returned."""
-        self.duals = as_vector(saved["duals"]).copy()
-        self._begun = self.duals.copy() if self.settings.eta == "auto" else None
-        self._marks = {}
-        self._change = None
