@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import threading
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -155,50 +153,34 @@ def test_an_objective_that_is_not_convex_has_a_gradient_norm_and_no_gap():
 # ------------------------------------------------------------------------- staleness
 
 
-@dataclass
-class _Turns:
-    """Lets thread A read, then thread B make a whole step, then thread A write."""
-
-    a_has_read: threading.Event
-    b_is_done: threading.Event
-
-
 def test_staleness_is_what_the_others_completed_between_reading_and_writing():
     x, y = matrix_and_labels()
-    turns = _Turns(threading.Event(), threading.Event())
-    names: list[str] = []
+    staleness = np.zeros((2, 8), dtype=np.int64)
 
-    class InTurns(InPython):
+    class Interrupted(InPython):
+        """Between thread 0's reading and writing in step 2, thread 1 makes all its steps."""
+
         def gradients(self, w, rows=None):
             found = self._inner.gradients(w, rows)
-            name = threading.current_thread().name
-            # An epoch's steps have 5 samples; 0 and 2 are thread 0's, step 1 is thread 1's.
-            if rows is not None and len(rows) == 5 and w is solver.w:
-                if np.array_equal(rows, drawn[0]):
-                    names.append(name)
-                    turns.a_has_read.set()
-                    assert turns.b_is_done.wait(60)
-                elif np.array_equal(rows, drawn[1]):
-                    assert turns.a_has_read.wait(60)
+            if np.shares_memory(rows, samples[2]) and not staleness[1].any():
+                steps(1)
             return found
 
-    objective = InTurns(model(x, y))
+    objective = Interrupted(model(x, y))
     del objective.gradients  # the instance's, so that the class's is called
-    solver = SharedMemorySolver(objective, threads=2, inner=2, batch=5, eta=0.1)
-    drawn, _ = draw(0, 0, 2, 5, N, DIM)
-    done = solver._done
-    watcher = threading.Thread(target=lambda: _wait_for(done, turns.b_is_done))
-    watcher.start()
-    row = last(solver, messages=2)
-    watcher.join()
-    assert row["staleness_counts"] == [1, 1]
-    assert row["staleness_mean"] == 0.5
+    solver = SharedMemorySolver(objective, threads=2, inner=6, batch=5, eta=0.1)
+    samples, first = draw(0, 0, 6, 5, N, DIM)
+    w, done = np.zeros(DIM), np.zeros((2, 8), dtype=np.int64)
 
+    def steps(thread: int) -> None:
+        solver._steps_in_python(
+            w, np.zeros(DIM), np.zeros(DIM), 0.1, samples, first, DIM, thread, 2, done,
+            staleness[thread],
+        )  # fmt: skip
 
-def _wait_for(done: np.ndarray, event: threading.Event) -> None:
-    while done[1, 0] < 1:
-        threading.Event().wait(1e-4)
-    event.set()
+    steps(0)
+    assert staleness[:, :5].tolist() == [[2, 0, 0, 1, 0], [3, 0, 0, 0, 0]]
+    assert done[:, 0].tolist() == [3, 3]
 
 
 # ------------------------------------------------------------------------- the step
