@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from raylab.algorithms.shared_asysvrg import SharedMemorySolver, draw
+from raylab.algorithms.shared_epoch import draw, steps_in_python
 from raylab.data import open_rows
 from raylab.data.rows import RowBlock
 from raylab.problems import Shard, build
@@ -76,9 +76,6 @@ class Bench:
     """One objective at one mini-batch and block."""
 
     def __init__(self, objective: Objective, batch: int, block: int) -> None:
-        self._solver = SharedMemorySolver(
-            objective, threads=1, batch=batch, coordinates=block, eta=1e-9, inner=1
-        )
         self._objective, self._batch, self._block = objective, batch, block
         n = objective.shard.n
         self._gradient = objective.gradients(objective.initial()) / n
@@ -101,9 +98,10 @@ class Bench:
         if isinstance(self._objective, LinearModel):
             steps: Callable[..., None] = self._objective.shared_steps
             fixed = (start, self._slopes, self._gradient)
+            lead: tuple[Objective, ...] = ()
         else:
-            steps = self._solver._steps_in_python
-            fixed = (start, self._gradient)
+            steps = steps_in_python
+            fixed, lead = (start, self._gradient), (self._objective,)
         common = start.copy()
         done = np.zeros((threads, 8), dtype=np.int64)
         barrier = threading.Barrier(threads + 1)
@@ -112,10 +110,10 @@ class Bench:
         def work(thread: int) -> None:
             staleness = np.zeros(256, dtype=np.int64)
             if shared:
-                arguments = (common, *fixed, 1e-9, rows, blocks, self._block)
+                arguments = (*lead, common, *fixed, 1e-9, rows, blocks, self._block)
                 rest = (thread, threads, done, staleness)
             else:
-                arguments = (start.copy(), *fixed, 1e-9, rows, blocks, self._block)
+                arguments = (*lead, start.copy(), *fixed, 1e-9, rows, blocks, self._block)
                 rest = (0, 1, np.zeros((1, 8), dtype=np.int64), staleness)
             barrier.wait()
             steps(*arguments, *rest)

@@ -44,6 +44,7 @@ from actors.server import Ends
 from actors.server_protocols import Task
 from raylab.algorithms.parameter_server import ServerSettings, server_rule, worker_rule
 from raylab.algorithms.shared_asysvrg import SharedMemorySolver
+from raylab.algorithms.shared_settings import SharedSettings
 from raylab.data import open_rows
 from raylab.data.rows import RowBlock
 from raylab.problems import Shard
@@ -138,7 +139,7 @@ def shared(case: Case, passes: int) -> tuple[Vector, float]:
     """Solve with the threads' AsySVRG, one thread, all coordinates."""
     began = time.process_time()
     objective = case.objective()
-    solver = SharedMemorySolver(objective, batch=1, coordinates=objective.dim)
+    solver = SharedMemorySolver(objective, SharedSettings(batch=1, coordinates=objective.dim))
     for _ in solver.run(Ends(samples=passes * case.block.rows)):
         pass
     return solver.w, time.process_time() - began

@@ -83,7 +83,7 @@ def run(argv: Sequence[str]) -> int:
 
 def _what(config: RunConfiguration) -> str:
     what = config.model if isinstance(config, PipelineConfig) else config.problem
-    return f"{what} on {config.data}"
+    return what if config.data is None else f"{what} on {config.data}"
 
 
 def _parsed(words: Sequence[str]) -> tuple[RunConfiguration, list[str], list[int]]:

@@ -28,6 +28,8 @@ examples:
   raylab train bp data=npz:images.npz optimizer=adam lr=1e-3 schedule=cosine epochs=10
   raylab train dis_dfsdca problem=ridge data=libsvm:a9a.bz2 workers=4 straggler=paper
   raylab train asysvrg problem=logistic data=libsvm:rcv1.bz2 workers=8 tolerance=1e-6
+  raylab train shared_asysvrg problem=ridge data=libsvm:a9a.bz2 workers=2
+  raylab train asysgd problem=cartpole workers=4
   raylab train runs/try1/config.yaml name=try2       repeats try1, bit for bit
   raylab train runs/try1/config.yaml name=try3 seed=1
   raylab train demo --json --quiet | tail -n 1       one JSON object, for programs"""

@@ -39,7 +39,8 @@ def say_result(result: Result, *, as_json: bool) -> None:
 
     config = result.summary["config"]
     what = config["model"] if "model" in config else config["problem"]
-    title = f"{config['method']}: {what} on {config['data']}"
+    where = "" if config["data"] is None else f" on {config['data']}"
+    title = f"{config['method']}: {what}{where}"
     Console().print(final_table(title, result.summary))
     write(f"results: {result.summary['path']}")
     write(f"report: {result.summary['path']}/report.html")

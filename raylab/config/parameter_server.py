@@ -8,22 +8,39 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from raylab.config.kinds import Count, Natural, NotNegative, Positive, Text
 
-__all__ = ["SERVER_METHODS", "ParameterServerConfig"]
+__all__ = ["DATA", "EPISODES", "SERVER_METHODS", "SHARED", "ParameterServerConfig"]
+
+SHARED = "shared_asysvrg"
+"""The method whose workers are threads of one process."""
+EPISODES = "cartpole"
+"""The problem that makes its own samples."""
+DATA = "sparse:n=10000,d=100,density=0.2"
+"""Of the other problems, where none is given."""
 
 SERVER_METHODS = {
     "dis_dfsdca": "Dis-dfSDCA: asynchronous dual-free coordinate ascent, a dual for each sample",
     "cocoa_plus": "CoCoA+: synchronous rounds of local SDCA, added up: a baseline",
     "asysvrg": "AsySVRG: asynchronous steps whose variance falls with the distance to the end",
     "sgd_svrg": "AsySVRG from weights that some passes of SGD have trained",
-    "asysgd": "asynchronous SGD: a baseline",
+    "shared_asysvrg": "AsySVRG of threads that share one w without locks",
+    "asysgd": "asynchronous SGD: a baseline; of cartpole, asynchronous policy gradients",
     "sdca": "SDCA, one worker: a baseline",
     "dfsdca": "dual-free SDCA, one worker: a baseline",
 }
 """The methods of the parameter server, a line each."""
 
 ServerMethodName = Literal[
-    "dis_dfsdca", "cocoa_plus", "asysvrg", "sgd_svrg", "asysgd", "sdca", "dfsdca"
+    "dis_dfsdca",
+    "cocoa_plus",
+    "asysvrg",
+    "sgd_svrg",
+    "shared_asysvrg",
+    "asysgd",
+    "sdca",
+    "dfsdca",
 ]
+
+ProblemName = Literal["ridge", "logistic", "smoothed_hinge", "pca", "softmax_mlp", "cartpole"]
 
 
 class ParameterServerConfig(BaseModel):
@@ -42,19 +59,23 @@ class ParameterServerConfig(BaseModel):
 
     method: ServerMethodName = Field("dis_dfsdca", description="see the methods above")
 
-    problem: Literal["ridge", "logistic", "smoothed_hinge", "pca", "softmax_mlp"] = Field(
-        "ridge", description="what is minimised, with lambda/2 |w|^2 added to the mean loss"
+    problem: ProblemName = Field(
+        "ridge",
+        description="what is minimised, with lambda/2 |w|^2 added to the mean loss; or cartpole, "
+        "for asysgd: a policy learns to balance gymnasium's CartPole-v1",
     )
     options: dict[str, Any] = Field(
         {},
         description="of the problem: options.gamma=1.0 of smoothed_hinge, options.mu=100.0 of pca, "
-        "options.hidden=100 of softmax_mlp",
+        "options.hidden=100 of softmax_mlp, options.target=475.0 of cartpole: the mean return of "
+        "100 greedy episodes at which a run ends",
     )
     strength: NotNegative = Field(0.1, description="lambda, weight of the l2 term")
-    data: Text = Field(
-        "sparse:n=10000,d=100,density=0.2",
+    data: Text | None = Field(
+        None,
         description="libsvm:PATH (text, also .bz2, .xz, .gz), digits or npz:PATH for softmax_mlp, "
-        "pca:n=N,d=D for pca, sparse:n=N,d=D,density=P (generated)",
+        "pca:n=N,d=D for pca, sparse:n=N,d=D,density=P (generated); null: "
+        f"{DATA}, for cartpole nothing",
     )
 
     workers: Count | list[Count] | None = Field(
@@ -73,7 +94,16 @@ class ParameterServerConfig(BaseModel):
     inner: Count | None = Field(
         None, description="m of SVRG, messages between two full gradients; null: two passes"
     )
-    batch: Count = Field(32, description="samples of a message of asysvrg, sgd_svrg and asysgd")
+    batch: Count = Field(
+        32,
+        description="samples of a message of asysvrg, sgd_svrg and asysgd, of a step of "
+        "shared_asysvrg",
+    )
+    coordinates: Count | None = Field(
+        None,
+        description="of w that a step of shared_asysvrg writes to; null: 1000, or all if there "
+        "are fewer",
+    )
     broadcast: Natural = Field(
         0, description="T of dis_dfsdca, updates between two broadcasts of w; 0: none"
     )
@@ -86,16 +116,23 @@ class ParameterServerConfig(BaseModel):
     pretrain: NotNegative = Field(10.0, description="passes of SGD before the SVRG of sgd_svrg")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="of all draws")
 
-    epochs: Positive = Field(100.0, description="passes over the samples at which a run ends")
+    epochs: Positive | None = Field(
+        None,
+        description="passes over the samples at which a run ends; of cartpole an epoch is 10,000 "
+        "steps of its environments; null: 100, of cartpole 20, that is 200,000 steps",
+    )
     messages: Count | None = Field(
         None, description="applied messages at which a run ends; null: any number"
     )
     tolerance: NotNegative = Field(
         1e-8,
-        description="duality gap, or gradient norm where there is none, at which a run ends",
+        description="duality gap, or gradient norm where there is none, at which a run ends; of "
+        "cartpole, by how much the greedy return may fall short of its target",
     )
     certify_every: Positive = Field(
-        1.0, description="epochs between two certificates, each a row of metrics"
+        1.0,
+        description="epochs between two certificates, each a row of metrics; shared_asysvrg makes "
+        "them at its full gradients",
     )
 
     straggler: Text | None = Field(

@@ -18,7 +18,7 @@ __all__ = ["Comparison", "compare", "plan_comparison"]
 
 _FIGURES = (
     *("test_accuracy", "test_loss", "accuracy", "loss"),
-    *("duality_gap", "gradient_norm", "primal"),
+    *("duality_gap", "gradient_norm", "primal", "greedy_return"),
 )
 _SUMMARY = ("samples_per_s", "staleness_mean", "time_s", "epochs", "ended_by")
 _FREE = ("name", "stages", "delay", "data", "measured", "plan", "workers", "options", "resolved")

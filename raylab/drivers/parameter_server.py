@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Literal, get_args
 
 import ray
@@ -13,29 +13,27 @@ from ray.train import RunConfig
 from torch import Tensor
 
 from actors.link import WireKind
-from actors.server_group import ServerGroup
 from actors.source import CheckpointPlan
-from raylab.algorithms.parameter_server import SERVER_METHODS, ServerSettings, figure
 from raylab.algorithms.stragglers import Straggler
 from raylab.algorithms.stragglers import parse as parse_straggler
 from raylab.data import RowSource
-from raylab.drivers.cluster import connect, stage_resources, threads_of
+from raylab.drivers.asked import Asked, Limits, Means, limits_of
+from raylab.drivers.cluster import connect, stage_resources
+from raylab.drivers.commits import Commits
 from raylab.drivers.elastic import Elastic
 from raylab.drivers.recovery import Losses, with_recovery
 from raylab.drivers.result import Result
 from raylab.drivers.run_place import RunPlace, keep
-from raylab.drivers.server_checkpoints import ServerCheckpoints
-from raylab.drivers.server_run import Limits, ServerRun
-from raylab.drivers.server_workload import Problem, Workload, check_needs, workload
+from raylab.drivers.run_view import RunView
+from raylab.drivers.server_figures import server_figures
+from raylab.drivers.server_kinds import Run, kind_of
+from raylab.drivers.server_workload import Problem
 from raylab.drivers.told import told
 from raylab.errors import ConfigError
 from raylab.records import RunFolder
 from raylab.report import Progress
 
-__all__ = ["ParameterServerTrainer", "workers_of"]
-
-_RUN = ("method", "strength", "batch", "sampling", "seed", "eta")
-"""Settings that make a run this one."""
+__all__ = ["ParameterServerTrainer"]
 
 
 class ParameterServerTrainer:
@@ -49,19 +47,24 @@ class ParameterServerTrainer:
     Args:
         problem: ridge, logistic, smoothed_hinge, pca or softmax_mlp; or a callable from a
             `raylab.problems.Shard` to the objective of its rows, for instance
-            functools.partial(raylab.problems.custom, batch, dim=…, strength=…).
+            functools.partial(raylab.problems.custom, batch, dim=…, strength=…); or cartpole, for
+            asysgd: a policy learns to balance gymnasium's CartPole-v1.
         method: dis_dfsdca, dfsdca, sdca, cocoa_plus, asysvrg, asysgd or sgd_svrg; see
-            `raylab.algorithms.parameter_server`.
+            `raylab.algorithms.parameter_server`. Or shared_asysvrg, whose workers are threads of
+            one process, see `raylab.algorithms.shared_asysvrg`.
         workers: K; None: 4, but 1 of sdca and dfsdca, which are serial; or the fewest and the most,
             (2, 8): as many as the cluster has room for, more as soon as it has. `resize` changes
             it while a run goes on.
         strength: λ, of a problem with a name.
-        options: of a problem with a name, e.g. {"gamma": 1.0}.
+        options: of a problem with a name, e.g. {"gamma": 1.0}; of cartpole those of
+            `raylab.algorithms.policy_gradient.PolicySettings`, e.g. {"target": 475.0}.
         eta: the step; "theory": (3.18) or (3.30) of HUO; "auto": the largest that is likely to be
             stable, halved, back at the last good state, when a certificate rises.
         local_steps: H, samples of a message of a method with duals; None: chosen.
         inner: m of SVRG, messages between two full gradients; None: two passes.
-        batch: samples of a message of a method without duals.
+        batch: samples of a message of a method without duals, of a step of shared_asysvrg.
+        coordinates: of w that a step of shared_asysvrg writes to; None: 1,000, or all if there are
+            fewer.
         broadcast: T, updates between two broadcasts of w to all workers; 0: none.
         delta: Delta, the largest staleness in updates; None: 16 K.
         sampling: uniform, importance or adaptive, of dis_dfsdca.
@@ -77,13 +80,14 @@ class ParameterServerTrainer:
             both 0 there are none. They change no number.
         resources_per_worker: by Ray's names, e.g. {"CPU": 2}; the server takes as much. Default:
             one CPU, or a share of them where Ray is started for the run on a machine with fewer.
+            Threads take theirs together, on one node.
         wait_s: how long to wait for these resources, in seconds.
         run_config: Ray Train's, as for `raylab.PipelineTrainer`; a worker that is lost counts as a
             failure, though the others go on meanwhile.
         config: written to config.yaml with what was resolved; default: these arguments.
 
     Raises:
-        ConfigError: an argument is unknown or out of range.
+        ConfigError: an argument is unknown or out of range, or says nothing to the method.
     """
 
     def __init__(
@@ -98,6 +102,7 @@ class ParameterServerTrainer:
         local_steps: int | None = None,
         inner: int | None = None,
         batch: int = 32,
+        coordinates: int | None = None,
         broadcast: int = 0,
         delta: int | None = None,
         sampling: str = "uniform",
@@ -124,41 +129,36 @@ class ParameterServerTrainer:
             raise ConfigError(f"wait_s > 0 must hold, but got {wait_s}")
         if wire not in get_args(WireKind):
             raise ConfigError(f"wire must be {' or '.join(get_args(WireKind))}, but got {wire!r}")
-        self._problem = problem
-        self._options = dict(options or {})
-        self._elastic = Elastic(workers_of(method) if workers is None else workers, self._room)
-        # The data says the rest; until then, numbers that stand in no other's way.
-        self._given: dict[str, Any] = {
-            "method": method,
-            "strength": strength,
-            "eta": eta,
-            "local_steps": local_steps,
-            "inner": inner,
-            "batch": batch,
-            "broadcast": broadcast,
-            "delta": delta,
-            "sampling": sampling,
-            "pretrain": pretrain,
-            "seed": seed,
-        }
-        ServerSettings(
-            **{**self._given, "local_steps": None},
-            workers=self._elastic.wanted,
-            n=2**62,
-            dim=1,
-            smoothness=1.0,
+        self._asked = Asked(
+            problem=problem,
+            method=method,
+            options=dict(options or {}),
+            workers=workers,
+            strength=strength,
+            eta=eta,
+            local_steps=local_steps,
+            inner=inner,
+            batch=batch,
+            coordinates=coordinates,
+            broadcast=broadcast,
+            delta=delta,
+            sampling=sampling,
+            pretrain=pretrain,
+            straggler=straggler,
+            sample_s=sample_s,
+            seed=seed,
+            wire=wire,
         )
-        self._straggler_text = straggler if straggler is None else str(straggler)
-        self._straggler = (
-            straggler
-            if straggler is not None and not isinstance(straggler, str)
-            else parse_straggler(straggler or "none", seed)
+        self._kind = kind_of(problem, method)(self._asked)
+        self._elastic = Elastic(self._kind.workers, self._room)
+        self._kind.check(self._elastic.wanted)
+        self._means = Means(
+            elastic=self._elastic,
+            plan=CheckpointPlan(every_batches=checkpoint_every, every_s=60 * checkpoint_minutes),
+            straggler=_straggler(straggler, seed),
+            wait_s=wait_s,
         )
-        self._sample_s = sample_s
-        self._wire: WireKind = wire
-        self._plan = CheckpointPlan(every_batches=checkpoint_every, every_s=60 * checkpoint_minutes)
         self._resources = resources_per_worker
-        self._wait_s = wait_s
         self._place = RunPlace(run_config, method, tensorboard=False)
         self._config = config
         self._needs: dict[str, float] = {"CPU": 1.0}
@@ -170,15 +170,20 @@ class ParameterServerTrainer:
         duals divided anew, and the run goes on.
 
         Raises:
-            ConfigError: it is no number of workers.
+            ConfigError: it is no number of workers, or the method keeps those that it begins with.
         """
+        if not self._kind.elastic:
+            raise ConfigError(
+                f"{self._asked.method} keeps the workers that it begins with, but was asked for "
+                f"{workers}: resume the run with them"
+            )
         self._elastic.want(workers)
 
     def fit(
         self,
-        data: str | RowSource | int,
+        data: str | RowSource | int | None = None,
         *,
-        epochs: float = 100.0,
+        epochs: float | None = None,
         messages: int | None = None,
         tolerance: float = 1e-8,
         certify_every: float = 1.0,
@@ -190,12 +195,17 @@ class ParameterServerTrainer:
 
         Args:
             data: spec of the rows, see `raylab.data.open_rows`, or what it returns; for a problem
-                that knows its own data, the number of its samples.
-            epochs: passes over the samples.
+                that knows its own data, the number of its samples. None for cartpole, whose
+                samples are the steps that its workers play.
+            epochs: passes over the samples, of cartpole 10,000 steps each; None: 100, of cartpole
+                20.
             messages: of workers, applied by the server; None: any number.
-            tolerance: of the duality gap, where there is one, else of the gradient norm.
+            tolerance: of the duality gap, where there is one, else of the gradient norm; of
+                cartpole, by how much the greedy policy's mean return may fall short of
+                options["target"].
             certify_every: epochs between two certificates, each a row of metrics. A worker makes
-                its part of one between two messages, while the others go on.
+                its part of one between two messages, while the others go on; shared_asysvrg makes
+                them at its full gradients.
             progress: show a progress bar on standard error.
             resume: folder of a run that was interrupted: go on in it from its newest checkpoint,
                 from the beginning if it has none, with as many workers or others.
@@ -209,92 +219,55 @@ class ParameterServerTrainer:
             NonFiniteLossError: a given step was too long.
             RaylabError: the server or a worker failed.
         """
-        limits = _limits(epochs, messages, tolerance, certify_every)
-        work = workload(
-            self._problem,
-            data,
-            strength=self._given["strength"],
-            seed=self._given["seed"],
-            **self._options,
+        limits = limits_of(
+            self._kind.epochs if epochs is None else epochs, messages, tolerance, certify_every
         )
-        # Checked before anything starts; what only the objective knows stands in no other's way.
-        settings = ServerSettings(
-            **self._given,
-            workers=self._elastic.wanted,
-            n=work.n,
-            dim=max(1, work.dim),
-            smoothness=1.0,
-        )
-        check_needs(self._problem, settings.traits)
+        run = self._kind.run(data, limits, self._means)
         folder = self._place.folder(resume)
-        about = {name: self._given[name] for name in _RUN} | {
-            "problem": work.title,
-            "data": work.data,
-            "n": work.n,
-        }
-        checkpoints = ServerCheckpoints(self._place.checkpoints(folder), folder, about, work.n)
+        checkpoints = run.keep_in(self._place.checkpoints(folder), folder)
         if resume is not None:
             checkpoints.rewind(resume_step)
+            run.rows = list(folder.read_metrics())
         own = connect()
-        self._needs = stage_resources(self._resources, max(2, self._elastic.wanted + 1), own=own)[0]
-        run = ServerRun(
-            settings,
-            work,
-            limits,
-            self._straggler,
-            self._sample_s,
-            self._plan,
-            self._elastic,
-            folder.read_metrics() if resume is not None else (),
-        )
-        return self._trained(run, work, limits, folder, checkpoints, progress=progress)
+        self._needs = stage_resources(self._resources, run.shares, own=own)[0]
+        return self._trained(run, limits, folder, checkpoints, progress=progress)
 
     # ----------------------------------------------------------------- inside
 
     def _trained(
         self,
-        run: ServerRun,
-        work: Workload,
+        run: Run,
         limits: Limits,
         folder: RunFolder,
-        checkpoints: ServerCheckpoints,
+        checkpoints: Commits,
         *,
         progress: bool,
     ) -> Result:
-        title = f"{run.settings.traits.title} {work.title} K={self._elastic.wanted}"
-        bar = Progress(title, math.ceil(limits.epochs), enabled=progress)
-        losses = Losses(self._place.most_failures, bar.say, "worker")
+        most = math.ceil(limits.epochs)
+        bar = Progress(run.title, most, enabled=progress)
+        losses = Losses(self._place.most_failures, bar.say, run.noun)
         config: dict[str, Any] = {}
 
         def ready() -> None:
             if not config:
-                config.update(self._described(run, work, limits))
+                config.update(self._described(run, limits))
                 folder.write_config(config)
                 for note in run.notes():
                     bar.say(f"note: {note}")
 
         def show(epochs: float, rows: Sequence[Mapping[str, Any]]) -> None:
-            bar.show(min(math.ceil(limits.epochs), int(epochs)), rows)
+            bar.show(min(most, int(epochs)), rows)
+
+        view = RunView(ready=ready, show=show, say=bar.say)
 
         def attempt() -> Mapping[str, Tensor]:
-            with self._group() as group:
-                return run.carry_out(group, checkpoints, losses, ready, show, bar.say)
+            with run.open(self._needs) as group:
+                return run.carry_out(group, losses, view)
 
         with told(), bar:
             weights = with_recovery(attempt, losses, bar.say, checkpoints.whence)
-        figures = _figures(run.rows, run.ended_by, figure(run.settings))
+        figures = server_figures(run.rows, run.ended_by, run.figure)
         return keep(folder, run.rows, weights, config, figures)
-
-    def _group(self) -> ServerGroup:
-        return ServerGroup(
-            self._elastic.first(),
-            server={"CPU": self._needs["CPU"]},
-            worker=self._needs,
-            threads=threads_of(self._needs),
-            seed=self._given["seed"],
-            wait_s=self._wait_s,
-            wire=self._wire,
-        )
 
     def _room(self) -> int:
         """Return for how many more workers the cluster has room."""
@@ -302,65 +275,20 @@ class ParameterServerTrainer:
         shares = [free.get(name, 0.0) / amount for name, amount in self._needs.items()]
         return math.floor(min(shares) + 1e-6)
 
-    def _described(self, run: ServerRun, work: Workload, limits: Limits) -> dict[str, Any]:
+    def _described(self, run: Run, limits: Limits) -> dict[str, Any]:
         given = self._config
         if given is None:
+            straggler = self._asked.straggler
             given = {
-                **self._given,
+                **asdict(replace(self._asked, problem="")),
                 "workers": self._elastic.wanted,
-                "straggler": self._straggler_text,
-                "sample_s": self._sample_s,
-                "wire": self._wire,
+                "straggler": straggler if straggler is None else str(straggler),
                 **asdict(limits),
             }
-        return {
-            **given,
-            "problem": work.title,
-            "options": work.options,
-            "data": work.data or work.n,
-            "resolved": run.resolved(),
-        }
+        return {**given, **run.described(), "resolved": run.resolved()}
 
 
-def workers_of(method: str) -> int:
-    """Return K where none is given."""
-    return 1 if method in SERVER_METHODS and SERVER_METHODS[method].serial else 4
-
-
-def _limits(epochs: float, messages: int | None, tolerance: float, certify_every: float) -> Limits:
-    for name, value in (("epochs", epochs), ("certify_every", certify_every)):
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not 0 < value < math.inf:
-            raise ConfigError(f"{name} > 0 must hold for a number, but got {value!r}")
-    if messages is not None and (type(messages) is not int or messages < 1):
-        raise ConfigError(f"messages >= 1 must hold for an integer, but got {messages!r}")
-    if not isinstance(tolerance, int | float) or not 0 <= tolerance < math.inf:
-        raise ConfigError(f"tolerance >= 0 must hold, but got {tolerance!r}")
-    return Limits(
-        epochs=float(epochs),
-        messages=messages,
-        tolerance=float(tolerance),
-        certify_every=float(certify_every),
-    )
-
-
-def _figures(rows: Sequence[Mapping[str, Any]], ended_by: str, figure: str) -> dict[str, Any]:
-    """Return what the summary of a run says beside its last row.
-
-    Args:
-        rows: of metrics.
-        ended_by: tolerance, epochs or messages.
-        figure: that the tolerance is of.
-    """
-    last = rows[-1]
-    counts = [each for row in rows for each in enumerate(row["staleness_counts"])]
-    total = sum(count for _, count in counts)
-    return {
-        "kind": "parameter_server",
-        "ended_by": ended_by,
-        "figure": figure,
-        "messages": last["messages"],
-        "samples_per_s": last["samples_seen"] / max(last["time_s"], 1e-12),
-        "staleness_mean": sum(age * count for age, count in counts) / max(1, total),
-        "staleness_max": max(row["staleness_max"] for row in rows),
-    }
+def _straggler(given: str | Straggler | None, seed: int) -> Straggler:
+    if given is None or isinstance(given, str):
+        return parse_straggler(given or "none", seed)
+    return given

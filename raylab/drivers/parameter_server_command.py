@@ -5,19 +5,23 @@ from __future__ import annotations
 from ray.train import CheckpointConfig, FailureConfig, RunConfig
 
 from raylab.config import ParameterServerConfig
-from raylab.drivers.parameter_server import ParameterServerTrainer, workers_of
+from raylab.drivers.parameter_server import ParameterServerTrainer
 from raylab.drivers.result import Result
+from raylab.drivers.server_kinds import default_workers, kind_of
 from raylab.records import new_run_name
 
 __all__ = ["resolve_server", "run_server"]
 
 
 def resolve_server(config: ParameterServerConfig) -> ParameterServerConfig:
-    """Return `config` with a name and workers; resolving it again changes nothing."""
+    """Return `config` with what depends on the method; resolving it again changes nothing."""
+    kind = kind_of(config.problem, config.method)
     return config.model_copy(
         update={
             "name": config.name or new_run_name(config.method),
-            "workers": config.workers or workers_of(config.method),
+            "workers": config.workers or default_workers(config.method),
+            "data": config.data or kind.data,
+            "epochs": config.epochs or kind.epochs,
         }
     )
 
@@ -52,6 +56,7 @@ def run_server(
         local_steps=config.local_steps,
         inner=config.inner,
         batch=config.batch,
+        coordinates=config.coordinates,
         broadcast=config.broadcast,
         delta=config.delta,
         sampling=config.sampling,

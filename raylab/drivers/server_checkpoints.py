@@ -34,11 +34,16 @@ class ServerCheckpoints(Commits):
         store: of the run.
         folder: of the run.
         about: what makes it this run and no other.
-        samples: n.
+        samples: n, whose duals are divided anew among other workers; None: what a worker keeps is
+            its own, and a worker that was not there begins without.
     """
 
     def __init__(
-        self, store: CheckpointStore, folder: RunFolder, about: Mapping[str, Any], samples: int
+        self,
+        store: CheckpointStore,
+        folder: RunFolder,
+        about: Mapping[str, Any],
+        samples: int | None,
     ) -> None:
         super().__init__(store, folder, {"kind": "parameter_server", **about})
         self._samples = samples
@@ -57,9 +62,9 @@ class ServerCheckpoints(Commits):
         keepings = []
         for k in range(workers):
             resume = None
-            if saved is not None and self._recut:
+            if saved is not None and self._recut and self._samples is not None:
                 resume = functools.partial(_share, saved, self._samples, before, workers, k)
-            elif saved is not None:
+            elif saved is not None and k < before:
                 resume = functools.partial(saved.part, f"worker-{k}")
             keepings.append(self._keeping(f"worker-{k}", resume))
         resume_server = None if saved is None else functools.partial(saved.part, "server")

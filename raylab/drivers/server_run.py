@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Protocol
 
-import numpy as np
 from torch import Tensor
 
 from actors.company import Company, Return
@@ -20,127 +19,185 @@ from actors.errors import PlacementError
 from actors.server import Bound, Ends
 from actors.server_actor import ServerNews, ServerProgram
 from actors.server_group import ServerGroup
+from actors.server_protocols import ServerRule
 from actors.server_runner import SUSPENDED
-from actors.source import CheckpointPlan
 from actors.worker_actor import WorkerProgram
-from raylab.algorithms.parameter_server import (
-    ServerSettings,
-    bound,
-    chosen_eta,
-    figure,
-    notes,
-    server_rule,
-    worker_rule,
-)
-from raylab.algorithms.stragglers import Straggler
-from raylab.drivers.elastic import Elastic
+from raylab.drivers.asked import Asked, Limits, Means
+from raylab.drivers.cluster import threads_of
 from raylab.drivers.recovery import Losses
+from raylab.drivers.run_view import RunView
 from raylab.drivers.server_checkpoints import ServerCheckpoints
-from raylab.drivers.server_workload import Facts, Workload, facts_of
-from raylab.problems.objective import Objective, Vector
+from raylab.records import CheckpointStore, RunFolder
 
-__all__ = ["Limits", "ServerRun"]
+__all__ = ["Rules", "ServerRun"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """When a run ends, and how often it looks where it stands.
+class Rules(Protocol):
+    """What a server and its workers compute; whole once `settle` has been called."""
 
-    Args:
-        epochs: passes over the samples.
-        messages: applied; None: any number.
-        tolerance: largest figure that is good enough; 0: none is.
-        certify_every: epochs between two certificates.
-    """
+    @property
+    def title(self) -> str:
+        """The method and the problem."""
+        ...
 
-    epochs: float
-    messages: int | None
-    tolerance: float
-    certify_every: float
+    @property
+    def epoch_samples(self) -> int:
+        """Samples that count as an epoch."""
+        ...
+
+    @property
+    def figure(self) -> str:
+        """Which figure of a certificate the tolerance is of."""
+        ...
+
+    @property
+    def broadcast(self) -> int:
+        """Updates between two broadcasts of w; 0: none."""
+        ...
+
+    @property
+    def bound(self) -> Bound:
+        """How stale a message may be."""
+        ...
+
+    @property
+    def divided(self) -> bool:
+        """Whether what workers keep is of rows, and follows them to other workers."""
+        ...
+
+    @property
+    def question(self) -> Callable[[Any], Any]:
+        """What is asked of each worker's supply, for `settle`."""
+        ...
+
+    @property
+    def sums(self) -> Callable[[Any], Any] | None:
+        """What the server must know of every worker's rule, where the workers are others; None:
+        nothing.
+        """
+        ...
+
+    def supplies(self, workers: int) -> Mapping[int, Callable[[], Any]]:
+        """Return what makes each worker's supply."""
+        ...
+
+    def settle(self, facts: Mapping[int, Any], workers: int) -> None:
+        """Take note of what the supplies say."""
+        ...
+
+    def server(self) -> Callable[[], ServerRule]:
+        """Return what makes the server's rule."""
+        ...
+
+    def worker(self, worker: int) -> Callable[[Any], Any]:
+        """Return what makes a worker's rule of its supply."""
+        ...
+
+    def about(self) -> dict[str, Any]:
+        """Return what makes a run this one and no other; JSON."""
+        ...
+
+    def described(self) -> dict[str, Any]:
+        """Return the problem, its options and its data, as config.yaml has them."""
+        ...
+
+    def resolved(self) -> dict[str, Any]:
+        """Return what was decided."""
+        ...
+
+    def notes(self) -> list[str]:
+        """Return what the theorems do not cover."""
+        ...
 
 
 class ServerRun:
-    """One run: from checked settings to rows and weights.
+    """One run, see `raylab.drivers.server_kinds.Run`.
 
     Args:
-        settings: with constants that only the data can tell still to be found.
-        workload: what is trained.
+        rules: what is computed.
+        asked: by the user.
         limits: of the run.
-        straggler: what is wrong with the workers.
-        sample_s: modelled time of a sample's computation; None: what it takes.
-        plan: when to save, counted in updates.
-        elastic: how many workers are wanted.
-        rows: of the run so far, where it goes on.
+        means: it is computed with.
     """
 
-    def __init__(
-        self,
-        settings: ServerSettings,
-        workload: Workload,
-        limits: Limits,
-        straggler: Straggler,
-        sample_s: float | None,
-        plan: CheckpointPlan,
-        elastic: Elastic,
-        rows: Sequence[dict[str, Any]] = (),
-    ) -> None:
-        self.settings = settings
-        self.rows = list(rows)
-        self.ended_by = ""
-        self._workload = workload
-        self._limits = limits
-        self._straggler = straggler
-        self._sample_s = sample_s
-        self._plan = plan
-        self._elastic = elastic
-        self._known = False
+    noun = "worker"
 
-    def carry_out(
-        self,
-        group: ServerGroup,
-        checkpoints: ServerCheckpoints,
-        losses: Losses,
-        ready: Callable[[], None],
-        show: Callable[[float, Sequence[Mapping[str, Any]]], None],
-        say: Callable[[str], None],
-    ) -> Mapping[str, Tensor]:
+    def __init__(self, rules: Rules, asked: Asked, limits: Limits, means: Means) -> None:
+        self.rules = rules
+        self.rows: list[dict[str, Any]] = []
+        self.ended_by = ""
+        self._asked = asked
+        self._limits = limits
+        self._means = means
+        self._elastic = means.elastic
+        self._checkpoints: ServerCheckpoints | None = None
+
+    @property
+    def title(self) -> str:
+        """What runs, in a line."""
+        return f"{self.rules.title} K={self._elastic.wanted}"
+
+    @property
+    def figure(self) -> str:
+        """Which figure of a certificate the tolerance is of."""
+        return self.rules.figure
+
+    @property
+    def shares(self) -> int:
+        """Into how many parts a machine of its own is divided."""
+        return max(2, self._elastic.wanted + 1)
+
+    def described(self) -> dict[str, Any]:
+        """Return the problem, its options and its data, as config.yaml has them."""
+        return self.rules.described()
+
+    def resolved(self) -> dict[str, Any]:
+        """Return what was decided."""
+        return self.rules.resolved()
+
+    def notes(self) -> list[str]:
+        """Return what the theorems do not cover."""
+        return self.rules.notes()
+
+    def keep_in(self, store: CheckpointStore, folder: RunFolder) -> ServerCheckpoints:
+        """Keep checkpoints there, and return them."""
+        about = self._asked.numbers("method", "seed", "eta") | self.rules.about()
+        samples = self.rules.epoch_samples if self.rules.divided else None
+        self._checkpoints = ServerCheckpoints(store, folder, about, samples)
+        return self._checkpoints
+
+    def open(self, needs: Mapping[str, float]) -> ServerGroup:
+        """Return the server and its workers, to be entered.
+
+        Args:
+            needs: of each worker, by Ray's names; the server takes as much CPU.
+        """
+        return ServerGroup(
+            self._elastic.first(),
+            server={"CPU": needs["CPU"]},
+            worker=needs,
+            threads=threads_of(needs),
+            seed=self._asked.seed,
+            wait_s=self._means.wait_s,
+            wire=self._asked.wire,
+        )
+
+    def carry_out(self, group: ServerGroup, losses: Losses, view: RunView) -> Mapping[str, Tensor]:
         """Run from the newest checkpoint to the end, with whichever workers are wanted meanwhile.
 
         Args:
             group: with the first workers.
-            checkpoints: of the run.
             losses: borne so far.
-            ready: called when the numbers of the run are known.
-            show: takes the epochs done and the new rows.
-            say: takes a line for the user.
+            view: of the user.
 
         Returns:
             The weights by name.
         """
         while True:
-            workers = len(group.workers)
-            self.ended_by = self._round(group, workers, checkpoints, losses, ready, show)
+            self.ended_by = self._round(group, len(group.workers), losses, view)
             if self.ended_by != SUSPENDED:
                 return group.weights()
-            self._resize(group, say)
-
-    def resolved(self) -> dict[str, Any]:
-        """Return what was decided, by the settings' names."""
-        settings = self.settings
-        return {
-            "first_eta": chosen_eta(settings),
-            "local_steps": settings.message_samples if settings.traits.duals else None,
-            "inner": settings.inner_messages if not settings.traits.duals else None,
-            "delta": settings.delta_updates,
-            "n": settings.n,
-            "dim": settings.dim,
-            "smoothness": settings.smoothness,
-            "curvature": settings.curvature,
-        }
-
-    def notes(self) -> list[str]:
-        """Return what the theorems do not cover."""
-        return notes(self.settings)
+            self._resize(group, view.say)
 
     # ----------------------------------------------------------------- inside
 
@@ -154,41 +211,34 @@ class ServerRun:
         else:
             say(f"going on with {wanted} workers in place of {before}")
 
-    def _round(
-        self,
-        group: ServerGroup,
-        workers: int,
-        checkpoints: ServerCheckpoints,
-        losses: Losses,
-        ready: Callable[[], None],
-        show: Callable[[float, Sequence[Mapping[str, Any]]], None],
-    ) -> str:
+    def _round(self, group: ServerGroup, workers: int, losses: Losses, view: RunView) -> str:
+        checkpoints, rules = self._checkpoints, self.rules
+        if checkpoints is None:
+            raise RuntimeError("keep_in comes first")
         saved, recut, server_keeping, keepings = checkpoints.begin(workers)
         self.rows = [row for row in self.rows if saved is not None and row["step"] < saved.step]
-        supplies = self._workload.supplies(workers)
-        facts = group.supply(supplies, facts_of)
-        w0 = self._settle(facts, workers)
-        ready()
-        settings = self.settings
+        supplies = rules.supplies(workers)
+        rules.settle(group.supply(supplies, rules.question), workers)
+        view.ready()
         company = Company(
-            server=functools.partial(server_rule, settings, w0),
+            server=rules.server(),
             supplies=supplies,
-            workers={k: functools.partial(_worker_rule, settings, k) for k in range(workers)},
+            workers={k: rules.worker(k) for k in range(workers)},
             program=self._program(workers),
-            paces=WorkerProgram(straggler=self._straggler, sample_s=self._sample_s),
+            paces=WorkerProgram(straggler=self._means.straggler, sample_s=self._asked.sample_s),
             keeping=server_keeping,
             keepings=dict(enumerate(keepings)),
         )
         group.load(company)
-        if recut and settings.traits.duals:
-            sums = group.examine(_dual_sum)
+        if recut and rules.sums is not None:
+            sums = group.examine(rules.sums)
             program = replace(company.program, adopt=functools.partial(_adopt, sums))
             company = replace(company, program=program)
 
         def watch(news: ServerNews) -> int:
             self.rows.extend(news.rows)
             checkpoints.took(news.written, self.rows)
-            show(news.samples / settings.n, news.rows)
+            view.show(news.samples / rules.epoch_samples, news.rows)
             return checkpoints.committed
 
         def lost(worker: int, error: Exception) -> Return:
@@ -199,56 +249,27 @@ class ServerRun:
 
         return group.run(company, watch, lost, lambda: self._elastic.differs(workers))
 
-    def _settle(self, facts: Mapping[int, Facts], workers: int) -> Vector:
-        """Let the settings have what the data says; return the w to begin with."""
-        first = facts[0]
-        if not self._known:
-            self._known = True
-            self.settings = replace(
-                self.settings,
-                dim=first.dim,
-                strength=first.strength,
-                smoothness=max(each.smoothness for each in facts.values()),
-                curvature=sum(each.curvature for each in facts.values()) / self.settings.n,
-                convex=all(each.convex for each in facts.values()),
-                dual_width=first.dual_width,
-            )
-        self.settings = replace(self.settings, workers=workers)
-        if self.settings.traits.duals or first.initial is None:
-            return np.zeros(first.dim)
-        return first.initial
-
     def _program(self, workers: int) -> ServerProgram:
-        settings, limits = self.settings, self._limits
-        most = bound(settings)
-        late = {k: self._straggler.late_s(k) for k in range(workers)}
+        rules, limits = self.rules, self._limits
+        late = {k: self._means.straggler.late_s(k) for k in range(workers)}
         return ServerProgram(
             workers=tuple(range(workers)),
-            bound=Bound(updates=most.updates, late=most.late),
+            bound=rules.bound,
             ends=Ends(
-                samples=limits.epochs * settings.n,
+                samples=limits.epochs * rules.epoch_samples,
                 messages=limits.messages,
                 tolerance=limits.tolerance,
-                figure=figure(settings),
-                certify_samples=limits.certify_every * settings.n
+                figure=rules.figure,
+                certify_samples=limits.certify_every * rules.epoch_samples
                 if limits.certify_every
                 else math.inf,
             ),
-            broadcast_every=settings.broadcast,
-            epoch_samples=settings.n,
-            checkpoints=self._plan,
+            broadcast_every=rules.broadcast,
+            epoch_samples=rules.epoch_samples,
+            checkpoints=self._means.plan,
             late={} if self.rows else {k: late_s for k, late_s in late.items() if late_s > 0},
         )
 
 
-def _worker_rule(settings: ServerSettings, worker: int, objective: Objective) -> Any:
-    return worker_rule(settings, objective, worker)
-
-
-def _dual_sum(rule: Any) -> Vector:
-    found: Vector = rule.objective.dual_sum(rule.duals)
-    return found
-
-
-def _adopt(sums: Mapping[int, Vector], rule: Any) -> None:
+def _adopt(sums: Mapping[int, Any], rule: Any) -> None:
     rule.adopt(sums)

@@ -52,6 +52,10 @@ class Workload:
             for worker, shard in enumerate(shards(self.n, workers))
         }
 
+    def described(self) -> dict[str, Any]:
+        """Return the problem, its options and its data, as config.yaml has them."""
+        return {"problem": self.title, "options": self.options, "data": self.data or self.n}
+
 
 def check_needs(problem: Problem, traits: ServerMethod) -> None:
     """Check that a method can train a problem with a name, before any of its rows is read.

@@ -14,6 +14,7 @@ __all__ = ["compare_table"]
 _COLUMNS = (
     ("test accuracy", "test_accuracy", ".2%"),
     ("training loss", "loss", ",.4f"),
+    ("greedy return", "greedy_return", ",.1f"),
     ("duality gap", "duality_gap", ".1e"),
     ("gradient norm", "gradient_norm", ".1e"),
     ("samples/s", "samples_per_s", ",.1f"),

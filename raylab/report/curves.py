@@ -18,8 +18,9 @@ _LOG_FROM = 50.0
 
 
 def learning_curves(runs: Sequence[RunRecord]) -> Iterator[Figure]:
-    """Yield loss and accuracy, each by epoch and by time."""
+    """Yield loss, accuracy and return, each by epoch and by time."""
     for name, what, columns, form in (
+        ("return", "Mean return", ("mean_return", "greedy_return"), ".1f"),
         ("loss", "Loss", ("loss", "test_loss"), ".4f"),
         ("accuracy", "Accuracy", ("accuracy", "test_accuracy"), ".2%"),
     ):
@@ -31,11 +32,15 @@ def learning_curves(runs: Sequence[RunRecord]) -> Iterator[Figure]:
             ]
             if not traces:
                 continue
-            y = axis("loss") if name == "loss" else axis("accuracy (%)", tickformat=".0%")
+            y = axis("accuracy (%)", tickformat=".0%") if name == "accuracy" else axis(name)
             if name == "loss" and _spans_decades(runs, columns):
                 y = axis("loss, logarithmic", type="log", dtick="D2", exponentformat="power")
             note = "Solid: training. Dashed: test."
-            if not any(number(row.get(columns[1])) is not None for run in runs for row in run.rows):
+            if name == "return":
+                note = "Solid: the last 100 episodes of training. Dashed: the greedy policy."
+            elif not any(
+                number(row.get(columns[1])) is not None for run in runs for row in run.rows
+            ):
                 note = "Training."
             yield Figure(
                 name=f"{name}-by-{by}",

@@ -34,6 +34,8 @@ _TITLES = {
     "cocoa_plus": "CoCoA+",
 }
 _FIGURES = (
+    ("return, greedy policy", "greedy_return", ",.1f"),
+    ("return, last of training", "mean_return", ",.1f"),
     ("duality gap", "duality_gap", ".2e"),
     ("gradient norm", "gradient_norm", ".2e"),
     ("primal value", "primal", ",.8f"),
@@ -99,7 +101,7 @@ def _of_workers(run: RunRecord) -> list[tuple[str, str]]:
     names = (("Step", "eta"), ("Local steps", "local_steps"), ("Stragglers", "straggler"))
     return [
         ("Workers", f"K = {_shown(run.rows[-1].get('workers', config['workers']))}"),
-        ("Problem", " on ".join(_shown(config[k]) for k in ("problem", "data") if k in config)),
+        ("Problem", " on ".join(_shown(config[k]) for k in ("problem", "data") if config.get(k))),
         *((title, _shown(config[key])) for title, key in names if config.get(key) is not None),
         ("Ended by", _shown(run.result.get("ended_by", ""))),
     ]

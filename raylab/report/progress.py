@@ -89,7 +89,11 @@ def _epoch(epoch: float) -> str:
 
 def _figures(row: Mapping[str, Any]) -> str:
     parts = []
-    if row.get("gradient_norm") is not None:
+    unit = "samples"
+    if row.get("greedy_return") is not None:
+        parts.append(f"return {row['mean_return']:.1f}  greedy {row['greedy_return']:.1f}")
+        unit = "steps"
+    elif row.get("gradient_norm") is not None:
         gap = row.get("duality_gap")
         gradient = f"gradient {row['gradient_norm']:.2e}"
         parts.append(gradient if gap is None else f"gap {gap:.2e}")
@@ -99,5 +103,5 @@ def _figures(row: Mapping[str, Any]) -> str:
         parts.append(f"loss {row['loss']:.4f}")
     if row.get("test_accuracy") is not None:
         parts.append(f"test accuracy {row['test_accuracy']:.1%}")
-    parts.append(f"{row['samples_per_s']:.0f} samples/s")
+    parts.append(f"{row['samples_per_s']:.0f} {unit}/s")
     return "  ".join(parts)

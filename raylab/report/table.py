@@ -24,7 +24,11 @@ def final_table(title: str, summary: Mapping[str, Any]) -> Table:
     table.add_column("value", justify="right")
     if summary.get("ended_by"):
         table.add_row("ended by", _end(summary))
+    plays = last.get("greedy_return") is not None
     for name, key, form in (
+        ("return, greedy policy", "greedy_return", ".1f"),
+        ("return, last of training", "mean_return", ".1f"),
+        ("episodes", "episodes", ",.0f"),
         ("duality gap", "duality_gap", ".3e"),
         ("gradient norm", "gradient_norm", ".3e"),
         ("primal value", "primal", ".8g"),
@@ -33,12 +37,15 @@ def final_table(title: str, summary: Mapping[str, Any]) -> Table:
         ("test loss", "test_loss", ".4f"),
         ("test accuracy", "test_accuracy", ".2%"),
     ):
-        if last.get(key) is not None:
+        if last.get(key) is not None and not (plays and key == "gradient_norm"):
             table.add_row(name, format(last[key], form))
     if summary.get("kind") == "parameter_server":
-        table.add_row("epochs", format(summary["epochs"], ".1f"))
+        if plays:
+            table.add_row("steps of environments", format(last["samples_seen"], ","))
+        else:
+            table.add_row("epochs", format(summary["epochs"], ".1f"))
         table.add_row("messages", format(summary["messages"], ","))
-    table.add_row("samples/s", format(summary["samples_per_s"], ".1f"))
+    table.add_row("steps/s" if plays else "samples/s", format(summary["samples_per_s"], ".1f"))
     table.add_row("mean staleness (updates)", format(summary["staleness_mean"], ".3f"))
     table.add_row("time (s)", format(summary["time_s"], ".1f"))
     return table
@@ -46,6 +53,9 @@ def final_table(title: str, summary: Mapping[str, Any]) -> Table:
 
 def _end(summary: Mapping[str, Any]) -> str:
     """Say which end of a run came first."""
+    if summary["figure"] == "shortfall":
+        late = f"{summary['ended_by']}, before the return's target"
+        return "the return's target" if summary["ended_by"] == "tolerance" else late
     words = {"duality_gap": "duality gap", "gradient_norm": "gradient norm"}
     if summary["ended_by"] != "tolerance":
         return f"{summary['ended_by']}, before the tolerance"

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
 
 from actors.server import Ends
-from raylab.algorithms.shared_asysvrg import SharedMemorySolver, draw
+from raylab.algorithms.shared_asysvrg import SharedMemorySolver
+from raylab.algorithms.shared_epoch import draw, steps_in_python
+from raylab.algorithms.shared_settings import SharedSettings
 from raylab.algorithms.shared_steps import auto_eta, inner_steps, theory_eta
 from raylab.data.rows import RowBlock
 from raylab.errors import ConfigError, DataError, NonFiniteLossError
 from raylab.problems.kernels import HINGE, LOGISTIC, RIDGE
 from raylab.problems.linear import LinearModel, Loss
-from raylab.problems.objective import Shard
+from raylab.problems.objective import Objective, Shard
 from tests.reference.shared_svrg import linear_gradient, svrg
 
 pytestmark = pytest.mark.unit
@@ -62,6 +65,10 @@ class InPython:
         return {}
 
 
+def solving(objective: Objective, **settings: Any) -> SharedMemorySolver:
+    return SharedMemorySolver(objective, SharedSettings(**settings))
+
+
 def last(solver: SharedMemorySolver, **ends) -> dict:
     return list(solver.run(Ends(**ends)))[-1]
 
@@ -75,7 +82,7 @@ def last(solver: SharedMemorySolver, **ends) -> dict:
 def test_one_thread_is_serial_svrg_on_the_same_samples_and_coordinates(loss, rows, batch, block):
     x, y = matrix_and_labels()
     objective = model(x, y, loss, dense=rows == "dense")
-    solver = SharedMemorySolver(
+    solver = solving(
         InPython(objective) if rows == "python" else objective,
         eta=0.4, inner=37, batch=batch, coordinates=block, seed=5,
     )  # fmt: skip
@@ -106,7 +113,7 @@ def test_an_epoch_draws_every_sample_and_every_coordinate_and_no_two_epochs_the_
 
 def test_the_certificate_of_ridge_is_that_of_the_closed_form():
     x, y = matrix_and_labels()
-    solver = SharedMemorySolver(model(x, y), batch=2)
+    solver = solving(model(x, y), batch=2)
     rows = list(solver.run(Ends(tolerance=1e-12, figure="duality_gap", samples=1e6)))
     best = np.linalg.solve(x.T @ x / N + STRENGTH * np.eye(DIM), x.T @ y / N)
     least = ((x @ best - y) ** 2).mean() / 2 + STRENGTH / 2 * best @ best
@@ -131,7 +138,7 @@ def test_the_certificate_of_ridge_is_that_of_the_closed_form():
 @pytest.mark.parametrize("dense", [False, True])
 def test_threads_that_write_over_each_other_reach_the_optimum_linearly(loss, dense):
     x, y = matrix_and_labels(seed=1, n=3000, dim=40)
-    solver = SharedMemorySolver(model(x, y, loss, dense=dense), threads=4, coordinates=20)
+    solver = solving(model(x, y, loss, dense=dense), threads=4, coordinates=20)
     rows = list(solver.run(Ends(tolerance=1e-12, figure="duality_gap", samples=200 * 3000)))
     assert rows[-1]["ended_by"] == "tolerance"
     gaps = np.log([row["duality_gap"] for row in rows])
@@ -144,7 +151,7 @@ def test_an_objective_that_is_not_convex_has_a_gradient_norm_and_no_gap():
     x, y = matrix_and_labels()
     objective = InPython(model(x, y))
     objective.convex = False
-    solver = SharedMemorySolver(objective, threads=3, batch=5)
+    solver = solving(objective, threads=3, batch=5)
     row = last(solver, tolerance=1e-7, figure="gradient_norm", samples=1e6)
     assert row["ended_by"] == "tolerance"
     assert "duality_gap" not in row
@@ -168,13 +175,12 @@ def test_staleness_is_what_the_others_completed_between_reading_and_writing():
 
     objective = Interrupted(model(x, y))
     del objective.gradients  # the instance's, so that the class's is called
-    solver = SharedMemorySolver(objective, threads=2, inner=6, batch=5, eta=0.1)
     samples, first = draw(0, 0, 6, 5, N, DIM)
     w, done = np.zeros(DIM), np.zeros((2, 8), dtype=np.int64)
 
     def steps(thread: int) -> None:
-        solver._steps_in_python(
-            w, np.zeros(DIM), np.zeros(DIM), 0.1, samples, first, DIM, thread, 2, done,
+        steps_in_python(
+            objective, w, np.zeros(DIM), np.zeros(DIM), 0.1, samples, first, DIM, thread, 2, done,
             staleness[thread],
         )  # fmt: skip
 
@@ -188,7 +194,7 @@ def test_staleness_is_what_the_others_completed_between_reading_and_writing():
 
 def test_a_step_that_is_too_long_goes_back_and_halves_only_where_it_may():
     x, y = matrix_and_labels()
-    solver = SharedMemorySolver(model(x, y), batch=2, inner=400)
+    solver = solving(model(x, y), batch=2, inner=400)
     solver.eta = long = 40.0
     rows = list(solver.run(Ends(tolerance=1e-9, figure="duality_gap", samples=1e6)))
     assert rows[-1]["ended_by"] == "tolerance"
@@ -198,7 +204,7 @@ def test_a_step_that_is_too_long_goes_back_and_halves_only_where_it_may():
     for before, after in itertools.pairwise(rows):
         if "rewound" in before:
             assert after["primal"] <= rows[0]["primal"]
-    fixed = SharedMemorySolver(model(x, y), batch=2, inner=4000, eta=long)
+    fixed = solving(model(x, y), batch=2, inner=4000, eta=long)
     with pytest.raises(NonFiniteLossError, match="eta=40"):
         list(fixed.run(Ends(samples=1e6)))
 
@@ -218,13 +224,13 @@ def test_the_theorem_s_step_meets_its_bound_on_the_delay_and_no_longer_one_would
 
 def test_eta_theory_reduces_the_gradient_and_a_longer_one_is_a_note():
     x, y = matrix_and_labels()
-    solver = SharedMemorySolver(model(x, y), eta="theory", threads=2, coordinates=5)
-    assert solver.notes() == []
+    solver = solving(model(x, y), eta="theory", threads=2, coordinates=5)
+    assert solver.settings.notes(solver.objective) == []
     rows = list(solver.run(Ends(messages=100 * solver.inner)))
     assert rows[-1]["gradient_norm"] < 0.5 * rows[0]["gradient_norm"]
-    given = SharedMemorySolver(model(x, y), eta=1.0, threads=2, coordinates=5)
-    assert "Theorem 2.3.2" in given.notes()[0]
-    assert f"{solver.eta:.3g}" in given.notes()[0]
+    given = solving(model(x, y), eta=1.0, threads=2, coordinates=5)
+    assert "Theorem 2.3.2" in given.settings.notes(given.objective)[0]
+    assert f"{solver.eta:.3g}" in given.settings.notes(given.objective)[0]
 
 
 def test_the_automatic_step_falls_with_the_staleness_and_grows_with_the_batch():
@@ -245,14 +251,14 @@ def test_the_automatic_step_falls_with_the_staleness_and_grows_with_the_batch():
 
 def test_a_restored_solver_goes_on_as_if_nothing_had_been():
     x, y = matrix_and_labels()
-    solver = SharedMemorySolver(model(x, y), batch=2, seed=3)
+    solver = solving(model(x, y), batch=2, seed=3)
     run = solver.run(Ends(samples=1e9))
     for _ in range(4):
         next(run)
     saved = solver.save()
     rest = [next(run) for _ in range(3)]
     run.close()
-    other = SharedMemorySolver(model(x, y), batch=2, seed=3)
+    other = solving(model(x, y), batch=2, seed=3)
     other.restore(saved)
     again = other.run(Ends(samples=1e9))
     # It begins with the certificate that the first one had made last.
@@ -277,7 +283,7 @@ def test_a_restored_solver_goes_on_as_if_nothing_had_been():
 def test_a_setting_out_of_its_range_is_named(wrong, what):
     x, y = matrix_and_labels()
     with pytest.raises(ConfigError, match=what):
-        SharedMemorySolver(model(x, y), **wrong)
+        solving(model(x, y), **wrong)
 
 
 def test_a_part_of_the_rows_is_not_enough():
@@ -285,4 +291,4 @@ def test_a_part_of_the_rows_is_not_enough():
     shard = Shard(lo=0, hi=N, n=2 * N)
     part = LinearModel(sparse_block(x, y), shard, strength=STRENGTH, loss=Loss(code=RIDGE))
     with pytest.raises(DataError, match="60 of 120"):
-        SharedMemorySolver(part)
+        solving(part)

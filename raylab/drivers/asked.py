@@ -1,0 +1,110 @@
+"""What a user asks of a parameter server, before it is known what trains it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from actors.link import WireKind
+from actors.source import CheckpointPlan
+from raylab.algorithms.stragglers import Straggler
+from raylab.config import ParameterServerConfig
+from raylab.drivers.elastic import Elastic
+from raylab.drivers.server_workload import Problem
+from raylab.errors import ConfigError
+
+__all__ = ["Asked", "Limits", "Means", "limits_of"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What is to be computed; the names are the keys', see `raylab.ParameterServerTrainer`."""
+
+    problem: Problem
+    method: str
+    options: Mapping[str, Any]
+    workers: int | Sequence[int] | None
+    strength: float
+    eta: float | Literal["auto", "theory"]
+    local_steps: int | None
+    inner: int | None
+    batch: int
+    coordinates: int | None
+    broadcast: int
+    delta: int | None
+    sampling: str
+    pretrain: float
+    straggler: str | Straggler | None
+    sample_s: float | None
+    seed: int
+    wire: WireKind
+
+    def numbers(self, *names: str) -> dict[str, Any]:
+        """Return some of them by name."""
+        return {name: getattr(self, name) for name in names}
+
+    def given(self) -> dict[str, Any]:
+        """Return those that are not what they are where nothing is given."""
+        defaults = ParameterServerConfig.model_fields
+        found = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {name: value for name, value in found.items() if value != defaults[name].default}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Means:
+    """What it is computed with.
+
+    Args:
+        elastic: how many workers are wanted.
+        plan: when to save.
+        straggler: what is wrong with the workers.
+        wait_s: how long to wait for resources, in seconds.
+    """
+
+    elastic: Elastic
+    plan: CheckpointPlan
+    straggler: Straggler
+    wait_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """When a run ends, and how often it looks where it stands.
+
+    Args:
+        epochs: passes over the samples.
+        messages: applied; None: any number.
+        tolerance: largest figure that is good enough; 0: none is.
+        certify_every: epochs between two certificates.
+    """
+
+    epochs: float
+    messages: int | None
+    tolerance: float
+    certify_every: float
+
+
+def limits_of(
+    epochs: float, messages: int | None, tolerance: float, certify_every: float
+) -> Limits:
+    """Return the limits of a run.
+
+    Raises:
+        ConfigError: one is out of its range.
+    """
+    for name, value in (("epochs", epochs), ("certify_every", certify_every)):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 < value < math.inf:
+            raise ConfigError(f"{name} > 0 must hold for a number, but got {value!r}")
+    if messages is not None and (type(messages) is not int or messages < 1):
+        raise ConfigError(f"messages >= 1 must hold for an integer, but got {messages!r}")
+    if not isinstance(tolerance, int | float) or not 0 <= tolerance < math.inf:
+        raise ConfigError(f"tolerance >= 0 must hold, but got {tolerance!r}")
+    return Limits(
+        epochs=float(epochs),
+        messages=messages,
+        tolerance=float(tolerance),
+        certify_every=float(certify_every),
+    )
