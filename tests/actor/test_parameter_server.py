@@ -36,9 +36,11 @@ SLOW_S = 1e-3
 """Modelled time of a sample: a run takes seconds, in which things can happen."""
 
 
-def trainer(path: Path, name: str, *, failures: int = 0, **options: Any) -> ParameterServerTrainer:
+def trainer(
+    path: Path, name: str, *, problem: str = "ridge", failures: int = 0, **options: Any
+) -> ParameterServerTrainer:
     return ParameterServerTrainer(
-        "ridge",
+        problem,
         strength=STRENGTH,
         run_config=RunConfig(
             name=name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from raylab import ParameterServerTrainer
 from raylab.algorithms.parameter_server import SERVER_METHODS as RULES
 from raylab.cli.main import main
 from raylab.config import (
@@ -16,9 +17,10 @@ from raylab.config import (
     pipeline_config,
     run_config,
 )
+from raylab.config.parameter_server import DATA, EPISODES, SHARED
 from raylab.config.rules import choices_of, rule_of
 from raylab.drivers.parameter_server_command import resolve_server
-from raylab.errors import ConfigError
+from raylab.errors import ConfigError, DataError
 from raylab.problems import PROBLEMS
 
 pytestmark = pytest.mark.unit
@@ -33,9 +35,9 @@ def configured(method: str, *pairs: str) -> ParameterServerConfig:
 
 
 def test_the_methods_and_problems_are_those_that_there_are():
-    assert set(SERVER_METHODS) == set(RULES)
-    assert set(choices_of(FIELDS["method"])) == set(RULES)
-    assert set(choices_of(FIELDS["problem"])) == set(PROBLEMS)
+    assert set(SERVER_METHODS) == {*RULES, SHARED}
+    assert set(choices_of(FIELDS["method"])) == set(SERVER_METHODS)
+    assert set(choices_of(FIELDS["problem"])) == {*PROBLEMS, EPISODES}
 
 
 def test_no_method_is_of_two_families_and_each_finds_its_own():
@@ -82,6 +84,27 @@ def test_serial_methods_have_one_worker_unless_asked():
         assert resolve_server(configured(method, "workers=7")).workers == 7
 
 
+def test_what_is_left_out_depends_on_the_problem_and_is_written_down():
+    rows = resolve_server(configured("shared_asysvrg"))
+    assert (rows.workers, rows.epochs, rows.data) == (4, 100.0, DATA)
+    episodes = resolve_server(configured("asysgd", "problem=cartpole"))
+    assert (episodes.workers, episodes.epochs, episodes.data) == (4, 20.0, None)
+    assert resolve_server(episodes) == episodes
+
+
+def test_threads_stay_as_many_as_they_were():
+    trainer = ParameterServerTrainer("ridge", method="shared_asysvrg", workers=2)
+    with pytest.raises(ConfigError, match="shared_asysvrg keeps the workers"):
+        trainer.resize(3)
+
+
+def test_rows_must_be_given_and_episodes_must_not():
+    with pytest.raises(DataError, match="data must be given for problem=ridge"):
+        ParameterServerTrainer("ridge").fit()
+    with pytest.raises(DataError, match="cartpole makes its own data"):
+        ParameterServerTrainer("cartpole", method="asysgd").fit("digits")
+
+
 def test_every_rule_can_be_said():
     for field in FIELDS.values():
         assert rule_of(field)
@@ -105,6 +128,25 @@ def test_a_server_is_no_pipeline_to_plan():
         ("train dis_dfsdca local_steps=6000 workers=2", "local_steps must be 1 to 5000"),
         ("train asysvrg sampling=adaptive", "sampling='adaptive' is of dis_dfsdca"),
         ("train cocoa_plus problem=pca data=pca:n=100,d=5", "maximises the duals of linear models"),
+        ("train asysvrg coordinates=9", "asysvrg has no use for coordinates=9: leave that out, or"),
+        (
+            "train shared_asysvrg straggler=paper delta=3",
+            "shared_asysvrg has no use for straggler=paper, delta=3: leave that out",
+        ),
+        ("train shared_asysvrg workers=[1,2]", "keeps the workers that it begins with"),
+        (
+            "train shared_asysvrg coordinates=9 data=sparse:n=20,d=8,density=0.5",
+            "coordinates must be 1 to 8",
+        ),
+        ("train dis_dfsdca problem=cartpole", "cartpole is trained by asysgd"),
+        ("train asysgd problem=cartpole batch=5", "cartpole has no use for batch=5"),
+        ("train asysgd problem=cartpole data=digits", "cartpole makes its own data"),
+        ("train asysgd problem=cartpole eta=theory", 'cartpole has no eta="theory"'),
+        ("train asysgd problem=cartpole options.hiden=8", "but got 'hiden'"),
+        (
+            "train asysgd problem=cartpole options.environments=2.5",
+            "options.environments must be a whole number, but got 2.5",
+        ),
         ("compare methods=adl,asysvrg", "methods must be of one family"),
         ("plan pipeline asysvrg", "`method` must be a pipeline's"),
     ],

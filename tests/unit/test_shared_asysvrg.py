@@ -13,6 +13,7 @@ from raylab.algorithms.shared_asysvrg import SharedMemorySolver
 from raylab.algorithms.shared_epoch import draw, steps_in_python
 from raylab.algorithms.shared_settings import SharedSettings
 from raylab.algorithms.shared_steps import auto_eta, inner_steps, theory_eta
+from raylab.algorithms.shared_training import SharedLimits, SharedTraining
 from raylab.data.rows import RowBlock
 from raylab.errors import ConfigError, DataError, NonFiniteLossError
 from raylab.problems.kernels import HINGE, LOGISTIC, RIDGE
@@ -267,6 +268,29 @@ def test_a_restored_solver_goes_on_as_if_nothing_had_been():
     again.close()
     for name in ("primal", "samples_seen", "step", "eta"):
         assert [row[name] for row in rest] == [row[name] for row in found]
+
+
+def test_a_run_ends_at_the_step_that_it_is_told_to():
+    x, y = matrix_and_labels()
+    row = last(solving(model(x, y), batch=2, inner=37), messages=50)
+    assert (row["ended_by"], row["messages"]) == ("messages", 50)
+    row = last(solving(model(x, y), batch=2, inner=37), samples=2.5 * N)
+    assert (row["ended_by"], row["samples_seen"]) == ("epochs", N + 2 * 37 + N + 2)
+
+
+def test_rows_come_when_they_are_due_and_count_what_was_between():
+    x, y = matrix_and_labels()
+    ends = SharedLimits(samples=30 * N, certify_samples=7 * N)
+    training = SharedTraining(solving(model(x, y), threads=2, batch=2), ends)
+    told = list(training.run())
+    rows = [row for row in told if row is not None]
+    # A full gradient is made every three epochs.
+    assert [row["epoch"] for row in rows] == [0, 9, 18, 27, 30]
+    assert len(told) == 11
+    assert [sum(row["staleness_counts"]) for row in rows] == [0, 3 * N, 3 * N, 3 * N, N]
+    assert training.ended_by == "epochs"
+    assert all("ended_by" not in row and row["workers"] == 2 for row in rows)
+    np.testing.assert_array_equal(training.weights()["w"].numpy(), training.solver.w)
 
 
 @pytest.mark.parametrize(
