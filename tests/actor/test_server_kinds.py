@@ -19,6 +19,12 @@ from tests.actor.test_parameter_server import DATA, closed_form, trainer
 pytestmark = [pytest.mark.actor, pytest.mark.usefixtures("session")]
 
 WORDS = (f"data={DATA}", "cpus_per_worker=0.1")
+COLUMNS = {
+    *("epoch", "step", "time_s", "messages", "bytes", "samples_seen", "samples_per_s", "primal"),
+    *("dual", "duality_gap", "gradient_norm", "staleness_mean", "staleness_max", "refused", "eta"),
+    *("staleness_counts", "blocked_s", "loss", "accuracy", "workers"),
+}
+"""Of every method's rows."""
 
 
 def test_two_threads_end_at_the_certified_solution_with_the_rows_of_every_method(tmp_path, capsys):
@@ -30,11 +36,7 @@ def test_two_threads_end_at_the_certified_solution_with_the_rows_of_every_method
     assert last["duality_gap"] <= 1e-8
     assert last["workers"] == 2
     assert summary["config"]["resolved"]["coordinates"] == 20
-    assert main(["train", "asysvrg", *WORDS, *where, "workers=1", "name=server", "messages=1"]) == 0
-    other = json.loads(capsys.readouterr().out)
-    assert set(other["metrics"]) - set(last) <= {"relation"}
-    assert set(summary) == set(other)
-    assert set(summary["config"]) == set(other["config"])
+    assert set(last) >= COLUMNS
 
 
 def test_threads_whose_process_is_killed_go_on_from_the_last_checkpoint(
@@ -66,14 +68,10 @@ def test_threads_whose_process_is_killed_go_on_from_the_last_checkpoint(
     assert steps == sorted(set(steps))
     assert steps[0] == 0
     assert np.linalg.norm(found.weights["w"].numpy() - closed_form()) < 1e-5
-    # The finished run goes on where more is asked for, with the same step and no other.
-    resume = {"progress": False, "resume": tmp_path / "run", "tolerance": 0}
-    again = trainer(tmp_path, "run", method="shared_asysvrg", workers=1)
-    assert again.fit(DATA, epochs=15_300, **resume).summary["epochs"] == pytest.approx(
-        15_300, abs=1
-    )
     with pytest.raises(ConfigError, match="batch was 32 and is 16"):
-        trainer(tmp_path, "run", method="shared_asysvrg", batch=16).fit(DATA, **resume)
+        trainer(tmp_path, "run", method="shared_asysvrg", batch=16).fit(
+            DATA, resume=tmp_path / "run"
+        )
 
 
 def test_workers_learn_to_balance_the_pole_though_one_of_them_dies(tmp_path, capsys):
