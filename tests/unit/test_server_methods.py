@@ -165,9 +165,10 @@ def test_where_every_loss_is_non_convex_the_gradient_still_falls_linearly(method
 @pytest.mark.parametrize("method", ["asysgd", "sgd_svrg"])
 def test_sgd_comes_near_and_svrg_after_it_arrives(method):
     problem = linear(n=160)
-    found = run(method, linear_objectives(problem, 4), epochs=150, batch=8, straggler="paper")
+    epochs = 60 if method == "asysgd" else 150
+    found = run(method, linear_objectives(problem, 4), epochs=epochs, batch=8, straggler="paper")
     gap = problem.value(found.weights) - problem.value(problem.solution())
-    assert gap < (1e-3 if method == "asysgd" else 1e-9)
+    assert gap < (5e-3 if method == "asysgd" else 1e-9)
 
 
 # ------------------------------------------------------------------ the automatic step
