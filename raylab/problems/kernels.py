@@ -19,12 +19,14 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from numba import njit
 
+from raylab.problems.prefetch import prefetch
+
 __all__ = [
     "HINGE",
     "LOGISTIC",
     "RIDGE",
     "add_rows",
-    "add_rows_touching",
+    "add_rows_sparse",
     "compiled",
     "conjugate_sum",
     "loss_sum",
@@ -37,6 +39,9 @@ __all__ = [
 ]
 
 RIDGE, LOGISTIC, HINGE = 0, 1, 2
+_AHEAD = 8  # rows between the one that is computed on and the one that is asked for
+_LINE = 64  # bytes that come from memory at once
+_LONGEST = 128  # values of a row that are asked for
 _TOLERANCE = 1e-12  # by which rounding may carry a dual variable out of [0, 1]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -81,49 +86,86 @@ def _add(indptr: Any, indices: Any, values: Any, i: int, factor: float, out: Any
 
 @compiled
 def _check(i: int, rows: int) -> None:
-    if i < 0 or i >= rows:  # an array of numba's has no such check
+    if i < 0 or i >= rows:  # an array of compiled code has no such check
         raise IndexError("row numbers must be those of the shard, counted from 0")
+
+
+@compiled
+def _check_rows(rows: Any, indptr: Any) -> None:
+    """Check all of them, before anything is written."""
+    for k in range(len(rows)):
+        _check(rows[k], len(indptr) - 1)
+
+
+@compiled
+def _ahead(indptr: Any, indices: Any, values: Any, rows: Any, k: int) -> None:
+    """Ask for a row that a loop over `rows` comes to soon, and where a later one lies."""
+    if k + 2 * _AHEAD < len(rows):
+        prefetch(indptr, rows[k + 2 * _AHEAD])
+    if k + _AHEAD < len(rows):
+        i = rows[k + _AHEAD]
+        start = indptr[i]
+        end = min(indptr[i + 1], start + _LONGEST)  # what is longer, the processor foresees
+        for j in range(start, end, _LINE // values.itemsize):
+            prefetch(values, j)
+        if len(indices) > 0:
+            for j in range(start, end, _LINE // 4):
+                prefetch(indices, j)
 
 
 @compiled
 def products(indptr: Any, indices: Any, values: Any, w: Any, rows: Any, out: Any) -> None:
     """Set out[k] to x_i·w for row i = rows[k]."""
+    _check_rows(rows, indptr)
     for k in range(len(rows)):
-        _check(rows[k], len(indptr) - 1)
+        _ahead(indptr, indices, values, rows, k)
         out[k] = _product(indptr, indices, values, rows[k], w)
 
 
 @compiled
 def add_rows(indptr: Any, indices: Any, values: Any, factors: Any, rows: Any, out: Any) -> None:
     """Add Σ_k factors[k]·x_i to `out`, for row i = rows[k]."""
+    _check_rows(rows, indptr)
     for k in range(len(rows)):
-        _check(rows[k], len(indptr) - 1)
+        _ahead(indptr, indices, values, rows, k)
         _add(indptr, indices, values, rows[k], factors[k], out)
 
 
 @compiled
-def add_rows_touching(
+def add_rows_sparse(
     indptr: Any, indices: Any, values: Any, factors: Any, rows: Any, out: Any, seen: Any
-) -> Any:
-    """As `add_rows` of sparse rows; returns the columns that they have, in no order.
+) -> tuple[Any, Any]:
+    """As `add_rows`, of sparse rows, to zeros: returns coordinates that are not zero, and values.
 
-    `seen` is zero before, and marks those columns afterwards.
+    Where these would be as many numbers as the vector has, returned are none, and the vector. `out`
+    and `seen`, a byte for each coordinate and padded to whole words, are zero before and after.
     """
-    most = 0
-    for k in range(len(rows)):
-        _check(rows[k], len(indptr) - 1)
-        most += indptr[rows[k] + 1] - indptr[rows[k]]
-    touched = np.empty(min(most, len(out)), dtype=np.int64)
+    _check_rows(rows, indptr)
     count = 0
     for k in range(len(rows)):
+        _ahead(indptr, indices, values, rows, k)
         for j in range(indptr[rows[k]], indptr[rows[k] + 1]):
             column = indices[j]
             out[column] += factors[k] * values[j]
-            if seen[column] == 0:
-                seen[column] = 1
-                touched[count] = column
-                count += 1
-    return touched[:count]
+            count += 1 - seen[column]
+            seen[column] = 1
+    if 2 * count >= len(out):
+        total = out.copy()
+        out[:] = 0.0
+        seen[:] = 0
+        return np.empty(0, dtype=np.int64), total
+    columns, sums = np.empty(count, dtype=np.int64), np.empty(count)
+    words = seen.view(np.uint64)
+    place = 0
+    for word in range(len(words)):  # faster than to sort the columns in the order they came
+        if words[word] != 0:
+            for column in range(8 * word, 8 * word + 8):
+                if seen[column] != 0:
+                    columns[place], sums[place] = column, out[column]
+                    out[column] = 0.0
+                    place += 1
+            words[word] = 0
+    return columns, sums
 
 
 @compiled
@@ -202,7 +244,6 @@ def loss_sum(loss: int, gamma: float, z: Any, y: Any) -> float:
 def slopes(loss: int, gamma: float, z: Any, y: Any, rows: Any, out: Any) -> None:
     """Set out[k] to ℓ'(z_k, y_i) for row i = rows[k]."""
     for k in range(len(rows)):
-        _check(rows[k], len(y))
         out[k] = _slope(loss, gamma, z[k], y[rows[k]])
 
 
@@ -229,9 +270,13 @@ def residuals(
     out: Any,
 ) -> None:
     """Set out[k] to ℓ'(x_i·w, y_i) + a_i for row i = rows[k]."""
+    _check_rows(rows, indptr)
     for k in range(len(rows)):
+        _ahead(indptr, indices, values, rows, k)
+        if k + _AHEAD < len(rows):
+            prefetch(y, rows[k + _AHEAD])
+            prefetch(duals, rows[k + _AHEAD])
         i = rows[k]
-        _check(i, len(indptr) - 1)
         z = _product(indptr, indices, values, i, w)
         out[k] = _slope(loss, gamma, z, y[i]) + duals[i]
 
@@ -301,10 +346,18 @@ def sequential_pass(
     Δ, and mark the rows that were changed. `touched` receives the numbers of those rows; returned
     is how many they are.
     """
+    _check_rows(rows, indptr)
     count = 0
     for k in range(len(rows)):
+        _ahead(indptr, indices, values, rows, k)
+        if k + _AHEAD < len(rows):
+            soon = rows[k + _AHEAD]
+            prefetch(y, soon)
+            prefetch(duals, soon)
+            prefetch(norms, soon)
+            prefetch(change, soon)
+            prefetch(seen, soon)
         i = rows[k]
-        _check(i, len(indptr) - 1)
         z = _product(indptr, indices, values, i, u)
         a = duals[i] + change[i]
         if step > 0.0:
@@ -328,7 +381,7 @@ def pca_residuals(
     dim = len(w)
     for k in range(len(rows)):
         i = rows[k]
-        _check(i, len(values) // dim)
+        _check(i, len(duals))
         z = 0.0
         for j in range(dim):
             z += values[i * dim + j] * w[j]

@@ -48,7 +48,7 @@ class _Scratch(threading.local):
 
     def __init__(self, dim: int, rows: int) -> None:
         self.vector = np.zeros(dim)
-        self.columns = np.zeros(dim, dtype=np.uint8)
+        self.columns = np.zeros(dim + -dim % 8, dtype=np.uint8)
         self.change = np.zeros(rows)
         self.rows = np.zeros(rows, dtype=np.uint8)
 
@@ -131,17 +131,10 @@ class LinearModel:
         if self._dense or self.dim < _SHORT or 2 * len(rows) >= self.dim:
             return self._sum(rows, kappas)
         scratch = self._scratch
-        columns = kernels.add_rows_touching(
+        columns, sums = kernels.add_rows_sparse(
             *self._rows, kappas, rows, scratch.vector, scratch.columns
         )
-        if 2 * len(columns) < self.dim:
-            columns.sort()
-            total: Vector | Sparse = (columns, scratch.vector[columns])
-        else:
-            total = scratch.vector.copy()
-        scratch.vector[columns] = 0.0
-        scratch.columns[columns] = 0
-        return total
+        return sums if len(sums) == self.dim else (columns, sums)
 
     def dual_sum(self, duals: Vector) -> Vector:
         """Return Σ x_i·a_i over the shard."""
