@@ -138,14 +138,17 @@ def choices(method: str, base: ServerSettings) -> Iterator[dict[str, Any]]:
             yield {"local_steps": max(1, round(passes * shard))}
         return
     if method == "dis_dfsdca":
-        sizes = {max(1, min(shard, round(base.message_samples * f))) for f in (0.25, 0.5, 1, 2)}
-        for size, times in itertools.product(sorted(sizes), (1.0, 1.5)):
-            yield {"local_steps": size, "eta": times * auto_eta(replace(base, local_steps=size))}
+        middle = base.message_samples
+        sizes = {middle // 2, middle, 2 * middle} if middle > 1 else {1, 4, 16, 64}
+        for size in sorted(sizes):
+            auto = auto_eta(replace(base, local_steps=size))
+            # Beyond 1/(λn) a dual overshoots what it is replaced by.
+            for eta in sorted({auto, min(1.5 * auto, 1 / base.lambda_n)}):
+                yield {"local_steps": size, "eta": eta}
         return
-    for batch, inner in itertools.product((8, 32, 128), (20, 100, 500)):
-        for times in (1.0, 2.0, 4.0):
-            eta = times * auto_eta(replace(base, batch=batch))
-            yield {"batch": batch, "inner": inner, "eta": eta}
+    for batch, inner, times in itertools.product((8, 64), (20, 200), (1.0, 2.0)):
+        eta = times * auto_eta(replace(base, batch=batch))
+        yield {"batch": batch, "inner": inner, "eta": eta}
 
 
 def tuned(
