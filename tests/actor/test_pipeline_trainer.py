@@ -150,7 +150,7 @@ def test_two_runs_are_bit_identical_on_either_wire(method, tmp_path):
         nn.ReLU(inplace=True),
         nn.Dropout(0.5),
         nn.Flatten(),
-        nn.Linear(144, 16),
+        nn.Linear(64, 16),
         nn.ReLU(inplace=True),
         nn.Dropout(0.3),
         nn.Linear(16, 4),
