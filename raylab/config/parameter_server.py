@@ -59,8 +59,8 @@ class ParameterServerConfig(BaseModel):
 
     workers: Count | list[Count] | None = Field(
         None,
-        description="K, null: 4, and 1 for sdca and dfsdca; or the fewest and the most, e.g. [2,8]: as many as the cluster has room "
-        "for, more as soon as it has",
+        description="K; null: 4, but 1 for sdca, dfsdca; or the fewest and the most, e.g. [2,8]: "
+        "as many as the cluster has room for, more as soon as it has",
     )
     eta: Positive | Literal["auto", "theory"] = Field(
         "auto",

@@ -52,8 +52,9 @@ class ParameterServerTrainer:
             functools.partial(raylab.problems.custom, batch, dim=…, strength=…).
         method: dis_dfsdca, dfsdca, sdca, cocoa_plus, asysvrg, asysgd or sgd_svrg; see
             `raylab.algorithms.parameter_server`.
-        workers: K, default: 4, and 1 of the serial sdca and dfsdca; or the fewest and the most, (2, 8): as many as the cluster has room for, more
-            as soon as it has. `resize` changes it while a run goes on.
+        workers: K; None: 4, but 1 of sdca and dfsdca, which are serial; or the fewest and the most,
+            (2, 8): as many as the cluster has room for, more as soon as it has. `resize` changes
+            it while a run goes on.
         strength: λ, of a problem with a name.
         options: of a problem with a name, e.g. {"gamma": 1.0}.
         eta: the step; "theory": (3.18) or (3.30) of HUO; "auto": the largest that is likely to be
