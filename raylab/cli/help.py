@@ -1,4 +1,6 @@
-"""The help of `raylab train` and `raylab simulate`, made from the configuration itself, so that it cannot fall behind."""
+"""The help of `raylab train` and `raylab simulate`, made from the configuration itself, so that it
+cannot fall behind.
+"""
 
 from __future__ import annotations
 
@@ -90,19 +92,13 @@ def simulate_help() -> str:
     width = min(max(shutil.get_terminal_size().columns, _NARROWEST), _WIDEST)
     fields = SimulationConfig.model_fields
     keys = [
-        "keys of the virtual machine, each with its default; all other keys of the server's methods",
-        "are those of raylab train, of which wires, resources and checkpoints change nothing:",
+        "keys of the virtual machine, each with its default; the other keys are those of",
+        "raylab train for a server's methods; wires, resources and checkpoints change nothing:",
         *(line for name in MACHINE for line in _key(name, fields[name], width)),
     ]
     methods = ["methods:", *_columns(SERVER_METHODS.items(), 16, width)]
-    parts = [
-        "\n".join(methods),
-        _SIMULATED_EXAMPLES,
-        "\n".join(keys),
-        _SIMULATED_FILES,
-        _EXIT_CODES,
-    ]
-    return "\n\n".join([_SIMULATED, *parts])
+    parts = ["\n".join(methods), _SIMULATED_EXAMPLES, "\n".join(keys), _SIMULATED_FILES]
+    return "\n\n".join([_SIMULATED, *parts, _EXIT_CODES])
 
 
 def starts(width: int = _WIDEST) -> str:

@@ -26,7 +26,7 @@ def ray_session() -> Iterator[None]:
 
 
 def say_result(summary: Mapping[str, Any], *, as_json: bool) -> None:
-    """Print a run's summary, after Ray's end, so that no late line of a worker comes behind ours."""
+    """Print a run's summary, after Ray's end: no late line of a worker comes behind ours."""
     if as_json:
         write(json.dumps(summary, allow_nan=False))
         return

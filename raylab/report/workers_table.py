@@ -23,8 +23,12 @@ def workers_table(title: str, runs: Sequence[RunRecord]) -> Table:
     """
     column, level = level_of_all(runs)
     table = Table(title=escape(title), title_justify="left", title_style="bold")
-    names = ("workers", "ended by", "epochs", "messages", "staleness", "virtual time (s)")
-    for name in (*names, f"to {column.replace('_', ' ')} {level:.1e} (s)", "speed-up"):
+    table.caption = (
+        f"Time is virtual. Speed-up: of the time to a {column.replace('_', ' ')} of {level:.1e}, "
+        "which all reach."
+    )
+    table.caption_justify = "left"
+    for name in ("workers", "ended by", "epochs", "messages", "staleness", "virtual s", "speed-up"):
         table.add_column(name, justify="left" if name == "ended by" else "right")
     first: float | None = None
     for run in runs:
@@ -37,7 +41,6 @@ def workers_table(title: str, runs: Sequence[RunRecord]) -> Table:
             format(found["messages"], ","),
             format(found["staleness_mean"], ".2f"),
             format(found["time_s"], ".4g"),
-            format(took, ".4g") if took is not None else "—",
             format(first / took, ".2f") if took and first else "—",
         )
     return table

@@ -1,6 +1,6 @@
 """The one virtual clock over the loops of a parameter server, for whichever rules it is given.
 
-worker   reply ──▶ commit … certify ──▶ computes: message_s + sample_s × samples, and its delay ──▶ push
+worker   reply ──▶ commit … certify ──▶ computes: sample_s × samples, and its delay ──▶ push
 link     latency, then bytes/bandwidth, one message after the other each way
 server   push ──▶ ServerLoop ──▶ orders, apply_s later
 
