@@ -7,7 +7,7 @@ alone has.
 The product's actors, mailboxes and loops with rules that compute next to nothing (the server adds a
 message to w), beside bare ZeroMQ ipc sockets between as many plain processes, which send the same
 bytes in the same pattern: a push, then nothing before its answer. Both interleaved, medians over
-the repeats. A sparse message has the coordinates of `--rows` rows, 0.16 % dense each.
+the repeats, with what a message takes of the processor in the server's process. A sparse message has the coordinates of `--rows` rows, 0.16 % dense each.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ from benchmarks.peers.request_reply import Exchange, measure_exchange
 from benchmarks.session import ray_session
 
 DENSITY = 0.0016
+Figures = tuple[float, float]
+"""Messages a second, the server's processor seconds for each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +73,7 @@ class AddingServer:
         self._load = load
         self._w = torch.zeros(load.dim, dtype=torch.float64)
         self._count = 0
-        self._began = self._ended = 0.0
+        self._began = self._ended = (0.0, 0.0)
 
     def phase(self) -> Phase:
         """Return the one there is."""
@@ -96,9 +98,9 @@ class AddingServer:
             w[rows] += values.numpy()  # type: ignore[union-attr]
         self._count += 1
         if self._count == self._load.skipped:
-            self._began = time.perf_counter()
+            self._began = time.perf_counter(), time.process_time()
         elif self._count == self._load.messages:
-            self._ended = time.perf_counter()
+            self._ended = time.perf_counter(), time.process_time()
 
     def certify(self, parts: Mapping[int, Certificate], answer: Tensors) -> dict[str, float]:  # noqa: ARG002
         """Return nothing."""
@@ -111,9 +113,10 @@ class AddingServer:
         """Remember nothing."""
 
     def weights(self, answer: Tensors) -> dict[str, Tensor]:  # noqa: ARG002
-        """Return the rate, in messages a second."""
-        passed = self._ended - self._began
-        return {"rate": torch.tensor((self._load.messages - self._load.skipped) / passed)}
+        """Return the rate, in messages a second, and the processor seconds of each."""
+        timed = self._load.messages - self._load.skipped
+        passed, worked = (end - begin for begin, end in zip(self._began, self._ended, strict=True))
+        return {"rate": torch.tensor([timed / passed, worked / timed], dtype=torch.float64)}
 
     def report(self) -> dict[str, Any]:
         """Return nothing."""
@@ -180,8 +183,10 @@ def _adding_worker(load: Load, worker: int, supplied: Any) -> AddingWorker:  # n
     return AddingWorker(load, worker)
 
 
-def product(group: ServerGroup, load: Load) -> tuple[float, float]:
-    """Return messages a second, and the bytes of an answer, in the mean."""
+def product(group: ServerGroup, load: Load) -> tuple[tuple[float, float], float]:
+    """Return messages a second with the server's processor seconds for each, and the bytes of an
+    answer, in the mean.
+    """
     workers = range(load.workers)
     rows: list[dict[str, Any]] = []
     company = Company(
@@ -206,7 +211,8 @@ def product(group: ServerGroup, load: Load) -> tuple[float, float]:
     pushes = last["messages"] - first["messages"]
     up = statistics.mean(_bytes(m) for k in workers for m in messages_of(load, k))
     down = (last["bytes"] - first["bytes"]) / pushes - up
-    return float(group.weights()["rate"]), down
+    rate, worked = group.weights()["rate"].tolist()
+    return (rate, worked), down
 
 
 def _nobody(worker: int, error: Exception) -> Any:
@@ -217,8 +223,8 @@ def _bytes(tensors: Tensors) -> int:
     return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
 
-def bare(load: Load, down_bytes: float) -> float:
-    """Return messages a second between plain processes, whose server answers with so many bytes."""
+def bare(load: Load, down_bytes: float) -> tuple[float, float]:
+    """Return the same between plain processes, whose server answers with so many bytes."""
     exchange = Exchange(
         messages=load.messages,
         skipped=load.skipped,
@@ -231,13 +237,15 @@ def bare(load: Load, down_bytes: float) -> float:
     return measure_exchange(exchange)
 
 
-def told(name: str, ours: Sequence[float], theirs: Sequence[float], down: float) -> str:
+def told(name: str, ours: Sequence[Figures], theirs: Sequence[Figures], down: float) -> str:
     """Return a row of the table."""
-    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-    cells = [
-        f"{statistics.median(each):,.0f} ({min(each):,.0f}–{max(each):,.0f})"
-        for each in (ours, theirs)
-    ]
+    ratios = [a[0] / b[0] for a, b in zip(ours, theirs, strict=True)]
+    cells = []
+    for each in (ours, theirs):
+        rates = [rate for rate, _ in each]
+        worked = 1e6 * statistics.median(seconds for _, seconds in each)
+        median = statistics.median(rates)
+        cells.append(f"{median:,.0f} ({min(rates):,.0f}–{max(rates):,.0f}), {worked:,.0f} µs")
     ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
     return f"| {name} | {down / 1e3:,.0f} | {cells[0]} | {cells[1]} | {ratio} |"
 
@@ -259,8 +267,8 @@ def main() -> None:
         )
         for rows in (None, *options.rows)
     }
-    ours: dict[str, list[float]] = {name: [] for name in loads}
-    theirs: dict[str, list[float]] = {name: [] for name in loads}
+    ours: dict[str, list[Figures]] = {name: [] for name in loads}
+    theirs: dict[str, list[Figures]] = {name: [] for name in loads}
     downs: dict[str, float] = {}
     with (
         ray_session(options.workers + 1),
@@ -275,10 +283,10 @@ def main() -> None:
     ):
         for _ in range(options.repeats):
             for name, load in loads.items():
-                rate, downs[name] = product(group, load)
-                ours[name].append(rate)
+                found, downs[name] = product(group, load)
+                ours[name].append(found)
                 theirs[name].append(bare(load, downs[name]))
-                print(f"{name}: {rate:,.0f} beside {theirs[name][-1]:,.0f}", file=sys.stderr)
+                print(f"{name}: {found} beside {theirs[name][-1]}", file=sys.stderr)
     print("| messages | KB of an answer | raylab, messages/s | bare sockets | ratio |")
     print("| --- | --- | --- | --- | --- |")
     for name in loads:

@@ -43,8 +43,8 @@ class Exchange:
     answer_bytes: int
 
 
-def measure_exchange(exchange: Exchange, *, timeout_s: float = 300.0) -> float:
-    """Return messages a second, as the server counts them."""
+def measure_exchange(exchange: Exchange, *, timeout_s: float = 300.0) -> tuple[float, float]:
+    """Return messages a second, as the server counts them, and its processor seconds a message."""
     with tempfile.TemporaryDirectory(prefix="wire-") as folder:
         ends = len(exchange.sizes) + 1
         rates = run_group(
@@ -53,7 +53,7 @@ def measure_exchange(exchange: Exchange, *, timeout_s: float = 300.0) -> float:
     return rates[0]
 
 
-def _run_end(channel: Channel, folder: str, exchange: Exchange) -> float:
+def _run_end(channel: Channel, folder: str, exchange: Exchange) -> tuple[float, float]:
     context = zmq.Context(io_threads=1)
     try:
         if channel.rank == 0:
@@ -63,7 +63,7 @@ def _run_end(channel: Channel, folder: str, exchange: Exchange) -> float:
         context.destroy(linger=0)
 
 
-def _serve(channel: Channel, context: Any, folder: Path, exchange: Exchange) -> float:
+def _serve(channel: Channel, context: Any, folder: Path, exchange: Exchange) -> tuple[float, float]:
     poller = zmq.Poller()
     for worker in range(len(exchange.sizes)):
         socket = context.socket(zmq.PAIR)
@@ -71,23 +71,27 @@ def _serve(channel: Channel, context: Any, folder: Path, exchange: Exchange) -> 
         poller.register(socket, zmq.POLLIN)
     channel.barrier("bound")
     answer = np.ones(exchange.answer_bytes, dtype=np.uint8)
-    count, began, read = 0, 0.0, 0
+    count, began, worked, read = 0, 0.0, 0.0, 0
     while count < exchange.messages:
         for socket, _ in poller.poll():
             frames = socket.recv_multipart(copy=False)
             read += frames[-1].buffer[-1]
             count += 1
             if count == exchange.skipped:
-                began = time.perf_counter()
+                began, worked = time.perf_counter(), time.process_time()
             socket.send(answer.data, copy=False)
-    rate = (count - exchange.skipped) / (time.perf_counter() - began)
+    timed = count - exchange.skipped
+    rate = timed / (time.perf_counter() - began)
+    worked = (time.process_time() - worked) / timed
     for socket, _ in poller.sockets:
         socket.send(b"")
     channel.barrier("end")
-    return rate
+    return rate, worked
 
 
-def _ask(channel: Channel, context: Any, folder: Path, sizes: Sequence[Sequence[int]]) -> float:
+def _ask(
+    channel: Channel, context: Any, folder: Path, sizes: Sequence[Sequence[int]]
+) -> tuple[float, float]:
     messages = [[np.ones(size, dtype=np.uint8).data for size in parts] for parts in sizes]
     socket = context.socket(zmq.PAIR)
     channel.barrier("bound")
@@ -101,4 +105,4 @@ def _ask(channel: Channel, context: Any, folder: Path, sizes: Sequence[Sequence[
             break
         read += frame.buffer[-1]
     channel.barrier("end")
-    return float(read)
+    return 0.0, float(read)
