@@ -15,7 +15,7 @@ from torch import Tensor
 from actors.link import WireKind
 from actors.server_group import ServerGroup
 from actors.source import CheckpointPlan
-from raylab.algorithms.parameter_server import SERVER_METHODS, ServerSettings, figure
+from raylab.algorithms.parameter_server import ServerSettings, figure
 from raylab.algorithms.stragglers import Straggler
 from raylab.algorithms.stragglers import parse as parse_straggler
 from raylab.data import RowSource
@@ -25,14 +25,16 @@ from raylab.drivers.recovery import Losses, with_recovery
 from raylab.drivers.result import Result
 from raylab.drivers.run_place import RunPlace, keep
 from raylab.drivers.server_checkpoints import ServerCheckpoints
-from raylab.drivers.server_run import Limits, ServerRun
+from raylab.drivers.server_numbers import Limits, came_to, resolved, workers_of
+from raylab.drivers.server_numbers import limits as check_limits
+from raylab.drivers.server_run import ServerRun
 from raylab.drivers.server_workload import Problem, Workload, check_needs, workload
 from raylab.drivers.told import told
 from raylab.errors import ConfigError
 from raylab.records import RunFolder
 from raylab.report import Progress
 
-__all__ = ["ParameterServerTrainer", "workers_of"]
+__all__ = ["ParameterServerTrainer"]
 
 _RUN = ("method", "strength", "batch", "sampling", "seed", "eta")
 """Settings that make a run this one."""
@@ -209,7 +211,7 @@ class ParameterServerTrainer:
             NonFiniteLossError: a given step was too long.
             RaylabError: the server or a worker failed.
         """
-        limits = _limits(epochs, messages, tolerance, certify_every)
+        limits = check_limits(epochs, messages, tolerance, certify_every)
         work = workload(
             self._problem,
             data,
@@ -282,7 +284,7 @@ class ParameterServerTrainer:
 
         with told(), bar:
             weights = with_recovery(attempt, losses, bar.say, checkpoints.whence)
-        figures = _figures(run.rows, run.ended_by, figure(run.settings))
+        figures = came_to(run.rows, run.ended_by, figure(run.settings))
         return keep(folder, run.rows, weights, config, figures)
 
     def _group(self) -> ServerGroup:
@@ -318,49 +320,5 @@ class ParameterServerTrainer:
             "problem": work.title,
             "options": work.options,
             "data": work.data or work.n,
-            "resolved": run.resolved(),
+            "resolved": resolved(run.settings),
         }
-
-
-def workers_of(method: str) -> int:
-    """Return K where none is given."""
-    return 1 if method in SERVER_METHODS and SERVER_METHODS[method].serial else 4
-
-
-def _limits(epochs: float, messages: int | None, tolerance: float, certify_every: float) -> Limits:
-    for name, value in (("epochs", epochs), ("certify_every", certify_every)):
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not 0 < value < math.inf:
-            raise ConfigError(f"{name} > 0 must hold for a number, but got {value!r}")
-    if messages is not None and (type(messages) is not int or messages < 1):
-        raise ConfigError(f"messages >= 1 must hold for an integer, but got {messages!r}")
-    if not isinstance(tolerance, int | float) or not 0 <= tolerance < math.inf:
-        raise ConfigError(f"tolerance >= 0 must hold, but got {tolerance!r}")
-    return Limits(
-        epochs=float(epochs),
-        messages=messages,
-        tolerance=float(tolerance),
-        certify_every=float(certify_every),
-    )
-
-
-def _figures(rows: Sequence[Mapping[str, Any]], ended_by: str, figure: str) -> dict[str, Any]:
-    """Return what the summary of a run says beside its last row.
-
-    Args:
-        rows: of metrics.
-        ended_by: tolerance, epochs or messages.
-        figure: that the tolerance is of.
-    """
-    last = rows[-1]
-    counts = [each for row in rows for each in enumerate(row["staleness_counts"])]
-    total = sum(count for _, count in counts)
-    return {
-        "kind": "parameter_server",
-        "ended_by": ended_by,
-        "figure": figure,
-        "messages": last["messages"],
-        "samples_per_s": last["samples_seen"] / max(last["time_s"], 1e-12),
-        "staleness_mean": sum(age * count for age, count in counts) / max(1, total),
-        "staleness_max": max(row["staleness_max"] for row in rows),
-    }

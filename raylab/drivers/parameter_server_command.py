@@ -5,8 +5,9 @@ from __future__ import annotations
 from ray.train import CheckpointConfig, FailureConfig, RunConfig
 
 from raylab.config import ParameterServerConfig
-from raylab.drivers.parameter_server import ParameterServerTrainer, workers_of
+from raylab.drivers.parameter_server import ParameterServerTrainer
 from raylab.drivers.result import Result
+from raylab.drivers.server_numbers import workers_of
 from raylab.records import new_run_name
 
 __all__ = ["resolve_server", "run_server"]

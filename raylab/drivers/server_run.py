@@ -7,17 +7,15 @@ workers are wanted: then everything is kept, and the next round goes on from the
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from actors.company import Company, Return
 from actors.errors import PlacementError
-from actors.server import Bound, Ends
+from actors.server import Bound
 from actors.server_actor import ServerNews, ServerProgram
 from actors.server_group import ServerGroup
 from actors.server_runner import SUSPENDED
@@ -26,8 +24,6 @@ from actors.worker_actor import WorkerProgram
 from raylab.algorithms.parameter_server import (
     ServerSettings,
     bound,
-    chosen_eta,
-    figure,
     notes,
     server_rule,
     worker_rule,
@@ -36,27 +32,11 @@ from raylab.algorithms.stragglers import Straggler
 from raylab.drivers.elastic import Elastic
 from raylab.drivers.recovery import Losses
 from raylab.drivers.server_checkpoints import ServerCheckpoints
+from raylab.drivers.server_numbers import Limits, ends, first_w, with_facts
 from raylab.drivers.server_workload import Facts, Workload, facts_of
 from raylab.problems.objective import Objective, Vector
 
-__all__ = ["Limits", "ServerRun"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """When a run ends, and how often it looks where it stands.
-
-    Args:
-        epochs: passes over the samples.
-        messages: applied; None: any number.
-        tolerance: largest figure that is good enough; 0: none is.
-        certify_every: epochs between two certificates.
-    """
-
-    epochs: float
-    messages: int | None
-    tolerance: float
-    certify_every: float
+__all__ = ["ServerRun"]
 
 
 class ServerRun:
@@ -124,20 +104,6 @@ class ServerRun:
                 return group.weights()
             self._resize(group, say)
 
-    def resolved(self) -> dict[str, Any]:
-        """Return what was decided, by the settings' names."""
-        settings = self.settings
-        return {
-            "first_eta": chosen_eta(settings),
-            "local_steps": settings.message_samples if settings.traits.duals else None,
-            "inner": settings.inner_messages if not settings.traits.duals else None,
-            "delta": settings.delta_updates,
-            "n": settings.n,
-            "dim": settings.dim,
-            "smoothness": settings.smoothness,
-            "curvature": settings.curvature,
-        }
-
     def notes(self) -> list[str]:
         """Return what the theorems do not cover."""
         return notes(self.settings)
@@ -201,39 +167,20 @@ class ServerRun:
 
     def _settle(self, facts: Mapping[int, Facts], workers: int) -> Vector:
         """Let the settings have what the data says; return the w to begin with."""
-        first = facts[0]
         if not self._known:
             self._known = True
-            self.settings = replace(
-                self.settings,
-                dim=first.dim,
-                strength=first.strength,
-                smoothness=max(each.smoothness for each in facts.values()),
-                curvature=sum(each.curvature for each in facts.values()) / self.settings.n,
-                convex=all(each.convex for each in facts.values()),
-                dual_width=first.dual_width,
-            )
+            self.settings = with_facts(self.settings, facts)
         self.settings = replace(self.settings, workers=workers)
-        if self.settings.traits.duals or first.initial is None:
-            return np.zeros(first.dim)
-        return first.initial
+        return first_w(self.settings, facts[0])
 
     def _program(self, workers: int) -> ServerProgram:
-        settings, limits = self.settings, self._limits
+        settings = self.settings
         most = bound(settings)
         late = {k: self._straggler.late_s(k) for k in range(workers)}
         return ServerProgram(
             workers=tuple(range(workers)),
             bound=Bound(updates=most.updates, late=most.late),
-            ends=Ends(
-                samples=limits.epochs * settings.n,
-                messages=limits.messages,
-                tolerance=limits.tolerance,
-                figure=figure(settings),
-                certify_samples=limits.certify_every * settings.n
-                if limits.certify_every
-                else math.inf,
-            ),
+            ends=ends(settings, self._limits),
             broadcast_every=settings.broadcast,
             epoch_samples=settings.n,
             checkpoints=self._plan,
