@@ -107,12 +107,14 @@ def arrival(
         draw: seed of the delays.
         before_s: a time that is known to be good enough: later is as good as never.
     """
-    # In slices, so that a bad choice is given up when a better one would have arrived.
-    limit = goal.epochs if before_s == math.inf else min(goal.epochs, 40.0)
+    # In slices, so that a bad choice is given up when a better one would have arrived; short ones
+    # where the goal is below zero, which no tolerance of a run can be.
+    stops = goal.least + goal.tolerance > 0
+    limit = min(goal.epochs, (goal.epochs if before_s == math.inf else 40.0) if stops else 1.0)
     while True:
         ends = Ends(
             samples=limit * settings.n,
-            tolerance=goal.least + goal.tolerance if goal.least + goal.tolerance > 0 else 0.0,
+            tolerance=goal.least + goal.tolerance if stops else 0.0,
             figure=goal.figure,
             certify_samples=settings.n / CERTIFICATES_PER_EPOCH,
         )
