@@ -7,7 +7,9 @@ the receiver puts together has the sender's bits.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from actors.errors import MailboxError
@@ -15,7 +17,7 @@ from actors.protocols import Tensors
 
 __all__ = ["ChangesIn", "ChangesOut", "sent_tensors"]
 
-_BITS = {torch.float64: torch.int64, torch.float32: torch.int32}
+_BITS = {torch.float64: np.int64, torch.float32: np.int32}
 _INDEX_BYTES = 4
 _SHORTEST = 64
 """Elements of a vector below which a second frame costs more than it saves."""
@@ -50,27 +52,29 @@ class ChangesOut:
         changed = self._changed(last, vector)
         if changed is None:
             return len(answer), answer
-        return -len(answer), (changed.to(torch.int32), vector[changed], *answer[1:])
+        values = torch.from_numpy(vector.numpy()[changed])
+        return -len(answer), (torch.from_numpy(changed.astype(np.int32)), values, *answer[1:])
 
-    def _changed(self, last: Tensor, vector: Tensor) -> Tensor | None:
+    def _changed(self, last: Tensor, vector: Tensor) -> NDArray[np.intp] | None:
         """Return where two vectors differ, None where that is not worth telling."""
         if vector.numel() < _SHORTEST:
             return None
         if last.data_ptr() == vector.data_ptr():
-            return torch.empty(0, dtype=torch.int64)
+            return np.empty(0, dtype=np.intp)
         # Where all of it changes every time, it is seldom worth looking.
         if self._skip:
             self._skip -= 1
             return None
         bits = _BITS[vector.dtype]
-        differs = vector.view(bits) != last.view(bits)
+        # Of the arrays on the same memory: several times as fast as torch at this.
+        differs = vector.numpy().view(bits) != last.numpy().view(bits)
         each = vector.element_size()
-        if int(differs.count_nonzero()) * (each + _INDEX_BYTES) >= vector.numel() * each:
+        if int(np.count_nonzero(differs)) * (each + _INDEX_BYTES) >= vector.numel() * each:
             self._pause = min(_LONGEST_PAUSE, 2 * self._pause + 1)
             self._skip = self._pause
             return None
         self._pause = 0
-        return differs.nonzero().squeeze(1)
+        return np.flatnonzero(differs)
 
 
 class ChangesIn:
@@ -94,6 +98,6 @@ class ChangesIn:
         if self._last is None or where is None or values is None:
             raise MailboxError("changes came of a vector that never did")
         changed = self._last.clone()
-        changed[where.long()] = values
+        changed.numpy()[where.numpy()] = values.numpy()
         self._last = changed
         return (changed, *rest)

@@ -10,6 +10,9 @@ receiver *takes* the message out, so never more than `capacity` messages are und
 a fast stage waits, it does not buffer. Messages carry a sequence number; an inbox hands them out
 in that order however the wire delivers them, each once.
 
+What is answered (`ANSWERED`) is taken when the answer comes, which `Outbox.answered` is told: no
+credit goes back for it.
+
 The tensors of a message may go by a carrier of their own: it is asked for them in the order of the
 sequence numbers, as soon as their header is there, and lets go of them when the credit is back.
 """
@@ -29,7 +32,7 @@ from actors.carrier import Arrival, TensorCarrier
 from actors.errors import MailboxError
 from actors.frames import Envelope, encode, unpack
 from actors.inline_carrier import INLINE
-from actors.messages import Message, size_bytes
+from actors.messages import ANSWERED, Message, size_bytes
 
 __all__ = ["BoxStatistics", "FeatureBox", "Inbox", "Outbox", "ReceiveEnd", "SendEnd"]
 
@@ -168,6 +171,14 @@ class Outbox:
         under_way = itertools.islice(reversed(self._sizes), figures.depth)
         figures.peak_bytes = max(figures.peak_bytes, sum(under_way))
 
+    def answered(self) -> None:
+        """The answer to a message has come, so that it was taken.
+
+        Raises:
+            MailboxError: none is under way.
+        """
+        self._got_back(1)
+
     @property
     def free(self) -> int:
         """How many messages may be put now."""
@@ -192,7 +203,9 @@ class Outbox:
         self._carrier.close()
 
     def _collect(self, timeout_s: float) -> None:
-        back = self._end.credits(timeout_s)
+        self._got_back(self._end.credits(timeout_s))
+
+    def _got_back(self, back: int) -> None:
         self._credits += back
         if self._credits > self.capacity:
             raise MailboxError(f"{self.name} got more credits back than it had spent")
@@ -246,7 +259,8 @@ class Inbox:
             return None
         message = envelope.opened(self._arrivals.pop(self._next))
         self._next += 1
-        self._end.grant(1)
+        if message.kind not in ANSWERED:
+            self._end.grant(1)
         self.statistics.messages += 1
         self.statistics.bytes += size_bytes(message)
         self.statistics.depth = len(self._waiting)

@@ -7,7 +7,7 @@ from enum import IntEnum
 
 from actors.protocols import Tensors, Unit
 
-__all__ = ["Kind", "Message", "size_bytes"]
+__all__ = ["ANSWERED", "Kind", "Message", "size_bytes"]
 
 
 class Kind(IntEnum):
@@ -36,9 +36,17 @@ class Kind(IntEnum):
     PROOF = 10
     """Worker to server: its part of certificate `index`."""
     REPLY = 11
-    """Server to worker: what became of its push, and what to do now."""
+    """Server to worker: what became of its push, and a task; a push follows."""
     NEWS = 12
     """Server to worker: the w of update `index`."""
+    WORD = 13
+    """Server to worker: as REPLY, without a task."""
+
+
+ANSWERED = frozenset({Kind.PUSH, Kind.REPLY})
+"""Kinds that are answered: who hears the answer knows that the message was taken, and needs no
+credit to be told so.
+"""
 
 
 @dataclass(frozen=True, slots=True)

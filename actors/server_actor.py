@@ -116,7 +116,8 @@ class ServerMember(Member):
             while not runner.finished and not self._stop.is_set():
                 runner.advance(_PATIENCE_S)
                 self._errands.carry_out()
-            runner.settle(_CREDITS_S)
+            if runner.finished:
+                runner.settle(_CREDITS_S)
             if writer is not None:
                 writer.settle()
         finally:

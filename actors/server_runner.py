@@ -178,6 +178,8 @@ class ServerRunner:
                 heard = seat.side.unpacked(message)
                 with told(_WHO, f"{message.kind.name.lower()} {message.index} of worker {worker}"):
                     if isinstance(heard, Push):
+                        # It answers the reply with its task.
+                        seat.outbox.answered()
                         seat.waited_s = heard.waited_s
                         orders = self.loop.arrived(worker, heard)
                     else:

@@ -14,6 +14,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,12 +39,13 @@ def server_links(worker: int) -> list[Link]:
     """Return the links between the server and one worker.
 
     A worker sends a proof and a push at most before it hears of either. To a worker that computes
-    go two pieces of news at most, so that there is always room for a reply.
+    go two pieces of news at most, so that there is always room for a reply. A push is answered by
+    a reply, a task by a push, so that neither needs a credit.
     """
     member = worker + 1
     return [
         Link(box="pushes", source=member, target=SERVER, capacity=2, inline=True),
-        Link(box="answers", source=SERVER, target=member, capacity=3, inline=True),
+        Link(box="answers", source=SERVER, target=member, capacity=4, inline=True),
     ]
 
 
@@ -95,7 +97,7 @@ class ServerSide:
         ]
         index = 0
         if told.task is not None:
-            index, phase, kind = told.task.number, told.task.phase, told.task.phase.kind.encode()
+            index, phase, name = told.task.number, told.task.phase, told.task.phase.kind.encode()
             words += [
                 1,
                 phase.number,
@@ -104,12 +106,13 @@ class ServerSide:
                 phase.pieces,
                 told.task.version,
                 told.task.number,
-                len(kind),
-                *kind,
+                len(name),
+                *name,
             ]
         else:
             words += [0] * (_REPLY_WORDS - len(words))
-        return Message(Kind.REPLY, index, (_words(words), *certified, *opening, *tensors))
+        kind = Kind.REPLY if told.task is not None else Kind.WORD
+        return Message(kind, index, (_words(words), *certified, *opening, *tensors))
 
     def unpacked(self, message: Message) -> Push | Proof:
         """Return what a worker has told.
@@ -170,7 +173,7 @@ class WorkerSide:
             era, how = words
             answer = self._changes.unpack(how, tuple(rest))
             return News(era=era, version=message.index, answer=answer)
-        if message.kind is not Kind.REPLY:
+        if message.kind not in (Kind.REPLY, Kind.WORD):
             raise MailboxError(f"a worker takes replies and news, but got a {message.kind.name}")
         verdict, rewind, good, save, certificate, proving, era, opening, how, over, has = words[:11]
         sent = iter(rest)
@@ -210,7 +213,7 @@ class WorkerSide:
 
 
 def _words(words: Sequence[int]) -> Tensor:
-    return torch.tensor(words, dtype=torch.int64)
+    return torch.from_numpy(np.array(words, dtype=np.int64))
 
 
 def _read(header: Tensor | None) -> list[int]:

@@ -125,6 +125,8 @@ class WorkerRunner:
         if isinstance(heard, News):
             self.loop.heard(heard)
             return
+        if heard.verdict != "none":
+            self._outbox.answered()
         with told(self._who, f"the reply before message {message.index}"):
             proof = self.loop.replied(heard)
         self._number = message.index

@@ -27,6 +27,8 @@ answers, so that however long a stage computes, it is not silent."""
 _LOOK_S = 0.1
 """Longest time without a message after which the monitor is asked."""
 _NEVER_MS = 86_400_000
+_POLLIN = int(zmq.POLLIN)
+"""Not the flag itself, whose arithmetic takes longer than to ask the socket."""
 
 _ENDED: dict[int, str] = {
     zmq.EVENT_DISCONNECTED: "its other end was closed, its process died or the network failed",
@@ -142,7 +144,7 @@ class Watch:
         return LinkError(f"the link {self._name} was cut: {self._ended}")
 
     def _has_message(self) -> bool:
-        return bool(self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN)
+        return bool(self._socket.getsockopt(zmq.EVENTS) & _POLLIN)
 
     def _wait(self, timeout_s: float) -> bool:
         deadline = time.perf_counter() + timeout_s
@@ -160,7 +162,7 @@ class Watch:
 
     def _look(self) -> None:
         """Read what the monitor tells."""
-        while self._monitor.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+        while self._monitor.getsockopt(zmq.EVENTS) & _POLLIN:
             told = recv_monitor_message(self._monitor, zmq.NOBLOCK)
             descriptor = int(told["value"])
             if told["event"] == zmq.EVENT_ACCEPTED:

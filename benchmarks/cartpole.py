@@ -12,6 +12,7 @@ default 485, and is then measured on 100 others. Control: the same policy before
 from __future__ import annotations
 
 import argparse
+import functools
 import time
 
 import numpy as np
@@ -19,19 +20,16 @@ import torch
 from numpy.typing import NDArray
 
 from actors.server import Ends
-from actors.server_messages import Push
 from raylab.algorithms.policy_gradient import PolicyServer, PolicySettings
 from raylab.algorithms.policy_worker import PolicyWorker
 from raylab.problems.cartpole import greedy_returns
-from raylab.simulator.rules import run_rules
+from raylab.simulator import Timing, run_rules
 
 STEPS = 200_000
 OTHERS = 1_000_003  # seed of the episodes that nothing was chosen by
 
 
-def seconds(worker: int, push: Push) -> float:  # noqa: ARG001
-    """Return what a message takes."""
-    return 1e-3 + 2e-5 * push.samples
+TIMING = Timing(message_s=1e-3, sample_s=2e-5, latency_s=0.0, bytes_per_s=float("inf"))
 
 
 def mean_return(settings: PolicySettings, w: torch.Tensor) -> float:
@@ -69,22 +67,22 @@ def main() -> None:
             before = mean_return(settings, settings.network().initial(seed))
             ends = Ends(samples=STEPS, figure="shortfall", tolerance=1e-9, certify_samples=10_000)
             began = time.perf_counter()
-            loop = run_rules(
+            found = run_rules(
                 PolicyServer(settings),
-                [PolicyWorker(settings, worker) for worker in range(workers)],
+                functools.partial(PolicyWorker, settings),
+                workers,
                 ends,
-                seconds=seconds,
+                timing=TIMING,
             )
             took = time.perf_counter() - began
-            row = loop.rows[-1]
-            counts = [row["staleness_counts"] for row in loop.rows]
+            row = found.figures
+            counts = [row["staleness_counts"] for row in found.rows]
             updates = sum(sum(each) for each in counts)
             stale = sum(s * c for each in counts for s, c in enumerate(each)) / updates
-            w = loop.rule.weights(loop.final or ())["w"]
             print(
                 f"| {workers} | {seed} | {before:.0f} | {row['samples_seen']:,} | {updates:,} "
                 f"| {stale:.1f} ({max(len(each) for each in counts) - 1}) "
-                f"| {row['greedy_return']:.1f} | {mean_return(settings, w):.1f} "
+                f"| {row['greedy_return']:.1f} | {mean_return(settings, found.model['w']):.1f} "
                 f"| {row['mean_return']:.0f} | {took:.0f} s |",
                 flush=True,
             )

@@ -107,12 +107,14 @@ def arrival(
         draw: seed of the delays.
         before_s: a time that is known to be good enough: later is as good as never.
     """
-    # In slices, so that a bad choice is given up when a better one would have arrived.
-    limit = goal.epochs if before_s == math.inf else min(goal.epochs, 40.0)
+    # In slices, so that a bad choice is given up when a better one would have arrived; short ones
+    # where the goal is below zero, which no tolerance of a run can be.
+    stops = goal.least + goal.tolerance > 0
+    limit = min(goal.epochs, (goal.epochs if before_s == math.inf else 40.0) if stops else 1.0)
     while True:
         ends = Ends(
             samples=limit * settings.n,
-            tolerance=goal.least + goal.tolerance if goal.least + goal.tolerance > 0 else 0.0,
+            tolerance=goal.least + goal.tolerance if stops else 0.0,
             figure=goal.figure,
             certify_samples=settings.n / CERTIFICATES_PER_EPOCH,
         )
@@ -138,14 +140,17 @@ def choices(method: str, base: ServerSettings) -> Iterator[dict[str, Any]]:
             yield {"local_steps": max(1, round(passes * shard))}
         return
     if method == "dis_dfsdca":
-        sizes = {max(1, min(shard, round(base.message_samples * f))) for f in (0.25, 0.5, 1, 2)}
-        for size, times in itertools.product(sorted(sizes), (1.0, 1.5)):
-            yield {"local_steps": size, "eta": times * auto_eta(replace(base, local_steps=size))}
+        middle = base.message_samples
+        sizes = {middle // 2, middle, 2 * middle} if middle > 1 else {1, 4, 16, 64}
+        for size in sorted(sizes):
+            auto = auto_eta(replace(base, local_steps=size))
+            # Beyond 1/(λn) a dual overshoots what it is replaced by.
+            for eta in sorted({auto, min(1.5 * auto, 1 / base.lambda_n)}):
+                yield {"local_steps": size, "eta": eta}
         return
-    for batch, inner in itertools.product((8, 32, 128), (20, 100, 500)):
-        for times in (1.0, 2.0, 4.0):
-            eta = times * auto_eta(replace(base, batch=batch))
-            yield {"batch": batch, "inner": inner, "eta": eta}
+    for batch, inner, times in itertools.product((8, 64), (20, 200), (1.0, 2.0)):
+        eta = times * auto_eta(replace(base, batch=batch))
+        yield {"batch": batch, "inner": inner, "eta": eta}
 
 
 def tuned(

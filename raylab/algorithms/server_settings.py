@@ -14,6 +14,8 @@ __all__ = ["Sampling", "ServerSettings"]
 Sampling = Literal["uniform", "importance", "adaptive"]
 _MARKED_BYTES = 1 << 28
 _PIECES = 4
+_LEAST_MESSAGES = 16
+"""Of a pass: a slow message holds up less, and its end is not passed over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +36,8 @@ class ServerSettings:
         eta: the step; "theory": the paper's, (3.18) or (3.30); "auto": the largest that is likely
             to be stable, halved when a certificate rises.
         local_steps: H, samples of a message of a method with duals. None: of Dis-dfSDCA as many as
-            leave the step at its ceiling 1/(λn); of the others one pass of the shard.
+            leave the step at its ceiling 1/(λn), and no more than a sixteenth of the shard; of the
+            others one pass of the shard.
         inner: m of SVRG, applied messages between two full gradients; None: two passes.
         batch: samples of a message of a method without duals.
         broadcast: T, updates between two broadcasts of w to all workers; 0: none. With it a
@@ -122,7 +125,7 @@ class ServerSettings:
         # nothing, as the step then falls as 1/H.
         spare = self.lambda_n - self.smoothness
         wanted = spare / (self.workers * (self.mean_curvature + self.strength))
-        return min(shard, max(1, int(wanted)))
+        return max(1, min(shard // _LEAST_MESSAGES, int(wanted)))
 
     @property
     def inner_messages(self) -> int:

@@ -1,4 +1,6 @@
-"""The help of `raylab train`, made from the configuration itself, so that it cannot fall behind."""
+"""The help of `raylab train` and `raylab simulate`, made from the configuration itself, so that it
+cannot fall behind.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +9,19 @@ import textwrap
 from collections.abc import Iterable
 from typing import Any
 
-from raylab.config import FAMILIES, Family, experiment_names, experiment_summary
-from raylab.config.rules import rule_of, takes_choices
+from pydantic.fields import FieldInfo
 
-__all__ = ["starts", "train_help"]
+from raylab.config import (
+    FAMILIES,
+    Family,
+    SimulationConfig,
+    experiment_names,
+    experiment_summary,
+)
+from raylab.config.rules import rule_of, takes_choices
+from raylab.config.simulation import MACHINE, SIMULATED
+
+__all__ = ["simulate_help", "starts", "train_help"]
 
 _NARROWEST, _WIDEST = 72, 110
 
@@ -18,6 +29,26 @@ _TOP = """\
 Train a network as a pipeline of Ray actors, or a model with a parameter server and its workers, on
 this machine or on the cluster that Ray is connected to. Nothing needs to be set: every key has a
 default."""
+
+_SIMULATED = """\
+Run a server and its workers under virtual time, in this process: the code that decides and computes
+is that of raylab train, the clock is a model. No Ray is started; a run repeats itself bit for bit,
+and 1,000 workers need no cluster. What is computed is computed, and takes its time."""
+
+_SIMULATED_EXAMPLES = """\
+examples:
+  raylab simulate dis_dfsdca workers=64 straggler=paper
+  raylab simulate dis_dfsdca data=libsvm:a9a.bz2 workers=1,2,4,8 name=speedup
+  raylab simulate asysvrg problem=logistic data=libsvm:rcv1.bz2 workers=16 latency_s=1e-3
+  raylab simulate cocoa_plus workers=8 bandwidth=1e9 straggler=heavy:shape=1.5
+  raylab simulate runs/real/config.yaml sample_s=2e-5 name=model
+  raylab report runs/real runs/model              both in every plot
+  raylab simulate sdca --json --quiet             one JSON object, for programs"""
+
+_SIMULATED_FILES = """\
+a run leaves the files of raylab train in STORAGE/NAME; several numbers of workers leave a folder
+each, STORAGE/NAME/workers-K, and one report over all. time_s and all rates are in virtual seconds,
+and clock: virtual in config.yaml and result.json says so."""
 
 _EXAMPLES = """\
 examples:
@@ -57,6 +88,20 @@ def train_help() -> str:
     return "\n\n".join([_TOP, starts(width), _EXAMPLES, _keys(width), _FILES, _EXIT_CODES])
 
 
+def simulate_help() -> str:
+    """Return everything below the usage line of `raylab simulate`."""
+    width = min(max(shutil.get_terminal_size().columns, _NARROWEST), _WIDEST)
+    fields = SimulationConfig.model_fields
+    keys = [
+        "keys of the virtual machine, each with its default; the other keys are those of",
+        "raylab train for a server's methods; wires, resources and checkpoints change nothing:",
+        *(line for name in MACHINE for line in _key(name, fields[name], width)),
+    ]
+    methods = ["methods:", *_columns(SIMULATED.items(), 16, width)]
+    parts = ["\n".join(methods), _SIMULATED_EXAMPLES, "\n".join(keys), _SIMULATED_FILES]
+    return "\n\n".join([_SIMULATED, *parts, _EXIT_CODES])
+
+
 def starts(width: int = _WIDEST) -> str:
     """Return what NAME may be: the methods and the experiments, a line each."""
     experiments = [(name, experiment_summary(name)) for name in experiment_names()]
@@ -83,11 +128,15 @@ def _keys(width: int) -> str:
     for family in FAMILIES:
         lines += ["", f"for {family.title}:"]
         for name, field in family.fields.items():
-            text = field.description or ""
-            if takes_choices(field):
-                text = f"{rule_of(field)}: {text}"
-            lines += _columns([(f"{name}={_typed(field.default)}", text)], 26, width)
+            lines += _key(name, field, width)
     return "\n".join(lines)
+
+
+def _key(name: str, field: FieldInfo, width: int) -> list[str]:
+    text = field.description or ""
+    if takes_choices(field):
+        text = f"{rule_of(field)}: {text}"
+    return _columns([(f"{name}={_typed(field.default)}", text)], 26, width)
 
 
 def _columns(rows: Iterable[tuple[str, str]], first: int, width: int) -> list[str]:

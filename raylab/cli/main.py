@@ -27,6 +27,7 @@ _COMPLAINT = "raylab: error: "
 _COMMANDS = {
     "plan": ("raylab.cli.plan", "cut a network into stages, predict every method"),
     "train": ("raylab.cli.train", "train a network with one of the methods"),
+    "simulate": ("raylab.cli.simulate", "run a server and its workers under virtual time"),
     "resume": ("raylab.cli.resume", "go on with a run that was interrupted"),
     "compare": ("raylab.cli.compare", "train with several methods under one seed and budget"),
     "report": ("raylab.cli.report", "make a page of a run or of several"),
@@ -41,6 +42,7 @@ commands:
 examples:
   raylab train demo
   raylab train adl stages=2 accumulate=2 data=digits epochs=3
+  raylab simulate dis_dfsdca workers=1,4,16,64 straggler=paper
   raylab plan pipeline adl stages=4
   raylab compare methods=bp,ddg,fr,adl epochs=3 name=first
   raylab report runs/try1 runs/try2

@@ -57,5 +57,5 @@ def run(argv: Sequence[str]) -> int:
         from raylab.drivers.commands import resume
 
         result = resume(given.path, given.settings, step=given.step, progress=not given.quiet)
-    say_result(result, as_json=given.json)
+    say_result(result.summary, as_json=given.json)
     return 0

@@ -5,11 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from raylab.drivers.result import Result
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 __all__ = ["ray_session", "say_result", "write"]
 
@@ -28,22 +25,21 @@ def ray_session() -> Iterator[None]:
         ray.shutdown()
 
 
-def say_result(result: Result, *, as_json: bool) -> None:
-    """Print a run's result, after Ray's end, so that no late line of a worker comes behind ours."""
+def say_result(summary: Mapping[str, Any], *, as_json: bool) -> None:
+    """Print a run's summary, after Ray's end: no late line of a worker comes behind ours."""
     if as_json:
-        write(json.dumps(result.summary, allow_nan=False))
+        write(json.dumps(summary, allow_nan=False))
         return
     from rich.console import Console
 
     from raylab.report import final_table
 
-    config = result.summary["config"]
+    config = summary["config"]
     what = config["model"] if "model" in config else config["problem"]
     where = "" if config["data"] is None else f" on {config['data']}"
-    title = f"{config['method']}: {what}{where}"
-    Console().print(final_table(title, result.summary))
-    write(f"results: {result.summary['path']}")
-    write(f"report: {result.summary['path']}/report.html")
+    Console().print(final_table(f"{config['method']}: {what}{where}", summary))
+    write(f"results: {summary['path']}")
+    write(f"report: {summary['path']}/report.html")
 
 
 def write(text: str) -> None:

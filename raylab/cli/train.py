@@ -86,7 +86,7 @@ def _train(config: RunConfiguration, *, as_json: bool, progress: bool) -> None:
         from raylab.drivers.commands import train
 
         result = train(config, progress=progress)
-    say_result(result, as_json=as_json)
+    say_result(result.summary, as_json=as_json)
 
 
 def _listed() -> str:

@@ -13,8 +13,15 @@ from raylab.config.families import (
     family_of,
 )
 from raylab.config.parameter_server import SERVER_METHODS, ParameterServerConfig
-from raylab.config.parse import apply_pairs, pipeline_config, read_yaml, run_config
+from raylab.config.parse import (
+    apply_pairs,
+    pipeline_config,
+    read_yaml,
+    run_config,
+    simulation_config,
+)
 from raylab.config.pipeline import METHODS, PipelineConfig
+from raylab.config.simulation import SimulationConfig
 
 __all__ = [
     "ALL_METHODS",
@@ -25,6 +32,7 @@ __all__ = [
     "ParameterServerConfig",
     "PipelineConfig",
     "RunConfiguration",
+    "SimulationConfig",
     "apply_pairs",
     "experiment_names",
     "experiment_summary",
@@ -33,4 +41,5 @@ __all__ = [
     "read_experiment",
     "read_yaml",
     "run_config",
+    "simulation_config",
 ]

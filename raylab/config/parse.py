@@ -11,18 +11,29 @@ import difflib
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from raylab.config.families import ALL_METHODS, RunConfiguration, family_of
+from raylab.config.parameter_server import EPISODES, SHARED
 from raylab.config.pipeline import METHODS, PipelineConfig
 from raylab.config.rules import allows_null, choices_of, is_text, rule_of
+from raylab.config.simulation import SIMULATED, SimulationConfig
 from raylab.errors import ConfigError
 
-__all__ = ["apply_pairs", "load_yaml", "pipeline_config", "read_yaml", "run_config"]
+__all__ = [
+    "apply_pairs",
+    "load_yaml",
+    "pipeline_config",
+    "read_yaml",
+    "run_config",
+    "simulation_config",
+]
+
+C = TypeVar("C", bound=BaseModel)
 
 _FLOAT = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
 
@@ -125,14 +136,7 @@ def run_config(values: Mapping[str, Any]) -> RunConfiguration:
         ConfigError: keys are unknown, or values of the wrong type or out of range; every one of
             them has its line in the message.
     """
-    family = family_of(values)
-    try:
-        return family.config.model_validate(dict(values))
-    except ValidationError as error:
-        # A union complains once for each of its types; the rule of the key says it all in one.
-        keys = dict.fromkeys(str(each["loc"][0]) for each in error.errors())
-        lines = [_complaint(family.fields, key, values[key]) for key in keys]
-        raise ConfigError("\n".join(lines)) from None
+    return _checked(family_of(values).config, values)
 
 
 def pipeline_config(values: Mapping[str, Any]) -> PipelineConfig:
@@ -147,6 +151,42 @@ def pipeline_config(values: Mapping[str, Any]) -> PipelineConfig:
             f"`method` must be a pipeline's, one of {', '.join(METHODS)}, but got {config.method}"
         )
     return config
+
+
+def simulation_config(values: Mapping[str, Any]) -> SimulationConfig:
+    """Return the validated configuration of a simulation.
+
+    Raises:
+        ConfigError: as `run_config`, or the method is none of the parameter server's.
+    """
+    method = values.get("method", "dis_dfsdca")
+    for key, alien in (("method", SHARED), ("problem", EPISODES)):
+        if values.get(key) == alien:
+            raise ConfigError(
+                f"what is simulated must send messages about rows of data, but got {key}={alien}: "
+                "raylab train runs it"
+            )
+    if values.get("coordinates") is not None:
+        raise ConfigError(
+            f"coordinates are of {SHARED}, which is not simulated, but got "
+            f"coordinates={values['coordinates']}: leave that out"
+        )
+    if method in METHODS:
+        raise ConfigError(
+            f"`method` must be one of a server and its workers, {', '.join(SIMULATED)}, but "
+            f"got {method}, which is a pipeline's: raylab plan pipeline {method} predicts it"
+        )
+    return _checked(SimulationConfig, values)
+
+
+def _checked(kind: type[C], values: Mapping[str, Any]) -> C:
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        # A union complains once for each of its types; the rule of the key says it all in one.
+        keys = dict.fromkeys(str(each["loc"][0]) for each in error.errors())
+        lines = [_complaint(kind.model_fields, key, values[key]) for key in keys]
+        raise ConfigError("\n".join(lines)) from None
 
 
 def _value(fields: Mapping[str, FieldInfo], key: str, text: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
@@ -13,9 +12,8 @@ from raylab.algorithms.stragglers import Straggler
 from raylab.config import ParameterServerConfig
 from raylab.drivers.elastic import Elastic
 from raylab.drivers.server_workload import Problem
-from raylab.errors import ConfigError
 
-__all__ = ["Asked", "Limits", "Means", "limits_of"]
+__all__ = ["Asked", "Means"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,44 +65,3 @@ class Means:
     plan: CheckpointPlan
     straggler: Straggler
     wait_s: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """When a run ends, and how often it looks where it stands.
-
-    Args:
-        epochs: passes over the samples.
-        messages: applied; None: any number.
-        tolerance: largest figure that is good enough; 0: none is.
-        certify_every: epochs between two certificates.
-    """
-
-    epochs: float
-    messages: int | None
-    tolerance: float
-    certify_every: float
-
-
-def limits_of(
-    epochs: float, messages: int | None, tolerance: float, certify_every: float
-) -> Limits:
-    """Return the limits of a run.
-
-    Raises:
-        ConfigError: one is out of its range.
-    """
-    for name, value in (("epochs", epochs), ("certify_every", certify_every)):
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not 0 < value < math.inf:
-            raise ConfigError(f"{name} > 0 must hold for a number, but got {value!r}")
-    if messages is not None and (type(messages) is not int or messages < 1):
-        raise ConfigError(f"messages >= 1 must hold for an integer, but got {messages!r}")
-    if not isinstance(tolerance, int | float) or not 0 <= tolerance < math.inf:
-        raise ConfigError(f"tolerance >= 0 must hold, but got {tolerance!r}")
-    return Limits(
-        epochs=float(epochs),
-        messages=messages,
-        tolerance=float(tolerance),
-        certify_every=float(certify_every),
-    )

@@ -17,7 +17,7 @@ from actors.source import CheckpointPlan
 from raylab.algorithms.stragglers import Straggler
 from raylab.algorithms.stragglers import parse as parse_straggler
 from raylab.data import RowSource
-from raylab.drivers.asked import Asked, Limits, Means, limits_of
+from raylab.drivers.asked import Asked, Means
 from raylab.drivers.cluster import connect, stage_resources
 from raylab.drivers.commits import Commits
 from raylab.drivers.elastic import Elastic
@@ -25,8 +25,9 @@ from raylab.drivers.recovery import Losses, with_recovery
 from raylab.drivers.result import Result
 from raylab.drivers.run_place import RunPlace, keep
 from raylab.drivers.run_view import RunView
-from raylab.drivers.server_figures import server_figures
 from raylab.drivers.server_kinds import Run, kind_of
+from raylab.drivers.server_numbers import Limits, came_to
+from raylab.drivers.server_numbers import limits as check_limits
 from raylab.drivers.server_workload import Problem
 from raylab.drivers.told import told
 from raylab.errors import ConfigError
@@ -219,7 +220,7 @@ class ParameterServerTrainer:
             NonFiniteLossError: a given step was too long.
             RaylabError: the server or a worker failed.
         """
-        limits = limits_of(
+        limits = check_limits(
             self._kind.epochs if epochs is None else epochs, messages, tolerance, certify_every
         )
         run = self._kind.run(data, limits, self._means)
@@ -266,7 +267,7 @@ class ParameterServerTrainer:
 
         with told(), bar:
             weights = with_recovery(attempt, losses, bar.say, checkpoints.whence)
-        figures = server_figures(run.rows, run.ended_by, run.figure)
+        figures = came_to(run.rows, run.ended_by, run.figure)
         return keep(folder, run.rows, weights, config, figures)
 
     def _room(self) -> int:

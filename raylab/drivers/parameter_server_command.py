@@ -7,7 +7,8 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig
 from raylab.config import ParameterServerConfig
 from raylab.drivers.parameter_server import ParameterServerTrainer
 from raylab.drivers.result import Result
-from raylab.drivers.server_kinds import default_workers, kind_of
+from raylab.drivers.server_kinds import kind_of
+from raylab.drivers.server_numbers import workers_of
 from raylab.records import new_run_name
 
 __all__ = ["resolve_server", "run_server"]
@@ -19,7 +20,7 @@ def resolve_server(config: ParameterServerConfig) -> ParameterServerConfig:
     return config.model_copy(
         update={
             "name": config.name or new_run_name(config.method),
-            "workers": config.workers or default_workers(config.method),
+            "workers": config.workers or workers_of(config.method),
             "data": config.data or kind.data,
             "epochs": config.epochs or kind.epochs,
         }

@@ -14,12 +14,12 @@ from actors.server_protocols import ServerRule
 from raylab.algorithms.parameter_server import (
     ServerSettings,
     bound,
-    chosen_eta,
     figure,
     notes,
     server_rule,
     worker_rule,
 )
+from raylab.drivers.server_numbers import first_w, resolved, with_facts
 from raylab.drivers.server_workload import Facts, Workload, facts_of
 from raylab.problems.objective import Objective, Vector
 
@@ -78,22 +78,10 @@ class RowRules:
 
     def settle(self, facts: Mapping[int, Facts], workers: int) -> None:
         """Let the settings have what the data says."""
-        first = facts[0]
         if self._w0 is None:
-            self.settings = replace(
-                self.settings,
-                dim=first.dim,
-                strength=first.strength,
-                smoothness=max(each.smoothness for each in facts.values()),
-                curvature=sum(each.curvature for each in facts.values()) / self.settings.n,
-                convex=all(each.convex for each in facts.values()),
-                dual_width=first.dual_width,
-            )
+            self.settings = with_facts(self.settings, facts)
         self.settings = replace(self.settings, workers=workers)
-        if self.settings.traits.duals or first.initial is None:
-            self._w0 = np.zeros(first.dim)
-        else:
-            self._w0 = first.initial
+        self._w0 = first_w(self.settings, facts[0])
 
     def server(self) -> Callable[[], ServerRule]:
         """Return what makes the server's rule."""
@@ -126,17 +114,7 @@ class RowRules:
 
     def resolved(self) -> dict[str, Any]:
         """Return what was decided, by the settings' names."""
-        settings = self.settings
-        return {
-            "first_eta": chosen_eta(settings),
-            "local_steps": settings.message_samples if settings.traits.duals else None,
-            "inner": settings.inner_messages if not settings.traits.duals else None,
-            "delta": settings.delta_updates,
-            "n": settings.n,
-            "dim": settings.dim,
-            "smoothness": settings.smoothness,
-            "curvature": settings.curvature,
-        }
+        return resolved(self.settings)
 
     def notes(self) -> list[str]:
         """Return what the theorems do not cover."""

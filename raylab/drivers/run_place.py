@@ -9,11 +9,10 @@ from typing import Any
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig
 from torch import Tensor, nn
 
+from raylab.drivers.kept import write_run
 from raylab.drivers.result import Result
 from raylab.errors import ConfigError
 from raylab.records import CheckpointStore, EventWriter, RunFolder, Storage, new_run_name
-from raylab.report import RunRecord
-from raylab.report.page import report_page
 
 __all__ = ["RunPlace", "keep"]
 
@@ -97,33 +96,14 @@ def keep(
         timeline: spans of the first batches.
         model: that has the weights, of a pipeline.
     """
-    table = folder.write_metrics(rows)
-    folder.write_timeline(timeline)
-    written = folder.write_weights(weights)
-    last = dict(rows[-1])
-    summary = folder.write_result(
-        {
-            "config": dict(config),
-            "seed": config.get("seed"),
-            "metrics": last,
-            "epochs": last["epoch"],
-            "steps": last["step"],
-            "time_s": last["time_s"],
-            **figures,
-            "path": folder.folder.uri,
-        }
-    )
-    record = RunRecord(
-        name=folder.path.name, config=config, rows=rows, result=summary, timeline=timeline
-    )
-    folder.write_report(report_page([record]))
+    kept = write_run(folder, rows, weights, config, figures, timeline=timeline)
     return Result(
-        metrics=last,
-        table=table,
+        metrics=dict(rows[-1]),
+        table=kept.table,
         weights=dict(weights),
         model=model,
         path=folder.path,
         filesystem=folder.folder.filesystem,
-        checkpoint=Checkpoint(written.path, filesystem=written.filesystem),
-        summary=summary,
+        checkpoint=Checkpoint(kept.weights.path, filesystem=kept.weights.filesystem),
+        summary=kept.summary,
     )

@@ -14,22 +14,23 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from actors.group import Group
-from raylab.algorithms.parameter_server import SERVER_METHODS, ServerSettings
+from raylab.algorithms.parameter_server import ServerSettings
 from raylab.config.parameter_server import DATA, EPISODES, SHARED
 from raylab.data import RowSource
-from raylab.drivers.asked import Asked, Limits, Means
+from raylab.drivers.asked import Asked, Means
 from raylab.drivers.commits import Commits
 from raylab.drivers.policy_rules import PolicyRules, policy_settings
 from raylab.drivers.recovery import Losses
 from raylab.drivers.row_rules import RowRules
 from raylab.drivers.run_view import RunView
+from raylab.drivers.server_numbers import Limits, workers_of
 from raylab.drivers.server_run import ServerRun
 from raylab.drivers.server_workload import Problem, Workload, check_needs, workload
 from raylab.drivers.shared_run import SharedRun, shared_settings
 from raylab.errors import ConfigError, DataError
 from raylab.records import CheckpointStore, RunFolder
 
-__all__ = ["Data", "Kind", "Run", "default_workers", "kind_of"]
+__all__ = ["Data", "Kind", "Run", "kind_of"]
 
 Data = str | RowSource | int | None
 """Spec of rows, rows, how many samples there are, or nothing."""
@@ -138,7 +139,7 @@ class Kind:
     def workers(self) -> int | Sequence[int]:
         """K, or the fewest and the most."""
         asked = self.asked.workers
-        return default_workers(self.asked.method) if asked is None else asked
+        return workers_of(self.asked.method) if asked is None else asked
 
     def check(self, workers: int) -> None:
         """Check what can be before the data is known."""
@@ -212,11 +213,6 @@ def kind_of(problem: Problem, method: str) -> type[Kind]:
     if problem == EPISODES:
         return _Episodes
     return _Threads if method == SHARED else Kind
-
-
-def default_workers(method: str) -> int:
-    """Return K where none is given."""
-    return 1 if method in SERVER_METHODS and SERVER_METHODS[method].serial else 4
 
 
 def _work(asked: Asked, data: Data) -> Workload:

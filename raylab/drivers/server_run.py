@@ -7,7 +7,6 @@ workers are wanted: then everything is kept, and the next round goes on from the
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
@@ -16,17 +15,18 @@ from torch import Tensor
 
 from actors.company import Company, Return
 from actors.errors import PlacementError
-from actors.server import Bound, Ends
+from actors.server import Bound
 from actors.server_actor import ServerNews, ServerProgram
 from actors.server_group import ServerGroup
 from actors.server_protocols import ServerRule
 from actors.server_runner import SUSPENDED
 from actors.worker_actor import WorkerProgram
-from raylab.drivers.asked import Asked, Limits, Means
+from raylab.drivers.asked import Asked, Means
 from raylab.drivers.cluster import threads_of
 from raylab.drivers.recovery import Losses
 from raylab.drivers.run_view import RunView
 from raylab.drivers.server_checkpoints import ServerCheckpoints
+from raylab.drivers.server_numbers import Limits, ends
 from raylab.records import CheckpointStore, RunFolder
 
 __all__ = ["Rules", "ServerRun"]
@@ -250,20 +250,12 @@ class ServerRun:
         return group.run(company, watch, lost, lambda: self._elastic.differs(workers))
 
     def _program(self, workers: int) -> ServerProgram:
-        rules, limits = self.rules, self._limits
+        rules = self.rules
         late = {k: self._means.straggler.late_s(k) for k in range(workers)}
         return ServerProgram(
             workers=tuple(range(workers)),
             bound=rules.bound,
-            ends=Ends(
-                samples=limits.epochs * rules.epoch_samples,
-                messages=limits.messages,
-                tolerance=limits.tolerance,
-                figure=rules.figure,
-                certify_samples=limits.certify_every * rules.epoch_samples
-                if limits.certify_every
-                else math.inf,
-            ),
+            ends=ends(self._limits, rules.epoch_samples, rules.figure),
             broadcast_every=rules.broadcast,
             epoch_samples=rules.epoch_samples,
             checkpoints=self._means.plan,

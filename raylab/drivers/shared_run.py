@@ -15,10 +15,11 @@ from actors.solver_group import SolverGroup
 from raylab.algorithms.shared_asysvrg import SharedMemorySolver, figure
 from raylab.algorithms.shared_settings import SharedSettings
 from raylab.algorithms.shared_training import SharedLimits, SharedTraining
-from raylab.drivers.asked import Asked, Limits, Means
+from raylab.drivers.asked import Asked, Means
 from raylab.drivers.commits import Commits
 from raylab.drivers.recovery import Losses
 from raylab.drivers.run_view import RunView
+from raylab.drivers.server_numbers import Limits
 from raylab.drivers.server_workload import Workload
 from raylab.problems import shards
 from raylab.records import CheckpointStore, RunFolder

@@ -5,6 +5,7 @@ from raylab.report.plan import plan_tables
 from raylab.report.progress import Progress
 from raylab.report.run_record import RunRecord, read_run, read_runs
 from raylab.report.table import final_table
+from raylab.report.workers_table import workers_table
 
 __all__ = [
     "Progress",
@@ -14,4 +15,5 @@ __all__ = [
     "plan_tables",
     "read_run",
     "read_runs",
+    "workers_table",
 ]

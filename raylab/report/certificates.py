@@ -13,7 +13,7 @@ from raylab.report.palette import LIGHT, run_tone
 from raylab.report.run_record import RunRecord, number
 from raylab.report.series import abscissas, lines
 
-__all__ = ["certificates", "speed_up", "time_to"]
+__all__ = ["certificates", "level_of_all", "speed_up", "time_to"]
 
 _CERTIFICATES = {
     "duality_gap": (
@@ -50,9 +50,7 @@ def certificates(runs: Sequence[RunRecord]) -> Iterator[Figure]:
 
 def speed_up(runs: Sequence[RunRecord]) -> Iterator[Figure]:
     """Yield the time to the same certificate against workers, over the fewest of each method."""
-    column = "duality_gap"
-    if not all(any(number(row.get(column)) for row in run.rows) for run in runs):
-        column = "gradient_norm"
+    column = _column(runs)
     families: dict[str, dict[int, tuple[int, RunRecord]]] = {}
     for i, run in enumerate(runs):
         workers = run.config.get("workers")
@@ -61,8 +59,7 @@ def speed_up(runs: Sequence[RunRecord]) -> Iterator[Figure]:
     families = {method: found for method, found in families.items() if len(found) > 1}
     if not families:
         return
-    reached = [_least(run, column) for found in families.values() for _, run in found.values()]
-    level = max(reached)
+    level = max(_least(run, column) for found in families.values() for _, run in found.values())
     traces: list[Any] = []
     most = 1.0
     for method, found in families.items():
@@ -114,6 +111,12 @@ def speed_up(runs: Sequence[RunRecord]) -> Iterator[Figure]:
     )
 
 
+def level_of_all(runs: Sequence[RunRecord]) -> tuple[str, float]:
+    """Return the column of a certificate that all runs have, and the least that all reach."""
+    column = _column(runs)
+    return column, max(_least(run, column) for run in runs)
+
+
 def time_to(run: RunRecord, column: str, level: float) -> float | None:
     """Return the seconds until a certificate first was at most `level`, None if it never was.
 
@@ -136,6 +139,12 @@ def time_to(run: RunRecord, column: str, level: float) -> float | None:
 def _between(first: tuple[float, float], second: tuple[float, float], level: float) -> float:
     share = math.log(first[1] / level) / math.log(first[1] / second[1])
     return first[0] + share * (second[0] - first[0])
+
+
+def _column(runs: Sequence[RunRecord]) -> str:
+    gap = "duality_gap"
+    whole = all(any(number(row.get(gap)) for row in run.rows) for run in runs)
+    return gap if whole else "gradient_norm"
 
 
 def _least(run: RunRecord, column: str) -> float:

@@ -44,8 +44,16 @@ def abscissas(runs: Sequence[RunRecord]) -> list[tuple[str, str, Place, str]]:
 
     return [
         ("epoch", "epoch", epoch, "epoch %{x:,.2f}"),
-        ("time", f"time ({unit})", time, f"%{{x:,.1f}} {unit}"),
+        ("time", f"{_clock(runs)} ({unit})", time, f"%{{x:,.1f}} {unit}"),
     ]
+
+
+def _clock(runs: Sequence[RunRecord]) -> str:
+    """Say what time is told by, as a simulated run is told by no clock of this world."""
+    virtual = [run.config.get("clock") == "virtual" for run in runs]
+    if all(virtual):
+        return "virtual time"
+    return "time, virtual of what is simulated" if any(virtual) else "time"
 
 
 def _steps_per_epoch(run: RunRecord) -> float:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from raylab.simulator.simulate import Applied, Simulated, simulate
+from raylab.simulator.outcome import Applied, Simulated
+from raylab.simulator.rules import run_rules
+from raylab.simulator.simulate import simulate
 from raylab.simulator.timing import Event, Timing
 
-__all__ = ["Applied", "Event", "Simulated", "Timing", "simulate"]
+__all__ = ["Applied", "Event", "Simulated", "Timing", "run_rules", "simulate"]

@@ -16,6 +16,7 @@ class Timing:
 
     Args:
         sample_s: computation of one sample's gradient; None: what it takes here, measured.
+        message_s: computation of a message beside that of its samples, where that is modelled.
         latency_s: of a message, each way.
         bytes_per_s: of the server's link, which carries one message after the other each way.
         apply_s: to apply one message at the server, which applies one after the other.
@@ -27,6 +28,7 @@ class Timing:
     """
 
     sample_s: float | None = 1e-5
+    message_s: float = 0.0
     latency_s: float = 1e-4
     bytes_per_s: float = 125e6
     apply_s: float = 0.0
@@ -34,7 +36,8 @@ class Timing:
     restart_s: float = 0.2
 
     def __post_init__(self) -> None:
-        for name in ("sample_s", "latency_s", "apply_s", "detect_s", "restart_s"):
+        durations = ("latency_s", "apply_s", "detect_s", "restart_s")
+        for name in ("sample_s", "message_s", *durations):
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise ConfigError(f"{name} must not be negative, but got {value}")

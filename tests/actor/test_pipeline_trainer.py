@@ -321,7 +321,7 @@ def test_bad_models_and_batches_are_refused_before_actors_start(tmp_path):
     model, data = mlp64(5), batches("mlp", 3, seed=1)
     with pytest.raises(ModelError, match="stages=12 for a chain of 9"):
         fit(model, data, tmp_path, stages=12)
-    with pytest.raises(DataError, match=r"block '0' .* cannot take \(8, 2, 6, 6\)"):
+    with pytest.raises(DataError, match=r"block '0' .* cannot take \(8, 2, 8, 8\)"):
         fit(model, batches("conv", 2, seed=1), tmp_path)
     with pytest.raises(DataError, match="one-shot iterator"):
         fit(model, iter(data), tmp_path)

@@ -207,3 +207,23 @@ def test_settling_gives_up_after_its_time(monkeypatch: pytest.MonkeyPatch):
     assert (wire.now_s, outbox.statistics.depth) == (10.0, 1)
     outbox.settle(0.0)
     assert (wire.now_s, outbox.statistics.depth) == (10.0, 1)
+
+
+def test_what_is_answered_is_taken_by_its_answer_and_by_no_credit():
+    wire = Wire()
+    outbox, inbox = Outbox("link", wire, 2), Inbox("link", wire, 2)
+    for index, kind in enumerate((Kind.PUSH, Kind.REPLY)):
+        outbox.put(Message(kind, index))
+        wire.delivered.append(wire.sent[-1])
+    assert [inbox.take().kind, inbox.take().kind] == [Kind.PUSH, Kind.REPLY]
+    assert (wire.granted, outbox.free) == (0, 0)
+    outbox.answered()
+    assert outbox.free == 1
+    outbox.put(Message(Kind.WORD, 2))
+    wire.delivered.append(wire.sent[-1])
+    assert inbox.take().index == 2
+    assert wire.granted == 1
+    outbox.answered()
+    outbox.answered()
+    with pytest.raises(MailboxError, match="more credits back than it had spent"):
+        outbox.answered()

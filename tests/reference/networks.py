@@ -11,7 +11,7 @@ __all__ = ["CLASSES", "ConvBlock", "Residual", "batches", "conv_bn64", "mlp64"]
 
 CLASSES = 4
 _FEATURES = 6  # of the perceptron's input
-_IMAGE = (2, 6, 6)  # channels, height, width
+_IMAGE = (2, 8, 8)  # channels, height, width
 
 
 class ConvBlock(nn.Sequential):
@@ -50,7 +50,7 @@ def mlp64(seed: int = 0, *, blocks: int = 9, width: int = 7) -> nn.Sequential:
 
 
 def conv_bn64(seed: int = 0) -> nn.Sequential:
-    """Return nine blocks for 6x6 images: convolutions with BN, a skip, pooling, linear layers.
+    """Return nine blocks for 8x8 images: convolutions with BN, a skip, pooling, linear layers.
 
     Blocks 3 and 6 have no parameters, so that some cuts give a stage without any.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import gymnasium
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from actors.server import Ends, ServerLoop
+from actors.server import Ends
 from actors.server_protocols import Task
 from raylab.algorithms.policy_gradient import PolicyServer, PolicySettings
 from raylab.algorithms.policy_worker import PolicyWorker, advantages
@@ -18,7 +19,7 @@ from raylab.algorithms.server_parts import Phase
 from raylab.errors import ConfigError, NonFiniteLossError
 from raylab.problems.actor_critic import ActorCritic
 from raylab.problems.cartpole import Episodes, greedy_returns
-from raylab.simulator.rules import run_rules
+from raylab.simulator import Simulated, Timing, run_rules
 
 pytestmark = pytest.mark.unit
 
@@ -216,19 +217,18 @@ def test_workers_play_different_episodes():
 # ------------------------------------------------------------------------------- all together
 
 
-def train(settings: PolicySettings, ends: Ends) -> ServerLoop:
-    workers = [PolicyWorker(settings, k) for k in range(settings.workers)]
-    return run_rules(
-        PolicyServer(settings), workers, ends, seconds=lambda _, push: 100 + push.samples
-    )
+def train(settings: PolicySettings, ends: Ends) -> Simulated:
+    timing = Timing(message_s=100.0, sample_s=1.0, latency_s=0.0, bytes_per_s=math.inf)
+    worker = functools.partial(PolicyWorker, settings)
+    return run_rules(PolicyServer(settings), worker, settings.workers, ends, timing=timing)
 
 
 def test_two_workers_learn_to_balance_the_pole_with_stale_gradients():
     settings = PolicySettings(workers=2, seed=2)
-    loop = train(settings, Ends(samples=12_000))
-    before, row = loop.rows[0], loop.rows[-1]
+    found = train(settings, Ends(samples=12_000))
+    before, row = found.rows[0], found.rows[-1]
     assert before["greedy_return"] < 30
-    assert loop.ended_by == "epochs"
+    assert found.ended_by == "epochs"
     assert row["staleness_max"] >= 2
     assert row["mean_return"] > 50
     assert row["greedy_return"] > 100
@@ -238,7 +238,7 @@ def test_two_workers_learn_to_balance_the_pole_with_stale_gradients():
 def test_a_run_ends_once_the_greedy_policy_reaches_the_target():
     settings = PolicySettings(workers=2, seed=2, target=100.0, evaluation=20)
     ends = Ends(samples=20_000, figure="shortfall", tolerance=1e-9, certify_samples=2_000)
-    loop = train(settings, ends)
-    assert loop.ended_by == "tolerance"
-    assert loop.rows[-1]["greedy_return"] >= 100
-    assert [row["shortfall"] > 0 for row in loop.rows[:-1]] == [True] * (len(loop.rows) - 1)
+    found = train(settings, ends)
+    assert found.ended_by == "tolerance"
+    assert found.rows[-1]["greedy_return"] >= 100
+    assert [row["shortfall"] > 0 for row in found.rows[:-1]] == [True] * (len(found.rows) - 1)

@@ -21,12 +21,14 @@ pytestmark = pytest.mark.unit
 EXACT = {"rtol": 1e-10, "atol": 1e-13}
 
 
-def run(method, objectives, *, straggler="none", messages=None, epochs=None, **options):
+def run(
+    method, objectives, *, straggler="none", messages=None, epochs=None, tolerance=1e-9, **options
+):
     settings = settings_for(method, objectives, **options)
     ends = Ends(
         messages=messages,
         samples=None if epochs is None else epochs * settings.n,
-        tolerance=0.0 if epochs is None else 1e-9,
+        tolerance=0.0 if epochs is None else tolerance,
         figure=figure(settings),
         certify_samples=settings.n,
     )
@@ -116,11 +118,10 @@ def test_ridge_with_stragglers_ends_at_the_closed_form(method, workers):
     problem = linear(n=160)
     workers = 1 if method in ("sdca", "dfsdca") else workers
     objectives = linear_objectives(problem, workers)
-    found = run(method, objectives, epochs=400, straggler="paper")
+    found = run(method, objectives, epochs=400, straggler="paper", tolerance=2e-14)
     best = problem.solution()
     assert found.ended_by == "tolerance"
-    assert found.figures["duality_gap"] <= 1e-9
-    assert np.linalg.norm(found.weights - best) <= 1e-4 * np.linalg.norm(best)
+    assert np.linalg.norm(found.weights - best) <= 1e-6 * np.linalg.norm(best)
     above = problem.value(found.weights) - problem.value(best)
     assert above <= found.figures["duality_gap"] + 1e-15
 
@@ -165,9 +166,10 @@ def test_where_every_loss_is_non_convex_the_gradient_still_falls_linearly(method
 @pytest.mark.parametrize("method", ["asysgd", "sgd_svrg"])
 def test_sgd_comes_near_and_svrg_after_it_arrives(method):
     problem = linear(n=160)
-    found = run(method, linear_objectives(problem, 4), epochs=150, batch=8, straggler="paper")
+    epochs = 60 if method == "asysgd" else 150
+    found = run(method, linear_objectives(problem, 4), epochs=epochs, batch=8, straggler="paper")
     gap = problem.value(found.weights) - problem.value(problem.solution())
-    assert gap < (1e-3 if method == "asysgd" else 1e-9)
+    assert gap < (5e-3 if method == "asysgd" else 1e-9)
 
 
 # ------------------------------------------------------------------ the automatic step

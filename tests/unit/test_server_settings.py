@@ -62,9 +62,10 @@ def test_the_automatic_step_has_the_ceiling_of_the_duals_the_mean_and_the_noise(
 
 
 def test_as_many_samples_are_a_message_as_leave_the_step_at_its_ceiling():
-    settings = made()
-    assert settings.message_samples == 40
-    assert auto_eta(settings) == pytest.approx(1 / 100, rel=0.05)
+    settings = made(n=10000, curvature=2.0)
+    assert settings.message_samples == 118
+    assert auto_eta(settings) == pytest.approx(1 / 1000, rel=0.05)
+    assert made().message_samples == 250 // 16
     assert made(strength=1e-6).message_samples == 1
     assert made(method="cocoa_plus").message_samples == 250
 

@@ -108,7 +108,7 @@ def test_pushes_proofs_and_news_arrive_as_they_were_told():
 
 
 def test_a_side_refuses_what_is_not_for_it():
-    with pytest.raises(MailboxError, match="a server takes pushes and proofs, but got a REPLY"):
+    with pytest.raises(MailboxError, match="a server takes pushes and proofs, but got a WORD"):
         ServerSide().unpacked(ServerSide().packed(reply()))
     push = Push(era=1, phase=2, number=3, tensors=(), samples=1)
     with pytest.raises(MailboxError, match="a worker takes replies and news, but got a PUSH"):
