@@ -7,7 +7,8 @@ alone has.
 The product's actors, mailboxes and loops with rules that compute next to nothing (the server adds a
 message to w), beside bare ZeroMQ ipc sockets between as many plain processes, which send the same
 bytes in the same pattern: a push, then nothing before its answer. Both interleaved, medians over
-the repeats, with what a message takes of the processor in the server's process. A sparse message has the coordinates of `--rows` rows, 0.16 % dense each.
+the repeats, with what a message takes of the processor in the server's process. A sparse message
+has the coordinates of `--rows` rows, 0.16 % dense each.
 """
 
 from __future__ import annotations

@@ -17,9 +17,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from torch import Tensor
-
-from actors.protocols import Tensors
 from actors.server import Bound, Ends, ServerLoop
 from actors.server_messages import News, Order, Push, Reply
 from actors.server_protocols import ServerRule, Task, WorkerRule
@@ -27,6 +24,7 @@ from actors.server_worker import WorkerLoop
 from raylab.algorithms.stragglers import Straggler, parse
 from raylab.errors import ConfigError, RaylabError
 from raylab.simulator.clock import Clock, Link
+from raylab.simulator.meter import VirtualMeter, size_of
 from raylab.simulator.outcome import Applied, Simulated
 from raylab.simulator.timing import Event, Timing
 
@@ -108,16 +106,14 @@ class _Machine:
         self._workers = workers
         self._straggler = straggler
         self._timing = timing
-        self._epoch_samples = epoch_samples
+        self._meter = VirtualMeter(epoch_samples, workers)
         self._clock = Clock()
         self._processes: dict[int, _Process] = {}
         self._up, self._down = Link(timing.bytes_per_s), Link(timing.bytes_per_s)
         self._server_free_s = 0.0
         self._repeating: set[int] = set()
         self._trace: list[Applied] = []
-        self._rows = self._deaths = self._bytes = self._checkpoints = 0
-        self._blocked_s = 0.0
-        self._before = (0.0, 0, 0.0)
+        self._rows = self._deaths = self._checkpoints = 0
 
     def run(
         self, events: Sequence[Event], on_row: Callable[[dict[str, Any]], None] | None
@@ -136,7 +132,8 @@ class _Machine:
                     f"{loop.messages} messages, {clock.now:.3g} s"
                 )
             for row in loop.rows[self._rows :]:
-                self._stamp(row)
+                self._rows += 1
+                self._meter.stamp(row, clock.now)
                 if on_row is not None:
                     on_row(row)
         return Simulated(
@@ -184,7 +181,7 @@ class _Machine:
             process.loop.heard(message)
             return
         if process.sent_s is not None:
-            self._blocked_s += self._clock.now - process.sent_s
+            self._meter.blocked_s += self._clock.now - process.sent_s
             process.sent_s = None
         proof = process.loop.replied(message)
         if proof is not None:
@@ -227,8 +224,8 @@ class _Machine:
     # ----------------------------------------------------------------- the server
 
     def _reach(self, worker: int, push: Push) -> None:
-        size_bytes = _size(push.tensors)
-        self._bytes += size_bytes
+        size_bytes = size_of(push.tensors)
+        self._meter.bytes += size_bytes
         when = self._up.passes(self._clock.now, size_bytes)
         self._clock.at(when, partial(self._arrive, worker, push))
 
@@ -243,10 +240,10 @@ class _Machine:
     def _send(self, orders: Sequence[Order]) -> None:
         for order in orders:
             process = self._processes[order.worker]
-            size_bytes = _size(order.message.answer)
+            size_bytes = size_of(order.message.answer)
             if isinstance(order.message, Reply):
-                size_bytes += _size(order.message.opening or ())
-            self._bytes += size_bytes
+                size_bytes += size_of(order.message.opening or ())
+            self._meter.bytes += size_bytes
             when = self._down.passes(self._clock.now, size_bytes) + self._timing.latency_s
             receive = partial(self._receive, process, order.worker, order.message)
             self._clock.at(when, receive)
@@ -259,26 +256,3 @@ class _Machine:
         else:
             self._checkpoints += 1
             self.loop.checkpoint(self._checkpoints)
-
-    def _stamp(self, row: dict[str, Any]) -> None:
-        """Let a new row say what a real run's server knows beside its loop."""
-        then, samples, blocked_s = self._before
-        now = self._clock.now
-        row |= {
-            "time_s": now,
-            "epoch": row["samples_seen"] / self._epoch_samples,
-            "bytes": self._bytes,
-            "blocked_s": (self._blocked_s - blocked_s) / self._workers,
-            "samples_per_s": (row["samples_seen"] - samples) / (now - then) if now > then else 0.0,
-            "workers": self._workers,
-        }
-        self._before = (now, row["samples_seen"], self._blocked_s)
-        self._rows += 1
-
-
-def _size(tensors: Tensors) -> int:
-    return sum(_bytes(tensor) for tensor in tensors if tensor is not None)
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
