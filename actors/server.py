@@ -7,39 +7,23 @@
                                                  too stale?           reply "discard", new task
                                                  else                 apply, reply "commit", task
 
-**Staleness** of a message is the updates between the w that it was computed at and its application.
-It is bounded by `Bound.updates` in one of two ways. "wait": a message is held while applying it
-would make another one, which is still computed, too stale. Let the versions of the messages under
-way be v_0 <= v_1 <= …, and t the updates so far; all can still be applied in time if
-t + i - v_i <= bound for every i, and it is enough to hold what would break that. K workers at one w
-need a bound of K - 1. "refresh": the message itself is refused, and its worker computes it anew.
+`staleness.py` says what is late and what too stale, `certification.py` which certificate is made.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
+from actors.certification import Certification
 from actors.errors import MechanismError
 from actors.protocols import Tensors
 from actors.server_messages import News, Order, Proof, Push, Reply, Verdict
-from actors.server_protocols import Certificate, ServerRule, Task
+from actors.server_protocols import ServerRule, Task
+from actors.staleness import Bound, StalenessCounts
 
-__all__ = ["Bound", "Ends", "ServerLoop"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bound:
-    """How stale a message may be.
-
-    Args:
-        updates: Delta; None: any.
-        late: what happens to a message that would be later, see the module.
-    """
-
-    updates: int | None = None
-    late: Literal["wait", "refresh"] = "wait"
+__all__ = ["Ends", "ServerLoop"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,8 +93,6 @@ class ServerLoop:
         self.messages = 0
         self.refused = 0
         self.repeats = 0
-        self.staleness: dict[int, int] = {}
-        """How many messages had which, since the last row."""
         self.ended_by = ""
         """Why the run ends; empty while it goes on."""
         self.final: Tensors | None = None
@@ -123,14 +105,8 @@ class ServerLoop:
         self._on_applied = on_applied
         self._paused = False
         self._in_phase = 0
-        self._certificates = 0
-        self._proofs: dict[int, Certificate] = {}
-        self._awaited: set[int] = set()
-        self._certified_answer: Tensors = ()
-        self._next_certificate = ends.certify_samples
-        self._good: int | None = None
-        self._last = False
-        """Whether the certificate of now is the run's last."""
+        self._staleness = StalenessCounts()
+        self._certification = Certification(ends.certify_samples)
         self._checkpoint: int | None = None
         self._unsaved: set[int] = set()
 
@@ -176,7 +152,7 @@ class ServerLoop:
         seat.number += 1
         seat.pending.clear()
         self.rule.take_back(worker, step)
-        if worker in self._awaited:
+        if self._certification.awaits(worker):
             seat.pending.add("certify")
         if self._unsaved:
             # The checkpoint that it was to be part of cannot become whole.
@@ -205,8 +181,7 @@ class ServerLoop:
         if not self.idle:
             raise MechanismError("workers may change only while nothing is under way")
         self._paused = False
-        self._awaited.clear()
-        self._last = False
+        self._certification.give_up()
         if self._unsaved:
             self._unsaved.clear()
             self._checkpoint = None
@@ -214,7 +189,6 @@ class ServerLoop:
         self._seats = {}
         for worker in workers:
             self._seat(worker)
-        self._good = None
         return [order for worker in self.workers for order in self.joined(worker)]
 
     # ----------------------------------------------------------------- messages
@@ -236,7 +210,7 @@ class ServerLoop:
         seat.busy = False
         if push.era != self.era or push.phase != self.rule.phase().number:
             return self._discard(worker) + self._release()
-        if self._too_stale(seat):
+        if not self.rule.phase().gather and self.bound.refuses(self.version - seat.version):
             self.refused += 1
             return self._discard(worker) + self._release()
         seat.held = push
@@ -244,13 +218,10 @@ class ServerLoop:
 
     def proved(self, worker: int, proof: Proof) -> list[Order]:
         """A worker's part of a certificate came."""
-        if proof.number != self._certificates or worker not in self._awaited:
+        parts = self._certification.took(worker, proof)
+        if parts is None:
             return []
-        self._awaited.discard(worker)
-        self._proofs[worker] = proof.certificate
-        if self._awaited:
-            return []
-        return self._certified(self.rule.certify(self._proofs, self._certified_answer))
+        return self._certified(self.rule.certify(parts, self._certification.answer))
 
     # ----------------------------------------------------------------- checkpoints, ends
 
@@ -286,7 +257,7 @@ class ServerLoop:
             "samples": self.samples,
             "messages": self.messages,
             "in_phase": self._in_phase,
-            "next_certificate": self._next_certificate,
+            "next_certificate": self._certification.due_samples,
             "numbers": self._numbers | {w: seat.number for w, seat in self._seats.items()},
         }
 
@@ -296,7 +267,7 @@ class ServerLoop:
         self.samples = saved["samples"]
         self.messages = saved["messages"]
         self._in_phase = saved["in_phase"]
-        self._next_certificate = saved["next_certificate"]
+        self._certification.due_samples = saved["next_certificate"]
         self._numbers = dict(saved["numbers"])
 
     # ----------------------------------------------------------------- inside
@@ -343,25 +314,13 @@ class ServerLoop:
 
     def _in_time(self, worker: int) -> bool:
         """Tell whether every other message can still be applied in time after this one."""
-        if self.bound.updates is None or self.bound.late != "wait":
-            return True
-        versions = sorted(
-            seat.version
-            for other, seat in self._seats.items()
-            if other != worker and (seat.busy or seat.held is not None)
-        )
-        return all(
-            self.version + 1 + i - version <= self.bound.updates
-            for i, version in enumerate(versions)
-        )
-
-    def _too_stale(self, seat: _Seat) -> bool:
-        bound = self.bound
-        return (
-            bound.updates is not None
-            and bound.late == "refresh"
-            and not self.rule.phase().gather
-            and self.version - seat.version > bound.updates
+        return self.bound.in_time(
+            self.version,
+            (
+                seat.version
+                for other, seat in self._seats.items()
+                if other != worker and (seat.busy or seat.held is not None)
+            ),
         )
 
     def _round(self, workers: list[int]) -> list[Order]:
@@ -374,7 +333,7 @@ class ServerLoop:
     def _apply_one(self, worker: int) -> list[Order]:
         seat = self._seats[worker]
         staleness = self.version - seat.version
-        self.staleness[staleness] = self.staleness.get(staleness, 0) + 1
+        self._staleness.add(staleness)
         self._apply(worker, staleness)
         self._count_update()
         orders = [self._reply(worker, "commit"), *self._discard_of_old_phases()]
@@ -401,8 +360,7 @@ class ServerLoop:
             self.ended_by = self.ended_by or "epochs"
         if self.ends.messages is not None and self.messages >= self.ends.messages:
             self.ended_by = self.ended_by or "messages"
-        if self.samples >= self._next_certificate and not self._awaited and not self.ended_by:
-            self._next_certificate = self.samples + self.ends.certify_samples
+        if not self.ended_by and self._certification.due(self.samples):
             self._ask_for_certificate()
         phase = self.rule.phase()
         if phase.messages is not None and self._in_phase >= phase.messages:
@@ -432,8 +390,8 @@ class ServerLoop:
             self._unsaved.discard(worker)
         certify = None
         if "certify" in seat.pending:
-            certify = (self._certificates, self._certified_answer)
-            self.rule.mark(worker, self._certificates)
+            certify = (self._certification.number, self._certification.answer)
+            self.rule.mark(worker, self._certification.number)
         opening = None
         if going and seat.phase != phase.number:
             opening = self.rule.opening()
@@ -441,7 +399,7 @@ class ServerLoop:
         reply = Reply(
             verdict=verdict,
             rewind="rewind" in seat.pending,
-            good=self._good,
+            good=self._certification.good,
             save=self._checkpoint if "save" in seat.pending else None,
             certify=certify,
             era=self.era,
@@ -466,10 +424,7 @@ class ServerLoop:
     # ----------------------------------------------------------------- certificates
 
     def _ask_for_certificate(self) -> None:
-        self._certificates += 1
-        self._proofs = {}
-        self._awaited = set(self._seats)
-        self._certified_answer = self.rule.answer(-1)
+        self._certification.begin(self._seats, self.rule.answer(-1))
         for seat in self._seats.values():
             seat.pending.add("certify")
 
@@ -480,10 +435,10 @@ class ServerLoop:
             self.ended_by = "tolerance"
             return self._finish()
         if self.ended_by:
-            return self._over() if self._last else self._finish()
+            return self._over() if self._certification.last else self._finish()
         reason = self.rule.judge(figures)
         if reason is None:
-            self._good = self._certificates
+            self._certification.good = self._certification.number
             return []
         self.rows[-1]["rewound"] = reason
         return self._rewind()
@@ -492,7 +447,7 @@ class ServerLoop:
         """Go back to the last good certificate; what is under way will be discarded."""
         self.era += 1
         phase = self.rule.phase().number
-        self.rule.rewind(self._good)
+        self.rule.rewind(self._certification.good)
         if self.rule.phase().number != phase:
             self._in_phase = 0
         orders = []
@@ -510,10 +465,10 @@ class ServerLoop:
         """Once the run has ended and nothing is under way, certify what there is, and stop all."""
         if not self.ended_by or not self.idle or self.final is not None:
             return []
-        if not self._awaited:
+        if not self._certification.open:
             if self.ended_by == "tolerance":
                 return self._over()
-            self._last = True
+            self._certification.last = True
             self._ask_for_certificate()
         # Nobody pushes any more, so nobody would be told of a certificate by an answer.
         return [
@@ -524,21 +479,16 @@ class ServerLoop:
 
     def _over(self) -> list[Order]:
         """End with what the last certificate is of."""
-        self.final = self._certified_answer
+        self.final = self._certification.answer
         return [self._reply(w, "none") for w in self.workers if not self._seats[w].away]
 
     def _row(self, figures: Mapping[str, float]) -> dict[str, Any]:
-        counts = self.staleness
-        self.staleness = {}
-        total = sum(counts.values())
         return {
             "step": self.version,
             "messages": self.messages,
             "samples_seen": self.samples,
             **figures,
-            "staleness_mean": sum(s * c for s, c in counts.items()) / total if total else 0.0,
-            "staleness_max": max(counts, default=0),
-            "staleness_counts": [counts.get(s, 0) for s in range(max(counts, default=-1) + 1)],
+            **self._staleness.taken(),
             "refused": self.refused,
             **self.rule.report(),
         }

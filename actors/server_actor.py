@@ -14,12 +14,13 @@ from actors.errands import Errands
 from actors.errors import MechanismError
 from actors.member import GROUPS, Member
 from actors.part_writer import Keeping
-from actors.server import Bound, Ends, ServerLoop
+from actors.server import Ends, ServerLoop
 from actors.server_protocols import ServerRule
 from actors.server_runner import ServerRunner
 from actors.server_seat import Seat
 from actors.server_wire import SERVER
 from actors.source import CheckpointPlan
+from actors.staleness import Bound
 
 __all__ = ["ServerActor", "ServerMember", "ServerNews", "ServerProgram", "ServerRuleFactory"]
 

@@ -28,11 +28,12 @@ from torch import Tensor
 
 from actors.company import Company
 from actors.protocols import Tensors
-from actors.server import Bound, Ends
+from actors.server import Ends
 from actors.server_actor import ServerNews, ServerProgram
 from actors.server_group import ServerGroup
 from actors.server_protocols import Certificate, Task
 from actors.server_wire import Part
+from actors.staleness import Bound
 from benchmarks.peers.request_reply import Exchange, measure_exchange
 from benchmarks.session import ray_session
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, replace
 from typing import Any
 
-from actors.server import Bound
 from actors.server_protocols import ServerRule
+from actors.staleness import Bound
 from raylab.algorithms.policy_gradient import PolicyServer, PolicySettings
 from raylab.algorithms.policy_worker import PolicyWorker
 from raylab.drivers.asked import Asked

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from actors.server import Bound
 from actors.server_protocols import ServerRule
+from actors.staleness import Bound
 from raylab.algorithms.parameter_server import (
     ServerSettings,
     bound,

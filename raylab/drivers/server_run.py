@@ -15,11 +15,11 @@ from torch import Tensor
 
 from actors.company import Company, Return
 from actors.errors import PlacementError
-from actors.server import Bound
 from actors.server_actor import ServerNews, ServerProgram
 from actors.server_group import ServerGroup
 from actors.server_protocols import ServerRule
 from actors.server_runner import SUSPENDED
+from actors.staleness import Bound
 from actors.worker_actor import WorkerProgram
 from raylab.drivers.asked import Asked, Means
 from raylab.drivers.cluster import threads_of

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from actors.server import Bound, Ends, ServerLoop
+from actors.server import Ends, ServerLoop
 from actors.server_messages import News, Order, Push, Reply
 from actors.server_protocols import ServerRule, Task, WorkerRule
 from actors.server_worker import WorkerLoop
+from actors.staleness import Bound
 from raylab.algorithms.stragglers import Straggler, parse
 from raylab.errors import ConfigError, RaylabError
 from raylab.simulator.clock import Clock, Link

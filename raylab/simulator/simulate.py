@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from actors.server import Bound, Ends
+from actors.server import Ends
 from actors.server_protocols import WorkerRule
+from actors.staleness import Bound
 from raylab.algorithms.parameter_server import ServerSettings, server_rule, worker_rule
 from raylab.algorithms.parameter_server import bound as bound_of
 from raylab.algorithms.stragglers import Straggler

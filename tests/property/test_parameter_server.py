@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.server import Bound, Ends, ServerLoop
+from actors.server import Ends, ServerLoop
 from actors.server_messages import News, Order, Push, Reply
+from actors.staleness import Bound
 from raylab.algorithms.parameter_server import server_rule, worker_rule
 from raylab.algorithms.server_settings import ServerSettings
 from raylab.algorithms.stragglers import parse

@@ -16,10 +16,11 @@ import pytest
 import torch
 
 from actors.errors import MechanismError
-from actors.server import Bound, Ends, ServerLoop
+from actors.server import Ends, ServerLoop
 from actors.server_messages import News, Order, Proof, Push, Reply
 from actors.server_protocols import Task
 from actors.server_worker import WorkerLoop
+from actors.staleness import Bound
 
 pytestmark = pytest.mark.unit
 

@@ -15,12 +15,13 @@ from actors.doorbell import Doorbell
 from actors.errors import StageError
 from actors.local_wire import local_wire
 from actors.mailbox import Inbox, Outbox
-from actors.server import Bound, Ends, ServerLoop
+from actors.server import Ends, ServerLoop
 from actors.server_runner import SUSPENDED, ServerRunner
 from actors.server_seat import Seat
 from actors.server_wire import server_links
 from actors.server_worker import WorkerLoop
 from actors.source import CheckpointPlan
+from actors.staleness import Bound
 from actors.worker_runner import WorkerRunner
 from tests.server_rules import CountingServer, CountingWorker, draw
 
