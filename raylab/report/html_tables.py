@@ -44,8 +44,6 @@ _FIGURES = (
     ("test loss", "test_loss", ",.4f"),
     ("training accuracy", "accuracy", ".2%"),
     ("training loss", "loss", ",.4f"),
-    ("duality gap", "duality_gap", ".2e"),
-    ("gradient norm", "gradient_norm", ".2e"),
 )
 _SUMMARY = (
     ("samples/s", "samples_per_s", ",.1f"),

@@ -98,3 +98,11 @@ def test_the_head_of_a_solver_names_workers_and_problem():
     assert "ridge on digits" in head
     assert "Accumulation" not in head
     assert "1.00e-05" in report_page([server_run()])
+
+
+def test_a_figure_stands_once_in_the_table_of_results():
+    table = (
+        report_page([server_run()]).partition('aria-label="Results"')[2].partition("</table>")[0]
+    )
+    assert table.count(">duality gap<") == 1
+    assert table.count(">gradient norm<") == 1
