@@ -161,7 +161,9 @@ def test_workers_are_added_while_a_run_goes_on_and_nothing_is_lost(tmp_path, whe
     assert sorted({row["workers"] for row in rows}) == [1, 2]
     before = [row for row in rows if row["workers"] == 1][-1]
     after = next(row for row in rows if row["workers"] == 2)
-    assert after["step"] >= before["step"] > 0
+    # A checkpoint was there before, so there were steps; of them a row may not have come yet.
+    assert after["step"] > 0
+    assert after["step"] >= before["step"]
     assert after["duality_gap"] <= before["duality_gap"]
 
 

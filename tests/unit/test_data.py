@@ -711,5 +711,6 @@ def test_a_download_that_fails_is_an_error_of_the_data(
 
 
 def test_the_package_exports_what_it_says() -> None:
-    assert raylab.data.__all__ == ["Batches", "DataSet", "load"]
+    names = ["Batches", "DataSet", "RowBlock", "RowSource", "load", "open_rows"]
+    assert raylab.data.__all__ == names
     assert all(hasattr(raylab.data, name) for name in raylab.data.__all__)
