@@ -205,13 +205,13 @@ def test_a_run_leaves_the_files_of_its_contract(tmp_path):
     assert result.metrics["test_accuracy"] == pytest.approx(float(torch.cat(hits).double().mean()))
 
 
-def test_lock_step_computes_the_same_numbers(tmp_path):
+@pytest.mark.parametrize("method", ["fr", "adl"])
+def test_lock_step_computes_the_same_numbers(tmp_path, method):
     model, data = conv_bn64(3), batches("conv", 5, ragged=True, seed=2)
-    for method in ("bp", "ddg", "fr", "adl"):
-        free = fit(model, data, tmp_path, method=method, stages=[2, 4, 7])
-        locked = fit(model, data, tmp_path, method=method, stages=[2, 4, 7], barrier=True)
-        for name, tensor in free.model.state_dict().items():
-            assert torch.equal(tensor, locked.model.state_dict()[name])
+    free = fit(model, data, tmp_path, method=method, stages=[2, 5])
+    locked = fit(model, data, tmp_path, method=method, stages=[2, 5], barrier=True)
+    for name, tensor in free.model.state_dict().items():
+        assert torch.equal(tensor, locked.model.state_dict()[name])
 
 
 def test_measured_delays_are_written_down_and_repeat_the_run(tmp_path):
