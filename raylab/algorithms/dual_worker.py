@@ -15,6 +15,7 @@ from raylab.algorithms.server_parts import (
     Tensors,
     as_tensor,
     as_vector,
+    losses_part,
 )
 from raylab.algorithms.server_settings import ServerSettings
 from raylab.problems.objective import DualObjective, Rows, Vector
@@ -78,17 +79,10 @@ class DualWorker:
 
     def certify(self, answer: Tensors) -> Part:
         """Return losses and gradient at the server's w, conjugates and sum of the duals."""
-        w = as_vector(answer[0])
+        part = losses_part(self.objective, as_vector(answer[0]))
+        values, tensors = dict(part.values), dict(part.tensors)
         with np.errstate(over="ignore", invalid="ignore"):
-            values = {
-                "losses": self.objective.losses(w),
-                "samples": float(self.objective.shard.rows),
-                **self.objective.figures(w),
-            }
-            tensors = {
-                "gradient": as_tensor(self.objective.gradients(w)),
-                "dual_sum": as_tensor(self.objective.dual_sum(self.duals)),
-            }
+            tensors["dual_sum"] = as_tensor(self.objective.dual_sum(self.duals))
             # The gap holds for any duals; those of a long step may have no conjugate.
             feasible = self.objective.feasible(self.duals)
             conjugates = self.objective.conjugates(feasible)

@@ -16,6 +16,7 @@ from raylab.algorithms.server_parts import (
     as_message,
     as_tensor,
     as_vector,
+    losses_part,
 )
 from raylab.algorithms.server_rules import ServerCore
 from raylab.algorithms.server_settings import ServerSettings
@@ -104,16 +105,7 @@ class PrimalWorker:
 
     def certify(self, answer: Tensors) -> Part:
         """Return the losses and the gradient of its samples."""
-        w = as_vector(answer[0])
-        with np.errstate(over="ignore", invalid="ignore"):
-            return Part(
-                values={
-                    "losses": self.objective.losses(w),
-                    "samples": float(self.objective.shard.rows),
-                    **self.objective.figures(w),
-                },
-                tensors={"gradient": as_tensor(self.objective.gradients(w))},
-            )
+        return losses_part(self.objective, as_vector(answer[0]))
 
     def mark(self, number: int, good: int | None) -> None:
         """There is nothing to remember."""

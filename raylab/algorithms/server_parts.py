@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raylab.problems.objective import Rows, Vector
+from raylab.problems.objective import Objective, Rows, Vector
 
 __all__ = [
     "AskedPhase",
@@ -26,7 +26,9 @@ __all__ = [
     "as_message",
     "as_tensor",
     "as_vector",
+    "dense",
     "generator",
+    "losses_part",
 ]
 
 Tensors = tuple[Tensor | None, ...]
@@ -84,6 +86,19 @@ class Part:
     tensors: Mapping[str, Tensor]
 
 
+def losses_part(objective: Objective, w: Vector) -> Part:
+    """Return losses and gradient at w of a worker's samples, which every method certifies."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return Part(
+            values={
+                "losses": objective.losses(w),
+                "samples": float(objective.shard.rows),
+                **objective.figures(w),
+            },
+            tensors={"gradient": as_tensor(objective.gradients(w))},
+        )
+
+
 def as_vector(tensor: Tensor | None) -> Vector:
     """Return the array on a tensor's memory."""
     if tensor is None:
@@ -96,6 +111,16 @@ def as_tensor(vector: Vector) -> Tensor:
     return torch.from_numpy(vector)
 
 
+def dense(vector: Vector | tuple[Rows, Vector], dim: int) -> Vector:
+    """Return a vector (dim,) that may be given by its coordinates and their values."""
+    if not isinstance(vector, tuple):
+        return vector
+    indices, values = vector
+    whole = np.zeros(dim)
+    whole[indices] = values
+    return whole
+
+
 def as_message(vector: Vector | tuple[Rows, Vector], dim: int) -> Tensors:
     """Return a vector as it travels: (values,), or (indices, values) where that is smaller.
 
@@ -106,9 +131,7 @@ def as_message(vector: Vector | tuple[Rows, Vector], dim: int) -> Tensors:
     if isinstance(vector, tuple):
         indices, values = vector
         if not _sparse_is_smaller(len(indices), dim):
-            dense = np.zeros(dim)
-            dense[indices] = values
-            return (as_tensor(dense),)
+            return (as_tensor(dense(vector, dim)),)
     else:
         if dim < _SHORT or not _sparse_is_smaller(int(np.count_nonzero(vector)), dim):
             return (as_tensor(np.ascontiguousarray(vector)),)

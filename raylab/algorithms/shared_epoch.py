@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from raylab.algorithms.server_parts import dense
 from raylab.data.augment import Stream, keyed_generator
 from raylab.problems.objective import LinearObjective, Objective, Rows, Vector
 
@@ -75,12 +76,7 @@ class SharedEpoch:
             if self._compiled is None or slopes is None:
                 return objective.gradients(w, rows)
             slopes[lo:hi] = self._compiled.residuals(w, self._compiled.zero_duals(), rows)
-            total = self._compiled.combine(rows, slopes[lo:hi])
-            if isinstance(total, tuple):
-                vector = np.zeros(objective.dim)
-                vector[total[0]] = total[1]
-                return vector
-            return total
+            return dense(self._compiled.combine(rows, slopes[lo:hi]), objective.dim)
 
         spans = [(lo, hi) for lo, hi in itertools.pairwise(cuts) if hi > lo]
         parts = list(pool.map(lambda span: part(*span), spans))

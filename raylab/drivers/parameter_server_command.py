@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from ray.train import CheckpointConfig, FailureConfig, RunConfig
-
 from raylab.config import ParameterServerConfig
 from raylab.drivers.parameter_server import ParameterServerTrainer
 from raylab.drivers.result import Result
+from raylab.drivers.run_place import run_config
 from raylab.drivers.server_kinds import kind_of
 from raylab.drivers.server_numbers import workers_of
 from raylab.records import new_run_name
@@ -72,11 +71,8 @@ def run_server(
         if config.cpus_per_worker is None
         else {"CPU": config.cpus_per_worker},
         wait_s=config.wait_s,
-        run_config=RunConfig(
-            name=config.name,
-            storage_path=config.storage,
-            checkpoint_config=CheckpointConfig(num_to_keep=config.keep_checkpoints),
-            failure_config=FailureConfig(max_failures=config.max_failures),
+        run_config=run_config(
+            config.storage, config.name, config.keep_checkpoints, config.max_failures
         ),
         config=config.model_dump(exclude={"resolved"}),
     )

@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
-from ray.train import CheckpointConfig, FailureConfig, RunConfig
 from torch import nn
 from torch.optim import Optimizer
 
@@ -15,6 +14,7 @@ from raylab.data import DataSet, load
 from raylab.drivers.pipeline import PipelineTrainer
 from raylab.drivers.resolve import resolve
 from raylab.drivers.result import Result
+from raylab.drivers.run_place import run_config
 from raylab.errors import ConfigError
 from raylab.models import build
 from raylab.optimizers import Schedule, make_optimizer
@@ -114,11 +114,8 @@ def _trainer(config: PipelineConfig) -> tuple[PipelineTrainer, DataSet]:
         recompute=config.recompute,
         checkpoint_every=config.checkpoint_every,
         checkpoint_minutes=config.checkpoint_minutes,
-        run_config=RunConfig(
-            name=config.name,
-            storage_path=config.storage,
-            checkpoint_config=CheckpointConfig(num_to_keep=config.keep_checkpoints),
-            failure_config=FailureConfig(max_failures=config.max_failures),
+        run_config=run_config(
+            config.storage, config.name, config.keep_checkpoints, config.max_failures
         ),
         config=config.model_dump(exclude={"measured"}),
     )

@@ -14,14 +14,31 @@ from raylab.drivers.result import Result
 from raylab.errors import ConfigError
 from raylab.records import CheckpointStore, EventWriter, RunFolder, Storage, new_run_name
 
-__all__ = ["RunPlace", "keep"]
+__all__ = ["RunPlace", "keep", "run_config"]
+
+
+def run_config(storage: str, name: str | None, checkpoints: int, failures: int) -> RunConfig:
+    """Return Ray Train's RunConfig.
+
+    Args:
+        storage: folder of all runs, or an address.
+        name: of the run.
+        checkpoints: to keep.
+        failures: that the run bears.
+    """
+    return RunConfig(
+        storage_path=storage,
+        name=name,
+        checkpoint_config=CheckpointConfig(num_to_keep=checkpoints),
+        failure_config=FailureConfig(max_failures=failures),
+    )
 
 
 class RunPlace:
     """What Ray Train's RunConfig says of a run's files and failures.
 
     Args:
-        run_config: Ray Train's; None: ours, see `raylab.PipelineTrainer`.
+        config: Ray Train's; None: ours, see `raylab.PipelineTrainer`.
         method: for a name with the time in it.
         tensorboard: write TensorBoard's events, too.
 
@@ -29,13 +46,8 @@ class RunPlace:
         ConfigError: TensorBoard's events would not be on this machine.
     """
 
-    def __init__(self, run_config: RunConfig | None, method: str, *, tensorboard: bool) -> None:
-        given = run_config or RunConfig(
-            storage_path="~/raylab_results",
-            name=new_run_name(method),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
-            failure_config=FailureConfig(max_failures=3),
-        )
+    def __init__(self, config: RunConfig | None, method: str, *, tensorboard: bool) -> None:
+        given = config or run_config("~/raylab_results", new_run_name(method), 2, 3)
         # Ray Train fills in its own, a name and a folder too, where they are not given.
         self.name = given.name or new_run_name(method)
         self.most_failures = (given.failure_config or FailureConfig()).max_failures
