@@ -6,6 +6,7 @@ monitor tells, and is asked only when nothing has come, so that it costs a busy 
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket as sockets
 import time
@@ -29,6 +30,10 @@ _LOOK_S = 0.1
 _NEVER_MS = 86_400_000
 _POLLIN = int(zmq.POLLIN)
 """Not the flag itself, whose arithmetic takes longer than to ask the socket."""
+
+_numbers = itertools.count()
+"""A monitor's place is named by a number of its own: a descriptor comes back into use before
+ZeroMQ's thread has taken down the place of the socket that had it."""
 
 _ENDED: dict[int, str] = {
     zmq.EVENT_DISCONNECTED: "its other end was closed, its process died or the network failed",
@@ -72,7 +77,7 @@ class Watch:
         self._connected: set[int] = set()
         self._ended = ""
         events = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED if listens else sum(_ENDED)
-        place = f"inproc://watch-{socket.FD}"
+        place = f"inproc://watch-{next(_numbers)}"
         socket.monitor(place, events)
         # No mark on what waits here: ZeroMQ's thread would stand still once it is reached.
         self._monitor = socket.context.socket(zmq.PAIR)
@@ -136,6 +141,8 @@ class Watch:
     def close(self) -> None:
         """Close the socket and its monitor; both may be closed already."""
         if not isinstance(self._socket, Closed):
+            # First: ZeroMQ's thread would wait for ever to tell a monitor that is gone.
+            self._socket.disable_monitor()
             self._socket.close()
             self._monitor.close()
             self._socket = Closed(self._name)

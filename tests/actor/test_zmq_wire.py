@@ -475,3 +475,15 @@ def test_what_was_sent_before_closing_still_arrives(
     message = taken(Inbox("link", end, 2))
     assert message.index == 7
     assert torch.equal(message.tensors[0], torch.arange(300_000.0))
+
+
+@pytest.mark.timeout(60)
+def test_links_opened_and_closed_one_after_another_leave_no_trace(hub: Callable[[], ZmqHub]):
+    """What ZeroMQ's thread takes down of a link is of no concern to the next one."""
+    one = hub()
+    for number in range(1500):
+        address, end = one.listen(f"link {number}", 4)
+        sender = one.connect(f"link {number}", 4, address)
+        end.accept(PATIENCE_S)
+        sender.close()
+        end.close()
