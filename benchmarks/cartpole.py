@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from actors.server import Ends
-from raylab.algorithms.policy_gradient import PolicyServer, PolicySettings
-from raylab.algorithms.policy_worker import PolicyWorker
+from actors.server.loop import Ends
+from raylab.algorithms.server.policy_gradient import PolicyServer, PolicySettings
+from raylab.algorithms.server.policy_worker import PolicyWorker
 from raylab.problems.cartpole import greedy_returns
 from raylab.simulator import Timing, run_rules
 

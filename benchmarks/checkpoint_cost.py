@@ -16,7 +16,7 @@ import tempfile
 from typing import Any
 
 from raylab.config import pipeline_config
-from raylab.drivers.pipeline_command import run_pipeline
+from raylab.drivers.pipeline.command import run_pipeline
 
 ROWS_PER_CHECKPOINT = 4
 

@@ -18,9 +18,9 @@ from typing import Any, Literal
 import ray
 import torch
 
-from actors.link import Link
-from actors.messages import Kind, Message
-from actors.stage_actor import StageWorker
+from actors.pipeline.stage_actor import StageWorker
+from actors.wires.link import Link
+from actors.wires.messages import Kind, Message
 from benchmarks.peers.raw_wires import measure_wire
 from benchmarks.session import ray_session
 

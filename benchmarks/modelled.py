@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from actors.protocols import Tensors, Unit
-from raylab.algorithms.stage_figures import StageFigures
+from actors.units import Tensors, Unit
+from raylab.algorithms.stage.figures import StageFigures
 
 __all__ = ["BATCH", "WIDTH", "NapBatches", "NapRule"]
 
@@ -35,7 +35,7 @@ def _nap(since: float, seconds: float) -> None:
 
 
 class NapRule:
-    """One stage as `actors.protocols.StageRule`, with no numbers in it.
+    """One stage as `actors.pipeline.protocols.StageRule`, with no numbers in it.
 
     Args:
         forward_s: seconds of a forward of 128 samples.

@@ -22,13 +22,13 @@ from typing import Any
 
 import torch
 
-from actors.stage_actor import Feed
-from actors.supervisor import Supervisor
-from actors.wiring import links
+from actors.pipeline.stage_actor import Feed
+from actors.pipeline.supervisor import Supervisor
+from actors.pipeline.wiring import links
 from benchmarks.modelled import BATCH, WIDTH, NapBatches, NapRule
 from benchmarks.session import ray_session
-from raylab.drivers.programs import programs
-from raylab.drivers.settings import PipelineSettings
+from raylab.drivers.pipeline.programs import programs
+from raylab.drivers.pipeline.settings import PipelineSettings
 from raylab.planner import choose_link_delays, predicted_period_s
 from raylab.records import RowMerger
 

@@ -30,7 +30,7 @@ from benchmarks.peers.torch_pipeline import measure_torch_pipeline
 from benchmarks.peers.workload import Workload
 from benchmarks.session import ray_session
 from raylab import PipelineTrainer, models
-from raylab.drivers.network import Network
+from raylab.drivers.pipeline.network import Network
 from raylab.planner import balanced_cuts, trace_blocks
 
 SHAPE = (3, 32, 32)

@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from actors.supervisor import Supervisor
-from actors.wiring import links
+from actors.pipeline.supervisor import Supervisor
+from actors.pipeline.wiring import links
 from benchmarks.modelled import BATCH, WIDTH
 from benchmarks.pipeline_modelled_compute import (
     BACKWARD_S,
@@ -31,10 +31,10 @@ from benchmarks.pipeline_modelled_compute import (
     measure,
 )
 from benchmarks.session import ray_session
-from raylab.drivers.measure import pipeline_costs
-from raylab.drivers.predict import predicted
-from raylab.drivers.programs import programs
-from raylab.drivers.settings import PipelineSettings
+from raylab.drivers.pipeline.measure import pipeline_costs
+from raylab.drivers.pipeline.predict import predicted
+from raylab.drivers.pipeline.programs import programs
+from raylab.drivers.pipeline.settings import PipelineSettings
 from raylab.planner import PipelineCosts
 
 

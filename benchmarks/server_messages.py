@@ -26,14 +26,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actors.company import Company
-from actors.protocols import Tensors
-from actors.server import Ends
-from actors.server_actor import ServerNews, ServerProgram
-from actors.server_group import ServerGroup
-from actors.server_protocols import Certificate, Task
-from actors.server_wire import Part
-from actors.staleness import Bound
+from actors.server.company import Company
+from actors.server.exchange import Part
+from actors.server.loop import Ends
+from actors.server.protocols import Certificate, Task
+from actors.server.server_actor import ServerNews, ServerProgram
+from actors.server.server_group import ServerGroup
+from actors.server.staleness import Bound
+from actors.units import Tensors
 from benchmarks.peers.request_reply import Exchange, measure_exchange
 from benchmarks.session import ray_session
 

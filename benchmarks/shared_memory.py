@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from raylab.algorithms.shared_epoch import draw, steps_in_python
+from raylab.algorithms.shared_memory.epoch import draw, steps_in_python
 from raylab.data import open_rows
 from raylab.data.rows import RowBlock
 from raylab.problems import Shard, build

@@ -40,11 +40,11 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.svm import LinearSVR
 
-from actors.server import Ends
-from actors.server_protocols import Task
-from raylab.algorithms.parameter_server import ServerSettings, server_rule, worker_rule
-from raylab.algorithms.shared_asysvrg import SharedMemorySolver
-from raylab.algorithms.shared_settings import SharedSettings
+from actors.server.loop import Ends
+from actors.server.protocols import Task
+from raylab.algorithms.server.rule_factory import ServerSettings, server_rule, worker_rule
+from raylab.algorithms.shared_memory.asysvrg import SharedMemorySolver
+from raylab.algorithms.shared_memory.settings import SharedSettings
 from raylab.data import open_rows
 from raylab.data.rows import RowBlock
 from raylab.problems import Shard

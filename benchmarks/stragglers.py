@@ -26,9 +26,9 @@ from typing import Any
 
 import numpy as np
 
-from actors.server import Ends
-from raylab.algorithms.parameter_server import ServerSettings, auto_eta
-from raylab.algorithms.stragglers import parse
+from actors.server.loop import Ends
+from raylab.algorithms.server.rule_factory import ServerSettings, auto_eta
+from raylab.algorithms.server.stragglers import parse
 from raylab.data import open_rows
 from raylab.errors import NonFiniteLossError
 from raylab.problems import Objective, build, shards

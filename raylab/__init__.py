@@ -23,9 +23,9 @@ from raylab.errors import (
 )
 
 if TYPE_CHECKING:
-    from raylab.drivers.parameter_server import ParameterServerTrainer
-    from raylab.drivers.pipeline import PipelineTrainer
+    from raylab.drivers.pipeline.trainer import PipelineTrainer
     from raylab.drivers.result import Result
+    from raylab.drivers.server.trainer import ParameterServerTrainer
     from raylab.optimizers import Schedule
 
 __all__ = [
@@ -47,8 +47,8 @@ __all__ = [
 __version__ = "0.1.0"
 
 _LATER = {
-    "ParameterServerTrainer": "raylab.drivers.parameter_server",
-    "PipelineTrainer": "raylab.drivers.pipeline",
+    "ParameterServerTrainer": "raylab.drivers.server.trainer",
+    "PipelineTrainer": "raylab.drivers.pipeline.trainer",
     "Result": "raylab.drivers.result",
     "Schedule": "raylab.optimizers",
 }

@@ -15,14 +15,14 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from actors.in_process import run_in_process
-from actors.runner import StageRunner
-from actors.source import CheckpointPlan
-from raylab.algorithms.delayed_stage import DelayedStage
-from raylab.algorithms.stage_rules import stage_rule
-from raylab.drivers.network import Network
-from raylab.drivers.programs import programs, recheck_ages, stage_settings
-from raylab.drivers.settings import PipelineSettings
+from actors.checkpoint_plan import CheckpointPlan
+from actors.pipeline.in_process import run_in_process
+from actors.pipeline.runner import StageRunner
+from raylab.algorithms.stage.delayed_stage import DelayedStage
+from raylab.algorithms.stage.rules import stage_rule
+from raylab.drivers.pipeline.network import Network
+from raylab.drivers.pipeline.programs import programs, recheck_ages, stage_settings
+from raylab.drivers.pipeline.settings import PipelineSettings
 from raylab.planner import cut_features, trace_blocks
 from tests.reference.pipeline import Optimiser
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from raylab.algorithms.parameter_server import ServerSettings
+from raylab.algorithms.server.rule_factory import ServerSettings
 from raylab.data.rows import RowBlock
 from raylab.problems import kernels, shards
 from raylab.problems.linear import LinearModel, Loss

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raylab.algorithms.delayed_stage import DelayedStage
-from raylab.algorithms.stage_settings import StageSettings
+from raylab.algorithms.stage.delayed_stage import DelayedStage
+from raylab.algorithms.stage.settings import StageSettings
 
 __all__ = [
     "DECAY",

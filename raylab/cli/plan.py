@@ -77,7 +77,7 @@ def run(argv: Sequence[str]) -> int:
 
 def _plan(config: PipelineConfig, *, measure: bool) -> dict[str, Any]:
     with ray_session():
-        from raylab.drivers.pipeline_command import plan_pipeline
+        from raylab.drivers.pipeline.command import plan_pipeline
 
         return plan_pipeline(config, measure=measure)
 

@@ -55,7 +55,7 @@ def _listed(pair: str) -> str:
 
 
 def _simulate(config: SimulationConfig, *, as_json: bool, progress: bool) -> None:
-    from raylab.drivers.simulated import planned_simulations, simulate_run
+    from raylab.drivers.server.simulated import planned_simulations, simulate_run
 
     planned = planned_simulations(config)
     summaries: list[dict[str, Any]] = []

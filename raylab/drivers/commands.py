@@ -58,10 +58,10 @@ def train(
     """
     # Each brings in what it needs alone.
     if isinstance(config, ParameterServerConfig):
-        from raylab.drivers.parameter_server_command import run_server
+        from raylab.drivers.server.command import run_server
 
         return run_server(config, progress=progress, resume=resume, resume_step=resume_step)
-    from raylab.drivers.pipeline_command import run_pipeline
+    from raylab.drivers.pipeline.command import run_pipeline
 
     return run_pipeline(config, progress=progress, resume=resume, resume_step=resume_step)
 
@@ -69,7 +69,7 @@ def train(
 def resolved(config: RunConfiguration) -> RunConfiguration:
     """Return `config` with every default as a number; resolving it again changes nothing."""
     if isinstance(config, ParameterServerConfig):
-        from raylab.drivers.parameter_server_command import resolve_server
+        from raylab.drivers.server.command import resolve_server
 
         return resolve_server(config)
     from raylab.drivers.resolve import resolve

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from raylab.algorithms.cut_features import CutFeatures
-from raylab.algorithms.pipeline_method import PipelineMethod
+from raylab.algorithms.pipeline.method import PipelineMethod
+from raylab.algorithms.stage.cut_features import CutFeatures
 from raylab.errors import DataError, ModelError
 from raylab.planner.trace import BlockTrace
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from raylab.algorithms.packing import packed
+from raylab.algorithms.stage.packing import packed
 from raylab.planner.trace import BlockTrace
 
 __all__ = ["BlockMemory", "Held", "block_memory", "held", "memory_matrix", "stage_bytes"]

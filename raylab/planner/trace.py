@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from raylab.algorithms.packing import packed
+from raylab.algorithms.stage.packing import packed
 from raylab.errors import DataError, InputError, ModelError
 
 __all__ = ["BlockTrace", "trace_blocks"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from actors.protocols import Tensors
+from actors.units import Tensors
 
 __all__ = ["VirtualMeter", "size_of"]
 

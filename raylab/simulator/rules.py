@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from actors.server import Ends, ServerLoop
-from actors.server_messages import News, Order, Push, Reply
-from actors.server_protocols import ServerRule, Task, WorkerRule
-from actors.server_worker import WorkerLoop
-from actors.staleness import Bound
-from raylab.algorithms.stragglers import Straggler, parse
+from actors.server.loop import Ends, ServerLoop
+from actors.server.messages import News, Order, Push, Reply
+from actors.server.protocols import ServerRule, Task, WorkerRule
+from actors.server.staleness import Bound
+from actors.server.worker_loop import WorkerLoop
+from raylab.algorithms.server.stragglers import Straggler, parse
 from raylab.errors import ConfigError, RaylabError
 from raylab.simulator.clock import Clock, Link
 from raylab.simulator.meter import VirtualMeter, size_of

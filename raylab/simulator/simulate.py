@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from actors.server import Ends
-from actors.server_protocols import WorkerRule
-from actors.staleness import Bound
-from raylab.algorithms.parameter_server import ServerSettings, server_rule, worker_rule
-from raylab.algorithms.parameter_server import bound as bound_of
-from raylab.algorithms.stragglers import Straggler
-from raylab.algorithms.stragglers import parse as parse_straggler
+from actors.server.loop import Ends
+from actors.server.protocols import WorkerRule
+from actors.server.staleness import Bound
+from raylab.algorithms.server.rule_factory import ServerSettings, server_rule, worker_rule
+from raylab.algorithms.server.rule_factory import bound as bound_of
+from raylab.algorithms.server.stragglers import Straggler
+from raylab.algorithms.server.stragglers import parse as parse_straggler
 from raylab.errors import ConfigError
 from raylab.problems.objective import Objective, Vector
 from raylab.simulator.outcome import Simulated

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from actors.errors import LinkError
-from actors.link import Link
-from actors.messages import Kind, Message
-from actors.process_groups import LOOPBACK
-from actors.stage_actor import StageWorker
+from actors.pipeline.stage_actor import StageWorker
+from actors.wires.link import Link
+from actors.wires.messages import Kind, Message
+from actors.wires.process_groups import LOOPBACK
 from raylab import PipelineTrainer, Result
 from tests.helpers import torch_optimiser
 from tests.mines import MinedBlock

@@ -17,12 +17,12 @@ import torch
 from typing_extensions import Buffer
 
 from actors.errors import CorruptMessageError, LinkError, MailboxError
-from actors.frames import encode
-from actors.mailbox import Inbox, Outbox
-from actors.messages import Kind, Message
-from actors.ray_wire import RayReceiveEnd, RaySendEnd
-from actors.zmq_ends import ZmqReceiveEnd, ZmqSendEnd
-from actors.zmq_wire import Address, ZmqHub
+from actors.wires.frames import encode
+from actors.wires.mailbox import Inbox, Outbox
+from actors.wires.messages import Kind, Message
+from actors.wires.ray_wire import RayReceiveEnd, RaySendEnd
+from actors.wires.zmq_ends import ZmqReceiveEnd, ZmqSendEnd
+from actors.wires.zmq_wire import Address, ZmqHub
 
 pytestmark = pytest.mark.actor
 
@@ -331,8 +331,8 @@ class Relay:
 
 
 def test_a_node_that_falls_silent_cuts_its_links(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("actors.zmq_watch.HEARTBEAT_S", 0.1)
-    monkeypatch.setattr("actors.zmq_watch.HEARTBEAT_TIMEOUT_S", 1.0)
+    monkeypatch.setattr("actors.wires.zmq_watch.HEARTBEAT_S", 0.1)
+    monkeypatch.setattr("actors.wires.zmq_watch.HEARTBEAT_TIMEOUT_S", 1.0)
     receiver, sender = ZmqHub(), ZmqHub()
     address, target = receiver.listen(NAME, 2, "tcp", {sender.public_key})
     relay = Relay(("127.0.0.1", int(address.url.rsplit(":", 1)[1])))

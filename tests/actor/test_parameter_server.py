@@ -21,7 +21,7 @@ import yaml
 from ray.train import CheckpointConfig, FailureConfig, RunConfig
 from ray.util.placement_group import placement_group_table
 
-from actors.server_group import ServerGroup
+from actors.server.server_group import ServerGroup
 from raylab import ConfigError, ParameterServerTrainer, Result
 from raylab.cli.main import main
 from raylab.config import ParameterServerConfig

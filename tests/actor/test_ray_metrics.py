@@ -14,8 +14,8 @@ import torch
 from ray.train import RunConfig
 from torch import nn
 
-from actors.ray_metrics import StageMetrics
-from actors.supervisor import Supervisor
+from actors.pipeline.ray_metrics import StageMetrics
+from actors.pipeline.supervisor import Supervisor
 from raylab import PipelineTrainer
 
 pytestmark = [pytest.mark.actor, pytest.mark.usefixtures("session")]
@@ -100,7 +100,7 @@ def test_metrics_that_cannot_be_made_or_set_fail_no_run(monkeypatch, caplog):
     def broken(*_: object) -> None:
         raise RuntimeError("no metrics today")
 
-    monkeypatch.setattr("actors.ray_metrics.Counter", broken)
+    monkeypatch.setattr("actors.pipeline.ray_metrics.Counter", broken)
     StageMetrics(0, {}).publish(runner, [])  # type: ignore[arg-type]
     told = [record.message for record in caplog.records]
     assert told == ["the stage publishes no metrics any more"] * 2

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.solver_group import SolverGroup
+from actors.server.solver_group import SolverGroup
 from raylab import ConfigError, ParameterServerTrainer
 from raylab.cli.main import main
 from raylab.drivers.commits import Commits

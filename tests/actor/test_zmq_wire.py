@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from actors.errors import MailboxError
-from actors.frames import encode
-from actors.mailbox import Inbox, Outbox
-from actors.messages import Kind, Message
-from actors.zmq_wire import Address, ZmqHub, ZmqReceiveEnd
+from actors.wires.frames import encode
+from actors.wires.mailbox import Inbox, Outbox
+from actors.wires.messages import Kind, Message
+from actors.wires.zmq_wire import Address, ZmqHub, ZmqReceiveEnd
 
 pytestmark = pytest.mark.actor
 

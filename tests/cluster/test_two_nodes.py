@@ -11,9 +11,9 @@ from ray.cluster_utils import Cluster
 from ray.train import RunConfig
 from torch.nn import functional as F
 
-from actors.link import Link
-from actors.stage_actor import StageActor
-from actors.supervisor import Supervisor
+from actors.pipeline.stage_actor import StageActor
+from actors.pipeline.supervisor import Supervisor
+from actors.wires.link import Link
 from raylab import PipelineTrainer
 from tests.helpers import run_pipeline, torch_optimiser
 from tests.reference.networks import batches, conv_bn64

@@ -19,10 +19,10 @@ from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from actors.in_process import run_in_process
-from actors.program import Feedback, StageProgram
-from actors.protocols import Tensors, Unit
-from actors.runner import StageRunner
+from actors.pipeline.in_process import run_in_process
+from actors.pipeline.program import Feedback, StageProgram
+from actors.pipeline.runner import StageRunner
+from actors.units import Tensors, Unit
 
 pytestmark = pytest.mark.property
 

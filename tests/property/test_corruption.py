@@ -8,10 +8,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from actors.errors import CorruptMessageError, MailboxError
-from actors.frames import decode, encode
-from actors.local_wire import local_wire
-from actors.mailbox import Inbox, Outbox
-from actors.messages import Kind, Message
+from actors.wires.frames import decode, encode
+from actors.wires.local_wire import local_wire
+from actors.wires.mailbox import Inbox, Outbox
+from actors.wires.messages import Kind, Message
 
 pytestmark = pytest.mark.property
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from typing_extensions import Buffer
 
 from actors.errors import MailboxError
-from actors.frames import encode
-from actors.mailbox import Inbox, Outbox
-from actors.messages import Kind, Message
+from actors.wires.frames import encode
+from actors.wires.mailbox import Inbox, Outbox
+from actors.wires.messages import Kind, Message
 
 pytestmark = pytest.mark.property
 
@@ -123,7 +123,9 @@ class TimedWire(Wire):
         self.frames_at: list[tuple[float, Sequence[Buffer]]] = []
         self.credits_at: list[float] = []
         self.waits: list[float] = []
-        monkeypatch.setattr("actors.mailbox.time", SimpleNamespace(perf_counter=lambda: self.now_s))
+        monkeypatch.setattr(
+            "actors.wires.mailbox.time", SimpleNamespace(perf_counter=lambda: self.now_s)
+        )
 
     def _wait(self, first_s: float | None, timeout_s: float) -> bool:
         self.waits += [timeout_s] * (timeout_s > 0)

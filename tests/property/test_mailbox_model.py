@@ -11,10 +11,10 @@ import torch
 from typing_extensions import Buffer
 
 from actors.errors import CorruptMessageError, LinkError, MailboxError
-from actors.frames import encode
-from actors.local_wire import LocalReceiveEnd, LocalSendEnd, local_wire
-from actors.mailbox import Inbox, Outbox
-from actors.messages import Kind, Message
+from actors.wires.frames import encode
+from actors.wires.local_wire import LocalReceiveEnd, LocalSendEnd, local_wire
+from actors.wires.mailbox import Inbox, Outbox
+from actors.wires.messages import Kind, Message
 
 pytestmark = pytest.mark.property
 

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.server import Ends, ServerLoop
-from actors.server_messages import News, Order, Push, Reply
-from actors.staleness import Bound
-from raylab.algorithms.parameter_server import server_rule, worker_rule
-from raylab.algorithms.server_settings import ServerSettings
-from raylab.algorithms.stragglers import parse
+from actors.server.loop import Ends, ServerLoop
+from actors.server.messages import News, Order, Push, Reply
+from actors.server.staleness import Bound
+from raylab.algorithms.server.rule_factory import server_rule, worker_rule
+from raylab.algorithms.server.settings import ServerSettings
+from raylab.algorithms.server.stragglers import parse
 from raylab.simulator import Event, Timing, simulate
 from tests.server_problems import linear, linear_objectives, pca_objectives, settings_for
 from tests.unit.test_server_loop import FakeRule, Phase
@@ -170,7 +170,7 @@ def test_the_relation_holds_at_every_certificate_whatever_happens(
     if long_step and method == "dis_dfsdca":
         # A step that is halved a few times on the way.
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("raylab.algorithms.server_rules.chosen_eta", lambda _: 16 * rule.eta)
+            patch.setattr("raylab.algorithms.server.base_rules.chosen_eta", lambda _: 16 * rule.eta)
             found = _run(config, objectives, straggler, dies, events, workers)
     else:
         found = _run(config, objectives, straggler, dies, events, workers)

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from actors.source import CheckpointPlan
-from raylab.algorithms import PIPELINE_METHODS
+from actors.checkpoint_plan import CheckpointPlan
+from raylab.algorithms.pipeline import PIPELINE_METHODS
 from tests.helpers import even_cuts, run_pipeline
 from tests.reference.networks import batches, conv_bn64, mlp64
 from tests.reference.pipeline import Optimiser

@@ -11,20 +11,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from actors.carrier import TensorSpec
-from actors.device_copies import DeviceCopies, OnTheWay
 from actors.errors import LinkError, MailboxError, MechanismError
-from actors.inline_carrier import INLINE
-from actors.ipc_carrier import IpcCarrier
-from actors.link import Link, carrier_of
-from actors.local_wire import local_wire
-from actors.mailbox import BoxStatistics, Inbox, Outbox
-from actors.messages import Kind, Message
-from actors.prefetch import Prefetcher
-from actors.protocols import Tensors
+from actors.pipeline.prefetch import Prefetcher
+from actors.units import Tensors
+from actors.wires.carrier import TensorSpec
+from actors.wires.device_copies import DeviceCopies, OnTheWay
+from actors.wires.inline_carrier import INLINE
+from actors.wires.ipc_carrier import IpcCarrier
+from actors.wires.link import Link, carrier_of
+from actors.wires.local_wire import local_wire
+from actors.wires.mailbox import BoxStatistics, Inbox, Outbox
+from actors.wires.messages import Kind, Message
 from raylab import ConfigError, NonFiniteLossError
-from raylab.algorithms.late_losses import LateLosses
-from raylab.drivers.settings import PipelineSettings
+from raylab.algorithms.stage.late_losses import LateLosses
+from raylab.drivers.pipeline.settings import PipelineSettings
 
 pytestmark = pytest.mark.unit
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from raylab.algorithms import PIPELINE_METHODS
+from raylab.algorithms.pipeline import PIPELINE_METHODS
 from raylab.config import (
     ALL_METHODS,
     METHODS,
@@ -20,8 +20,8 @@ from raylab.config import (
     read_yaml,
 )
 from raylab.config.rules import choices_of, rule_of
+from raylab.drivers.pipeline.settings import PipelineSettings
 from raylab.drivers.resolve import resolve
-from raylab.drivers.settings import PipelineSettings
 from raylab.errors import ConfigError
 from raylab.models import build
 from raylab.optimizers import RECIPES

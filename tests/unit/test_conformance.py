@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raylab.algorithms import PIPELINE_METHODS, adl_staleness, ddg_staleness
+from raylab.algorithms.pipeline import PIPELINE_METHODS, adl_staleness, ddg_staleness
 from tests.helpers import even_cuts, run_pipeline, torch_optimiser
 from tests.reference import pipeline as reference
 from tests.reference.networks import batches, conv_bn64, mlp64

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from actors.protocols import Unit
+from actors.units import Unit
 from raylab.errors import ModelError, NonFiniteLossError
 from tests.stages import WAYS, assert_close, fixed, grads, last, make, mean_loss, normal
 

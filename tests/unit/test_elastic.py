@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from actors.doorbell import Doorbell
-from actors.errands import Errands
 from actors.errors import MechanismError
-from raylab.drivers import elastic as module
-from raylab.drivers.elastic import Elastic
-from raylab.drivers.server_checkpoints import ServerCheckpoints
+from actors.groups.errands import Errands
+from actors.wires.doorbell import Doorbell
+from raylab.drivers.server import elastic as module
+from raylab.drivers.server.checkpoints import ServerCheckpoints
+from raylab.drivers.server.elastic import Elastic
 from raylab.errors import CheckpointError, ConfigError
 from raylab.records import CheckpointStore, RunFolder, Storage
 

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from actors.link import Link
-from actors.program import Feedback, StageProgram
-from actors.wiring import links
-from raylab.algorithms import PIPELINE_METHODS
-from raylab.algorithms.cut_features import CutFeatures, companion
-from raylab.algorithms.dgl import AuxiliaryClassifier
-from raylab.algorithms.dni import Synthesizer
+from actors.pipeline.program import Feedback, StageProgram
+from actors.pipeline.wiring import links
+from actors.wires.link import Link
+from raylab.algorithms.pipeline import PIPELINE_METHODS
+from raylab.algorithms.pipeline.dgl import AuxiliaryClassifier
+from raylab.algorithms.pipeline.dni import Synthesizer
+from raylab.algorithms.stage.cut_features import CutFeatures, companion
 from raylab.errors import DataError, ModelError
 from raylab.planner import cut_features, trace_blocks
 from tests.reference.networks import batches, conv_bn64

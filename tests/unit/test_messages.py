@@ -12,9 +12,9 @@ import xxhash
 from torch import Tensor
 
 from actors.errors import CorruptMessageError, LinkError, MailboxError
-from actors.frames import decode, encode
-from actors.messages import Kind, Message, size_bytes
-from actors.protocols import Unit
+from actors.units import Unit
+from actors.wires.frames import decode, encode
+from actors.wires.messages import Kind, Message, size_bytes
 
 pytestmark = pytest.mark.unit
 

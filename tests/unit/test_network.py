@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from raylab._torchvision import import_torchvision
-from raylab.drivers.network import Network
+from raylab.drivers.pipeline.network import Network
 from raylab.errors import ModelError
 
 pytestmark = pytest.mark.unit

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from actors.protocols import Unit
+from actors.units import Unit
 from raylab.optimizers import make_optimizer
 from tests.stages import DECAY, SGD, assert_close, fixed, grads, make, normal, true_gradients
 

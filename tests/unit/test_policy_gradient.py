@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from actors.server import Ends
-from actors.server_protocols import Task
-from raylab.algorithms.policy_gradient import PolicyServer, PolicySettings
-from raylab.algorithms.policy_worker import PolicyWorker, advantages
-from raylab.algorithms.server_parts import Phase
+from actors.server.loop import Ends
+from actors.server.protocols import Task
+from raylab.algorithms.server.parts import Phase
+from raylab.algorithms.server.policy_gradient import PolicyServer, PolicySettings
+from raylab.algorithms.server.policy_worker import PolicyWorker, advantages
 from raylab.errors import ConfigError, NonFiniteLossError
 from raylab.problems.actor_critic import ActorCritic
 from raylab.problems.cartpole import Episodes, greedy_returns

@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from actors.messages import Message
-from actors.probes import echo, probe
-from raylab.drivers.measure import measured_cuts
-from raylab.drivers.pipeline_plan import optimizer_copies
-from raylab.drivers.predict import best, predict_methods, predicted
-from raylab.drivers.rehearsal import rehearsed_period_s
-from raylab.drivers.settings import PipelineSettings
+from actors.pipeline.probes import echo, probe
+from actors.wires.messages import Message
+from raylab.drivers.pipeline.measure import measured_cuts
+from raylab.drivers.pipeline.plan import optimizer_copies
+from raylab.drivers.pipeline.predict import best, predict_methods, predicted
+from raylab.drivers.pipeline.rehearsal import rehearsed_period_s
+from raylab.drivers.pipeline.settings import PipelineSettings
 from raylab.planner import (
     LinkCost,
     MessageCost,

@@ -106,7 +106,7 @@ def test_the_package_lists_what_it_exports():
 
 
 def test_names_that_come_late_are_those_of_their_modules():
-    from raylab.drivers.pipeline import PipelineTrainer
+    from raylab.drivers.pipeline.trainer import PipelineTrainer
     from raylab.drivers.result import Result
     from raylab.optimizers import Schedule
 
@@ -127,8 +127,11 @@ def test_a_name_that_the_package_has_not_is_an_attribute_error():
         ("from raylab import ConfigError", ["torch", "ray", "numpy", "pyarrow"]),
         ("import raylab.config", ["torch", "ray"]),
         ("import raylab.cli.main", ["torch", "ray"]),
-        ("import raylab.algorithms.delayed_stage", ["ray", "actors"]),
-        ("import actors.stage, actors.runner, actors.zmq_wire", ["ray", "raylab"]),
+        ("import raylab.algorithms.stage.delayed_stage", ["ray", "actors"]),
+        (
+            "import actors.pipeline.stage, actors.pipeline.runner, actors.wires.zmq_wire",
+            ["ray", "raylab"],
+        ),
     ],
 )
 def test_an_import_brings_in_no_more_than_it_needs(statement, heavy):
@@ -152,7 +155,7 @@ def test_the_readme_shows_python_that_python_can_read():
 
 
 def test_the_readme_uses_names_and_arguments_that_exist():
-    from raylab.drivers.pipeline import PipelineTrainer
+    from raylab.drivers.pipeline.trainer import PipelineTrainer
     from raylab.drivers.result import Result
 
     known = {

@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 
 import actors.errors
-from actors.boxes import Boxes
 from actors.errors import MechanismError, StageError
-from actors.frames import encode
-from actors.in_process import run_in_process
-from actors.local_wire import local_wire
-from actors.mailbox import BoxStatistics, Inbox, Outbox
-from actors.messages import Kind, Message
-from actors.program import StageProgram
-from actors.protocols import Tensors, Unit
-from actors.runner import StageRunner
+from actors.pipeline.boxes import Boxes
+from actors.pipeline.in_process import run_in_process
+from actors.pipeline.program import StageProgram
+from actors.pipeline.runner import StageRunner
+from actors.units import Tensors, Unit
+from actors.wires.frames import encode
+from actors.wires.local_wire import local_wire
+from actors.wires.mailbox import BoxStatistics, Inbox, Outbox
+from actors.wires.messages import Kind, Message
 
 pytestmark = pytest.mark.unit
 
@@ -365,7 +365,7 @@ def run_by_the_clock(
 ) -> list[dict[str, Any]]:
     """Run one stage by a clock that its boxes and its rule put forward; give its rows."""
     clock = Clock()
-    for module in ("runner", "stage_meter"):
+    for module in ("pipeline.runner", "pipeline.stage_meter"):
         time = SimpleNamespace(perf_counter=clock.perf_counter)
         monkeypatch.setattr(f"actors.{module}.time", time)
     rows: list[dict[str, Any]] = []

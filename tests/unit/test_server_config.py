@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from raylab import ParameterServerTrainer
-from raylab.algorithms.parameter_server import SERVER_METHODS as RULES
+from raylab.algorithms.server.rule_factory import SERVER_METHODS as RULES
 from raylab.cli.main import main
 from raylab.config import (
     FAMILIES,
@@ -19,7 +19,7 @@ from raylab.config import (
 )
 from raylab.config.parameter_server import DATA, EPISODES, SHARED
 from raylab.config.rules import choices_of, rule_of
-from raylab.drivers.parameter_server_command import resolve_server
+from raylab.drivers.server.command import resolve_server
 from raylab.errors import ConfigError, DataError
 from raylab.problems import PROBLEMS
 

@@ -16,11 +16,11 @@ import pytest
 import torch
 
 from actors.errors import MechanismError
-from actors.server import Ends, ServerLoop
-from actors.server_messages import News, Order, Proof, Push, Reply
-from actors.server_protocols import Task
-from actors.server_worker import WorkerLoop
-from actors.staleness import Bound
+from actors.server.loop import Ends, ServerLoop
+from actors.server.messages import News, Order, Proof, Push, Reply
+from actors.server.protocols import Task
+from actors.server.staleness import Bound
+from actors.server.worker_loop import WorkerLoop
 
 pytestmark = pytest.mark.unit
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from actors.server import Ends
-from raylab.algorithms.parameter_server import figure, worker_rule
+from actors.server.loop import Ends
+from raylab.algorithms.server.rule_factory import figure, worker_rule
 from raylab.errors import ConfigError
 from raylab.problems.objective import Shard
 from raylab.simulator import Event, Timing, simulate
@@ -178,7 +178,7 @@ def test_sgd_comes_near_and_svrg_after_it_arrives(method):
 @pytest.mark.parametrize("method", ["dis_dfsdca", "asysvrg"])
 def test_a_step_that_is_too_long_is_halved_until_the_certificates_fall(method, monkeypatch):
     monkeypatch.setattr(
-        "raylab.algorithms.server_rules.chosen_eta", lambda settings: 64.0, raising=True
+        "raylab.algorithms.server.base_rules.chosen_eta", lambda settings: 64.0, raising=True
     )
     problem = linear(n=160)
     objectives = linear_objectives(problem, 4)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from raylab.algorithms.parameter_server import server_rule, worker_rule
+from raylab.algorithms.server.rule_factory import server_rule, worker_rule
 from tests.server_problems import linear, linear_objectives, settings_for
 
 pytestmark = pytest.mark.unit

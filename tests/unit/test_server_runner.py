@@ -11,18 +11,18 @@ from typing import Any
 import pytest
 import torch
 
-from actors.doorbell import Doorbell
+from actors.checkpoint_plan import CheckpointPlan
 from actors.errors import StageError
-from actors.local_wire import local_wire
-from actors.mailbox import Inbox, Outbox
-from actors.server import Ends, ServerLoop
-from actors.server_runner import SUSPENDED, ServerRunner
-from actors.server_seat import Seat
-from actors.server_wire import server_links
-from actors.server_worker import WorkerLoop
-from actors.source import CheckpointPlan
-from actors.staleness import Bound
-from actors.worker_runner import WorkerRunner
+from actors.server.exchange import server_links
+from actors.server.loop import Ends, ServerLoop
+from actors.server.seat import Seat
+from actors.server.server_runner import SUSPENDED, ServerRunner
+from actors.server.staleness import Bound
+from actors.server.worker_loop import WorkerLoop
+from actors.server.worker_runner import WorkerRunner
+from actors.wires.doorbell import Doorbell
+from actors.wires.local_wire import local_wire
+from actors.wires.mailbox import Inbox, Outbox
 from tests.server_rules import CountingServer, CountingWorker, draw
 
 pytestmark = pytest.mark.unit

@@ -7,8 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from actors.server import Ends
-from raylab.algorithms.parameter_server import (
+from actors.server.loop import Ends
+from raylab.algorithms.server.parts import add_message, as_message
+from raylab.algorithms.server.rule_factory import (
     SERVER_METHODS,
     ServerSettings,
     auto_eta,
@@ -19,9 +20,8 @@ from raylab.algorithms.parameter_server import (
     server_rule,
     theory_eta,
 )
-from raylab.algorithms.server_parts import add_message, as_message
-from raylab.algorithms.step_sizes import sgd_eta
-from raylab.algorithms.stragglers import parse
+from raylab.algorithms.server.step_sizes import sgd_eta
+from raylab.algorithms.server.stragglers import parse
 from raylab.errors import ConfigError
 from raylab.simulator import Timing, simulate
 from tests.server_problems import linear, linear_objectives, settings_for

@@ -7,13 +7,13 @@ import random
 import pytest
 import torch
 
-from actors.changes import ChangesIn, ChangesOut
 from actors.errors import MailboxError
-from actors.frames import decode, encode
-from actors.messages import Message
-from actors.server_messages import News, Proof, Push, Reply
-from actors.server_protocols import Task
-from actors.server_wire import Asked, Part, ServerSide, WorkerSide
+from actors.server.changes import ChangesIn, ChangesOut
+from actors.server.exchange import Asked, Part, ServerSide, WorkerSide
+from actors.server.messages import News, Proof, Push, Reply
+from actors.server.protocols import Task
+from actors.wires.frames import decode, encode
+from actors.wires.messages import Message
 
 pytestmark = pytest.mark.unit
 

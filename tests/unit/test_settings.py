@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from raylab.algorithms import PIPELINE_METHODS
-from raylab.drivers.programs import programs, stage_settings
-from raylab.drivers.settings import MOST_STAGES, PipelineSettings
+from raylab.algorithms.pipeline import PIPELINE_METHODS
+from raylab.drivers.pipeline.programs import programs, stage_settings
+from raylab.drivers.pipeline.settings import MOST_STAGES, PipelineSettings
 from raylab.errors import ConfigError
 
 pytestmark = pytest.mark.unit

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.server import Ends
-from raylab.algorithms.shared_asysvrg import SharedMemorySolver
-from raylab.algorithms.shared_epoch import draw, steps_in_python
-from raylab.algorithms.shared_settings import SharedSettings
-from raylab.algorithms.shared_steps import auto_eta, inner_steps, theory_eta
-from raylab.algorithms.shared_training import SharedLimits, SharedTraining
+from actors.server.loop import Ends
+from raylab.algorithms.shared_memory.asysvrg import SharedMemorySolver
+from raylab.algorithms.shared_memory.epoch import draw, steps_in_python
+from raylab.algorithms.shared_memory.settings import SharedSettings
+from raylab.algorithms.shared_memory.step_sizes import auto_eta, inner_steps, theory_eta
+from raylab.algorithms.shared_memory.training import SharedLimits, SharedTraining
 from raylab.data.rows import RowBlock
 from raylab.errors import ConfigError, DataError, NonFiniteLossError
 from raylab.problems.kernels import HINGE, LOGISTIC, RIDGE

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from raylab.algorithms.sigma import SufficientDirection
+from raylab.algorithms.stage.sigma import SufficientDirection
 from raylab.records import RowMerger
 from tests.helpers import run_pipeline
 from tests.reference import pipeline as reference

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from actors.errors import BatchError
-from actors.local_wire import local_wire
-from actors.mailbox import Inbox, Outbox
-from actors.messages import Kind, Message
-from actors.source import Source
+from actors.pipeline.source import Source
+from actors.wires.local_wire import local_wire
+from actors.wires.mailbox import Inbox, Outbox
+from actors.wires.messages import Kind, Message
 
 pytestmark = pytest.mark.unit
 

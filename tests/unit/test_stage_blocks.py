@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from actors.protocols import Unit
-from raylab.algorithms.delayed_stage import DelayedStage
-from raylab.algorithms.stage_settings import draw_key
+from actors.units import Unit
+from raylab.algorithms.stage.delayed_stage import DelayedStage
+from raylab.algorithms.stage.settings import draw_key
 from raylab.errors import ModelError
 from tests.stages import (
     VERSIONS,

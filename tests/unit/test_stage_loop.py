@@ -17,8 +17,7 @@ from collections.abc import Iterable, Sequence
 import pytest
 
 from actors.errors import MailboxError
-from actors.messages import Kind, Message
-from actors.program import (
+from actors.pipeline.program import (
     Backward,
     Box,
     Compare,
@@ -35,8 +34,9 @@ from actors.program import (
     StartDrain,
     Update,
 )
-from actors.protocols import Unit
-from actors.stage import StageLoop
+from actors.pipeline.stage import StageLoop
+from actors.units import Unit
+from actors.wires.messages import Kind, Message
 
 pytestmark = pytest.mark.unit
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from actors.protocols import Unit
-from raylab.algorithms.cut_features import CutFeatures
-from raylab.algorithms.delayed_stage import DelayedStage
-from raylab.algorithms.local_loss_stage import LocalLossStage
-from raylab.algorithms.stage_settings import StageSettings
-from raylab.algorithms.synthetic_stage import SyntheticStage
+from actors.units import Unit
+from raylab.algorithms.stage.cut_features import CutFeatures
+from raylab.algorithms.stage.delayed_stage import DelayedStage
+from raylab.algorithms.stage.local_loss_stage import LocalLossStage
+from raylab.algorithms.stage.settings import StageSettings
+from raylab.algorithms.stage.synthetic_stage import SyntheticStage
 from raylab.errors import ModelError, NonFiniteLossError
 
 pytestmark = pytest.mark.unit

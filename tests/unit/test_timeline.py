@@ -7,9 +7,9 @@ import time
 import pytest
 import torch
 
-from actors.in_process import run_in_process
-from actors.program import StageProgram
-from actors.timeline import Timeline
+from actors.pipeline.in_process import run_in_process
+from actors.pipeline.program import StageProgram
+from actors.pipeline.timeline import Timeline
 from raylab.records import timeline_rows
 from tests.unit.test_runner import FakeRule
 
@@ -84,7 +84,7 @@ def test_a_wait_that_was_interrupted_is_one_wait_and_a_look_is_none():
 
 
 def test_the_list_is_bounded_whatever_comes_between_two_batches(monkeypatch):
-    monkeypatch.setattr("actors.timeline._MOST", 5)
+    monkeypatch.setattr("actors.pipeline.timeline._MOST", 5)
     line = Timeline(10)
     for index in range(100):
         line.add("evaluate", None, float(index), index + 0.5)

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from actors.protocols import Unit
-from raylab.algorithms.delayed_stage import DelayedStage
+from actors.units import Unit
+from raylab.algorithms.stage.delayed_stage import DelayedStage
 from raylab.optimizers import Schedule, make_optimizer
 from tests.stages import DECAY, WAYS, assert_close, fixed, grads, make, normal, true_gradients
 

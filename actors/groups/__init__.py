@@ -1,0 +1,7 @@
+"""Actors that belong together: placed, wired to each other, watched and taken down, on Ray.
+
+placement            where actors live, and on which of the cluster's resources
+member               an actor with boxes, errands and checkpoints
+group                who places, wires and ends many
+part_writer          an actor's parts of checkpoints, written beside its work
+"""

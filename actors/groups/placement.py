@@ -1,0 +1,90 @@
+"""Where actors live: bundles of the cluster's resources, and actors on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from actors.errors import PlacementError
+
+__all__ = ["Post", "place", "start"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Post:
+    """What one member of a group is.
+
+    Args:
+        actor: its Ray actor class, with the methods of `actors.groups.member.Member`.
+        arguments: of its constructor.
+        resources: that it needs, by Ray's names.
+    """
+
+    actor: Any
+    arguments: tuple[Any, ...]
+    resources: Mapping[str, float]
+
+
+def place(posts: Sequence[Post], strategy: str, wait_s: float, noun: str) -> PlacementGroup:
+    """Take a bundle of resources for each, all or none.
+
+    Args:
+        posts: of the actors that are to live there.
+        strategy: of the placement group.
+        wait_s: how long to wait for the cluster to have the resources.
+        noun: what one of them is called in errors.
+
+    Raises:
+        PlacementError: the resources are not there in time.
+    """
+    needed = [dict(post.resources) for post in posts]
+    bundles: PlacementGroup = placement_group(needed, strategy=strategy)
+    try:
+        ray.get(bundles.ready(), timeout=wait_s)
+    except BaseException as error:
+        remove_placement_group(bundles)
+        if isinstance(error, GetTimeoutError):
+            raise PlacementError(_shortage(needed, noun, wait_s)) from None
+        raise
+    return bundles
+
+
+def start(post: Post, bundles: PlacementGroup, bundle: int) -> Any:
+    """Start one actor on a bundle of its own."""
+    needs = post.resources
+    other = {name: amount for name, amount in needs.items() if name not in ("CPU", "GPU")}
+    return post.actor.options(
+        num_cpus=needs.get("CPU", 0),
+        num_gpus=needs.get("GPU", 0),
+        resources=other,
+        scheduling_strategy=PlacementGroupSchedulingStrategy(
+            bundles, placement_group_bundle_index=bundle
+        ),
+    ).remote(*post.arguments)
+
+
+def _shortage(needs: Sequence[Mapping[str, float]], noun: str, wait_s: float) -> str:
+    needed: dict[str, float] = {}
+    for each in needs:
+        for name, amount in each.items():
+            needed[name] = needed.get(name, 0) + amount
+    total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+    lines = [
+        f"{name}: {amount:g} needed, {total.get(name, 0):g} in the cluster, "
+        f"{free.get(name, 0):g} free"
+        for name, amount in needed.items()
+    ]
+    largest = {name: max(each.get(name, 0) for each in needs) for name in needed}
+    return (
+        f"{len(needs)} {noun}s did not get their resources within {wait_s:g} s"
+        f" ({'; '.join(lines)}; one {noun} needs "
+        f"{', '.join(f'{amount:g} {name}' for name, amount in largest.items())} on one node): "
+        f"ask for fewer {noun}s or less for each, wait longer, or add nodes"
+    )

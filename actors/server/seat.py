@@ -1,0 +1,55 @@
+"""What joins the server with one worker."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from actors.server.exchange import ServerSide
+from actors.server.messages import News, Reply
+from actors.wires.mailbox import Inbox, Outbox
+
+__all__ = ["Seat"]
+
+
+@dataclass(slots=True)
+class Seat:
+    """What joins the server with one worker.
+
+    Args:
+        inbox: of its pushes and proofs.
+        outbox: of replies and news to it.
+    """
+
+    inbox: Inbox
+    outbox: Outbox
+    side: ServerSide = field(default_factory=ServerSide)
+    replies: deque[Reply] = field(default_factory=deque)
+    """That wait for a credit."""
+    news: News | None = None
+    """The newest, if it waits for a credit: an older one need not be sent any more."""
+    waited_s: float = 0.0
+    """That the worker has waited for replies."""
+
+    @property
+    def carried_bytes(self) -> int:
+        """Bytes of tensors that have passed, both ways."""
+        return self.inbox.statistics.bytes + self.outbox.statistics.bytes
+
+    def flush(self) -> bool:
+        """Send what there is a credit for; tell whether that was anything."""
+        moved = False
+        while self.replies and self.outbox.free:
+            self.outbox.put(self.side.packed(self.replies.popleft()))
+            moved = True
+        # The last credit is for a reply.
+        if self.news is not None and not self.replies and self.outbox.free > 1:
+            news, self.news = self.news, None
+            self.outbox.put(self.side.packed(news))
+            moved = True
+        return moved
+
+    @property
+    def waiting(self) -> bool:
+        """Whether something is to be sent that has no credit yet."""
+        return bool(self.replies) or self.news is not None

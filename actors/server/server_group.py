@@ -1,0 +1,126 @@
+"""A parameter server and its workers: placed, supplied, wired and run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from actors.groups.group import Group
+from actors.groups.placement import Post
+from actors.server.company import Company, Return
+from actors.server.exchange import SERVER, server_links
+from actors.server.server_actor import ServerActor, ServerNews
+from actors.server.watch import ServerWatch
+from actors.server.worker_actor import Supply, WorkerActor
+from actors.wires.link import WireKind
+
+__all__ = ["ServerGroup"]
+
+
+class ServerGroup(Group):
+    """A server actor and K worker actors, as a context: leaving it leaves nothing behind.
+
+    Args:
+        workers: K at the beginning.
+        server: what the server needs, by Ray's names.
+        worker: what each worker needs.
+        threads: of torch's operators in each process.
+        seed: of the processes' global generators.
+        wait_s: how long to wait for the cluster to have the resources.
+        wire: that carries messages.
+
+    Raises:
+        PlacementError: the resources are not there in time; the message says what is missing.
+    """
+
+    def __init__(
+        self,
+        workers: int,
+        *,
+        server: Mapping[str, float],
+        worker: Mapping[str, float],
+        threads: int,
+        seed: int,
+        wait_s: float,
+        wire: WireKind = "zmq",
+    ) -> None:
+        def post(index: int) -> Post:
+            arguments = (index, threads, seed)
+            return Post(actor=WorkerActor, arguments=arguments, resources=worker)
+
+        self._post = post
+        self._wire = wire
+        posts = {SERVER: Post(actor=ServerActor, arguments=(threads, seed), resources=server)}
+        posts |= {k + 1: post(k) for k in range(workers)}
+        super().__init__(posts, wait_s, noun="actor")
+
+    @property
+    def workers(self) -> list[int]:
+        """The workers that are there, ascending."""
+        return [member - 1 for member in self.members if member != SERVER]
+
+    def resize(self, workers: int, wait_s: float) -> None:
+        """Have workers 0 to `workers` - 1, while nothing runs.
+
+        Raises:
+            PlacementError: the cluster has no room for more within `wait_s`.
+        """
+        for worker in self.workers[workers:]:
+            self.remove(worker + 1)
+        new = range(len(self.workers), workers)
+        if new:
+            self.add({k + 1: self._post(k) for k in new}, wait_s)
+
+    def supply(
+        self, supplies: Mapping[int, Supply], question: Callable[[Any], Any]
+    ) -> dict[int, Any]:
+        """Let every worker make what its rule will be made from; return what `question`, called
+        with it, finds out.
+        """
+        calls = [self.handle(k + 1).supply.remote(make, question) for k, make in supplies.items()]
+        return dict(zip(supplies, self.ask(calls), strict=True))
+
+    def load(self, company: Company) -> None:
+        """Build all rules and open all links; `supply` has been called."""
+        loads = [self.handle(SERVER).load.remote(company.server)]
+        for k, rule in company.workers.items():
+            loads.append(self.handle(k + 1).load.remote(rule, company.keepings.get(k)))
+        self.ask(loads)
+        self.wire([e for k in company.workers for e in server_links(k)], self._wire, "inline")
+
+    def examine(self, question: Callable[[Any], Any]) -> dict[int, Any]:
+        """Return what `question` finds out about each worker's rule."""
+        calls = [self.handle(k + 1).examine.remote(question) for k in self.workers]
+        return dict(zip(self.workers, self.ask(calls), strict=True))
+
+    def run(
+        self,
+        company: Company,
+        watch: Callable[[ServerNews], int],
+        lost: Callable[[int, Exception], Return],
+        suspend: Callable[[], bool] = lambda: False,
+    ) -> str:
+        """Run all to the end; the driver only watches.
+
+        Args:
+            company: what is computed, by the workers that are there; `load` has been called.
+            watch: called a few times a second with what is new; returns the step of the newest
+                checkpoint that is whole, -1: none.
+            lost: called with a worker that is lost and what it was lost by; says how to go on, or
+                raises.
+            suspend: asked a few times a second whether to end soon, with everything kept.
+
+        Returns:
+            Why the run has ended.
+
+        Raises:
+            ActorLostError: the server's process or node died.
+            LinkError: a link was cut that belongs to no worker. What a computation raised is
+                raised as it is.
+        """
+        return ServerWatch(self, company, self._wire, watch, lost, suspend).to_the_end()
+
+    def weights(self) -> dict[str, Any]:
+        """Return the model that a run has ended with."""
+        found: dict[str, Any] = self.ask([self.handle(SERVER).weights.remote()])[0]
+        return found

@@ -1,0 +1,1 @@
+"""The computation of one stage: forward, backward, update, under every pipeline method."""

@@ -1,0 +1,113 @@
+"""The user's batches: looked at before any actor starts, counted, and handed to the first stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor
+
+from actors.checkpoint_plan import CheckpointPlan
+from actors.errors import BatchError
+from actors.pipeline.batch import as_tensors
+from actors.pipeline.stage_actor import Feed
+from raylab.algorithms.stage.settings import ScheduleFactory
+from raylab.drivers.pipeline.settings import PipelineSettings, at_least
+from raylab.errors import ConfigError, DataError
+from raylab.optimizers import Schedule
+
+__all__ = ["batches_of", "bound", "feed_of", "first_batch"]
+
+_Tensors = tuple[Tensor, ...]
+
+
+def feed_of(
+    batches: Iterable[Any],
+    test: Iterable[Any] | None,
+    settings: PipelineSettings,
+    checkpoints: CheckpointPlan,
+    *,
+    epochs: int,
+    evaluate_every: int,
+) -> Feed:
+    """Return what the first stage reads.
+
+    Args:
+        batches: re-iterable of (x, y), to train with.
+        test: re-iterable of (x, y), or None.
+        settings: of the run.
+        checkpoints: when they are due.
+        epochs: how often to go through the batches.
+        evaluate_every: epochs between two tests.
+
+    Raises:
+        ConfigError: a number is out of range.
+        DataError: a test batch is not one.
+    """
+    at_least("epochs", epochs, 1)
+    at_least("evaluate_every", evaluate_every, 1)
+    if test is not None:
+        first_batch(test)
+    return Feed(
+        train=batches,
+        test=test,
+        epochs=epochs,
+        parts=settings.parts,
+        evaluate_every=evaluate_every,
+        seed=settings.seed,
+        checkpoints=checkpoints,
+    )
+
+
+def first_batch(batches: Iterable[Any]) -> tuple[_Tensors, _Tensors]:
+    """Return x and y of the first batch.
+
+    Raises:
+        DataError: there is none, it is not one, or there can be no second time.
+    """
+    if not isinstance(batches, Iterable):
+        raise DataError(f"batches must be iterable, but got {type(batches).__name__}")
+    iterator = iter(batches)
+    if iterator is batches:
+        raise DataError(
+            "batches must give a new iterator every time, but got a one-shot iterator "
+            f"({type(batches).__name__}): give a list, a DataLoader or an object with __iter__"
+        )
+    try:
+        return as_tensors(next(iterator), "the first batch")
+    except StopIteration:
+        raise DataError("batches must not be empty, but there is not one") from None
+    except BatchError as error:
+        raise DataError(str(error)) from error
+
+
+def batches_of(batches: Iterable[Any]) -> int | None:
+    """Return how many batches an epoch has; None: they do not say."""
+    try:
+        return len(batches)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def bound(
+    schedule: Schedule | ScheduleFactory | None, batches: Iterable[Any], accumulate: int
+) -> ScheduleFactory | None:
+    """Return a schedule over updates.
+
+    Args:
+        schedule: over epochs, or over updates already.
+        batches: of an epoch.
+        accumulate: M, batches per update.
+
+    Raises:
+        ConfigError: one over epochs cannot know how many batches there are.
+    """
+    if not isinstance(schedule, Schedule):
+        return schedule
+    length = batches_of(batches)
+    if length is None:
+        raise ConfigError(
+            "a schedule over epochs must know the batches of an epoch, but these have no "
+            "length: give them __len__, or a callable from an optimiser to a torch scheduler"
+        )
+    return schedule.bind(length / accumulate)

@@ -1,0 +1,113 @@
+"""The checkpoints of a parameter server's run: who writes, who goes on from what, with how many.
+
+    part server      w as the sum of what the workers have kept, and where the loop stands
+    part worker-k    the duals of its shard, nothing where a method has none
+
+With other workers the duals are cut anew: those of row i go to whoever has row i now.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from actors.groups.part_writer import Keeping
+from actors.server.company import Return
+from raylab.drivers.commits import Commits
+from raylab.errors import CheckpointError
+from raylab.problems import Shard, shards
+from raylab.records import CheckpointStore, RunFolder, SavedCheckpoint
+
+__all__ = ["ServerCheckpoints"]
+
+_ROWS = "duals"
+"""What a worker keeps for every row."""
+
+
+class ServerCheckpoints(Commits):
+    """What one run has saved; the number of workers may change where it goes on.
+
+    Args:
+        store: of the run.
+        folder: of the run.
+        about: what makes it this run and no other.
+        samples: n, whose duals are divided anew among other workers; None: what a worker keeps is
+            its own, and a worker that was not there begins without.
+    """
+
+    def __init__(
+        self,
+        store: CheckpointStore,
+        folder: RunFolder,
+        about: Mapping[str, Any],
+        samples: int | None,
+    ) -> None:
+        super().__init__(store, folder, {"kind": "parameter_server", **about})
+        self._samples = samples
+        self._saved: SavedCheckpoint | None = None
+        self._recut = False
+
+    def begin(self, workers: int) -> tuple[SavedCheckpoint | None, bool, Keeping, list[Keeping]]:
+        """Return where to go on, whether the workers are others than those that were kept, and how
+        the server and the workers keep their parts.
+        """
+        saved = self._saved = self.newest()
+        names = ["server", *(f"worker-{k}" for k in range(workers))]
+        self.expect(names, {"workers": workers})
+        before = workers if saved is None else int(saved.about["workers"])
+        self._recut = before != workers
+        keepings = []
+        for k in range(workers):
+            resume = None
+            if saved is not None and self._recut and self._samples is not None:
+                resume = functools.partial(_share, saved, self._samples, before, workers, k)
+            elif saved is not None and k < before:
+                resume = functools.partial(saved.part, f"worker-{k}")
+            keepings.append(self._keeping(f"worker-{k}", resume))
+        resume_server = None if saved is None else functools.partial(saved.part, "server")
+        return saved, self._recut, self._keeping("server", resume_server), keepings
+
+    def back(self, worker: int) -> Return:
+        """Return how the process in the place of a lost worker begins: with its newest part."""
+        name = f"worker-{worker}"
+        if name in self.latest:
+            step, part = self.latest[name]
+            # It may be of a checkpoint that never became whole.
+            kept = SavedCheckpoint(self.store.folder, step, {}, {name: part})
+            return Return(step, self._keeping(name, functools.partial(kept.part, name)))
+        if self._saved is not None and not self._recut:
+            resume = functools.partial(self._saved.part, name)
+            return Return(self._saved.step, self._keeping(name, resume))
+        return Return(None, self._keeping(name, None))
+
+    def _keeping(self, name: str, resume: Any) -> Keeping:
+        return Keeping(name=name, write=self.store.write_part, resume=resume)
+
+
+def _share(
+    saved: SavedCheckpoint, samples: int, before: int, workers: int, worker: int
+) -> dict[str, Any]:
+    """Return the part of a worker that was not there: what others have kept for its rows."""
+    mine = shards(samples, workers)[worker]
+    pieces: dict[str, list[torch.Tensor]] = {}
+    for k, shard in enumerate(shards(samples, before)):
+        lo, hi = max(mine.lo, shard.lo), min(mine.hi, shard.hi)
+        if lo < hi:
+            rule = saved.part(f"worker-{k}")["rule"]
+            _check_rows(rule, shard)
+            for key, kept in rule.items():
+                pieces.setdefault(key, []).append(kept[lo - shard.lo : hi - shard.lo])
+    rule = {key: torch.cat(found) for key, found in pieces.items()}
+    return {"worker": worker, "step": saved.step, "rule": rule}
+
+
+def _check_rows(rule: Mapping[str, Any], shard: Shard) -> None:
+    for key, kept in rule.items():
+        if key != _ROWS or len(kept) != shard.rows:
+            raise CheckpointError(
+                f"a worker's part must hold one of its {_ROWS} for each of {shard.rows} rows, for "
+                f"others to share, but it holds {key} of {len(kept)}: go on with as many workers"
+            )

@@ -1,0 +1,267 @@
+"""One run of a parameter server: its numbers from the data, then rounds until an end is reached.
+
+A round has the same workers from its beginning to its end. It ends with the run, or where other
+workers are wanted: then everything is kept, and the next round goes on from there.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from actors.errors import PlacementError
+from actors.server.company import Company, Return
+from actors.server.protocols import ServerRule
+from actors.server.server_actor import ServerNews, ServerProgram
+from actors.server.server_group import ServerGroup
+from actors.server.server_runner import SUSPENDED
+from actors.server.staleness import Bound
+from actors.server.worker_actor import WorkerProgram
+from raylab.drivers.cluster import threads_of
+from raylab.drivers.recovery import Losses
+from raylab.drivers.run_view import RunView
+from raylab.drivers.server.asked import Asked, Means
+from raylab.drivers.server.checkpoints import ServerCheckpoints
+from raylab.drivers.server.numbers import Limits, ends
+from raylab.records import CheckpointStore, RunFolder
+
+__all__ = ["Rules", "ServerRun"]
+
+
+class Rules(Protocol):
+    """What a server and its workers compute; whole once `settle` has been called."""
+
+    @property
+    def title(self) -> str:
+        """The method and the problem."""
+        ...
+
+    @property
+    def epoch_samples(self) -> int:
+        """Samples that count as an epoch."""
+        ...
+
+    @property
+    def figure(self) -> str:
+        """Which figure of a certificate the tolerance is of."""
+        ...
+
+    @property
+    def broadcast(self) -> int:
+        """Updates between two broadcasts of w; 0: none."""
+        ...
+
+    @property
+    def bound(self) -> Bound:
+        """How stale a message may be."""
+        ...
+
+    @property
+    def divided(self) -> bool:
+        """Whether what workers keep is of rows, and follows them to other workers."""
+        ...
+
+    @property
+    def question(self) -> Callable[[Any], Any]:
+        """What is asked of each worker's supply, for `settle`."""
+        ...
+
+    @property
+    def sums(self) -> Callable[[Any], Any] | None:
+        """What the server must know of every worker's rule, where the workers are others; None:
+        nothing.
+        """
+        ...
+
+    def supplies(self, workers: int) -> Mapping[int, Callable[[], Any]]:
+        """Return what makes each worker's supply."""
+        ...
+
+    def settle(self, facts: Mapping[int, Any], workers: int) -> None:
+        """Take note of what the supplies say."""
+        ...
+
+    def server(self) -> Callable[[], ServerRule]:
+        """Return what makes the server's rule."""
+        ...
+
+    def worker(self, worker: int) -> Callable[[Any], Any]:
+        """Return what makes a worker's rule of its supply."""
+        ...
+
+    def about(self) -> dict[str, Any]:
+        """Return what makes a run this one and no other; JSON."""
+        ...
+
+    def described(self) -> dict[str, Any]:
+        """Return the problem, its options and its data, as config.yaml has them."""
+        ...
+
+    def resolved(self) -> dict[str, Any]:
+        """Return what was decided."""
+        ...
+
+    def notes(self) -> list[str]:
+        """Return what the theorems do not cover."""
+        ...
+
+
+class ServerRun:
+    """One run, see `raylab.drivers.server.kinds.Run`.
+
+    Args:
+        rules: what is computed.
+        asked: by the user.
+        limits: of the run.
+        means: it is computed with.
+    """
+
+    noun = "worker"
+
+    def __init__(self, rules: Rules, asked: Asked, limits: Limits, means: Means) -> None:
+        self.rules = rules
+        self.rows: list[dict[str, Any]] = []
+        self.ended_by = ""
+        self._asked = asked
+        self._limits = limits
+        self._means = means
+        self._elastic = means.elastic
+        self._checkpoints: ServerCheckpoints | None = None
+
+    @property
+    def title(self) -> str:
+        """What runs, in a line."""
+        return f"{self.rules.title} K={self._elastic.wanted}"
+
+    @property
+    def figure(self) -> str:
+        """Which figure of a certificate the tolerance is of."""
+        return self.rules.figure
+
+    @property
+    def shares(self) -> int:
+        """Into how many parts a machine of its own is divided."""
+        return max(2, self._elastic.wanted + 1)
+
+    def described(self) -> dict[str, Any]:
+        """Return the problem, its options and its data, as config.yaml has them."""
+        return self.rules.described()
+
+    def resolved(self) -> dict[str, Any]:
+        """Return what was decided."""
+        return self.rules.resolved()
+
+    def notes(self) -> list[str]:
+        """Return what the theorems do not cover."""
+        return self.rules.notes()
+
+    def keep_in(self, store: CheckpointStore, folder: RunFolder) -> ServerCheckpoints:
+        """Keep checkpoints there, and return them."""
+        about = self._asked.numbers("method", "seed", "eta") | self.rules.about()
+        samples = self.rules.epoch_samples if self.rules.divided else None
+        self._checkpoints = ServerCheckpoints(store, folder, about, samples)
+        return self._checkpoints
+
+    def open(self, needs: Mapping[str, float]) -> ServerGroup:
+        """Return the server and its workers, to be entered.
+
+        Args:
+            needs: of each worker, by Ray's names; the server takes as much CPU.
+        """
+        return ServerGroup(
+            self._elastic.first(),
+            server={"CPU": needs["CPU"]},
+            worker=needs,
+            threads=threads_of(needs),
+            seed=self._asked.seed,
+            wait_s=self._means.wait_s,
+            wire=self._asked.wire,
+        )
+
+    def carry_out(self, group: ServerGroup, losses: Losses, view: RunView) -> Mapping[str, Tensor]:
+        """Run from the newest checkpoint to the end, with whichever workers are wanted meanwhile.
+
+        Args:
+            group: with the first workers.
+            losses: borne so far.
+            view: of the user.
+
+        Returns:
+            The weights by name.
+        """
+        while True:
+            self.ended_by = self._round(group, len(group.workers), losses, view)
+            if self.ended_by != SUSPENDED:
+                return group.weights()
+            self._resize(group, view.say)
+
+    # ----------------------------------------------------------------- inside
+
+    def _resize(self, group: ServerGroup, say: Callable[[str], None]) -> None:
+        before, wanted = len(group.workers), self._elastic.wanted
+        try:
+            group.resize(wanted, self._elastic.wait_s)
+        except PlacementError as error:
+            self._elastic.stay(before)
+            say(f"going on with {before} workers: {error}")
+        else:
+            say(f"going on with {wanted} workers in place of {before}")
+
+    def _round(self, group: ServerGroup, workers: int, losses: Losses, view: RunView) -> str:
+        checkpoints, rules = self._checkpoints, self.rules
+        if checkpoints is None:
+            raise RuntimeError("keep_in comes first")
+        saved, recut, server_keeping, keepings = checkpoints.begin(workers)
+        self.rows = [row for row in self.rows if saved is not None and row["step"] < saved.step]
+        supplies = rules.supplies(workers)
+        rules.settle(group.supply(supplies, rules.question), workers)
+        view.ready()
+        company = Company(
+            server=rules.server(),
+            supplies=supplies,
+            workers={k: rules.worker(k) for k in range(workers)},
+            program=self._program(workers),
+            paces=WorkerProgram(straggler=self._means.straggler, sample_s=self._asked.sample_s),
+            keeping=server_keeping,
+            keepings=dict(enumerate(keepings)),
+        )
+        group.load(company)
+        if recut and rules.sums is not None:
+            sums = group.examine(rules.sums)
+            program = replace(company.program, adopt=functools.partial(_adopt, sums))
+            company = replace(company, program=program)
+
+        def watch(news: ServerNews) -> int:
+            self.rows.extend(news.rows)
+            checkpoints.took(news.written, self.rows)
+            view.show(news.samples / rules.epoch_samples, news.rows)
+            return checkpoints.committed
+
+        def lost(worker: int, error: Exception) -> Return:
+            back = checkpoints.back(worker)
+            how = "nothing" if back.step is None else f"what it kept at step {back.step}"
+            losses.bear(error, f"worker {worker} begins again with {how}", checkpoints.whence())
+            return back
+
+        return group.run(company, watch, lost, lambda: self._elastic.differs(workers))
+
+    def _program(self, workers: int) -> ServerProgram:
+        rules = self.rules
+        late = {k: self._means.straggler.late_s(k) for k in range(workers)}
+        return ServerProgram(
+            workers=tuple(range(workers)),
+            bound=rules.bound,
+            ends=ends(self._limits, rules.epoch_samples, rules.figure),
+            broadcast_every=rules.broadcast,
+            epoch_samples=rules.epoch_samples,
+            checkpoints=self._means.plan,
+            late={} if self.rows else {k: late_s for k, late_s in late.items() if late_s > 0},
+        )
+
+
+def _adopt(sums: Mapping[int, Any], rule: Any) -> None:
+    rule.adopt(sums)
