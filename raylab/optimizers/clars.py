@@ -20,7 +20,7 @@ _SAMPLED = 512
 
 
 class CLARS(LARS):
-    """Complete layer-wise adaptive rate scaling (4.7) of HUO, moved by (4.6):
+    """Complete layer-wise adaptive rate scaling, (4.7) of HUO, moved by (4.6).
 
         gamma_k = gamma · eta · |w_k| / (1/B sum_i |∇_k f_i(w)|)
 
@@ -29,9 +29,9 @@ class CLARS(LARS):
     is smaller than that of LARS by the factor of (4.8): no warm-up is needed.
 
     Differs from the paper: algorithm 8 squares the norm in line 4, (4.7) does not, and is what is
-    computed. `estimator="sampled"` is 4.4.4: LARS's rate times |mean ∇_k f_i|^2 / mean_j |∇_k f_j|^2
-    with the mean over the first J samples of an update, which are drawn at random as all are. M_k of
-    `layer_figures` is that of 4.4.3, mean |∇_k f_i|^2 / |mean ∇_k f_i|^2.
+    computed. `estimator="sampled"` is 4.4.4: LARS's rate times |mean_i ∇_k f_i|^2 over
+    mean_j |∇_k f_j|^2 of the first J samples of an update, which are drawn at random as all are.
+    M_k in `layer_figures` is that of 4.4.3, mean |∇_k f_i|^2 / |mean ∇_k f_i|^2.
 
     Args:
         params: parameters or groups of them.
@@ -173,7 +173,7 @@ class CLARS(LARS):
                 raise ModelError(
                     f"{name} has a gradient, but none that came back through the module that owns "
                     "it: call the module, not its weights, train with "
-                    'checkpoint(use_reentrant=False), or exclude the module'
+                    "checkpoint(use_reentrant=False), or exclude the module"
                 )
         self._moments = dict(zip((p for _, p in self._layers), moments.unbind(1), strict=True))
         self._given, self._factor = None, 1.0

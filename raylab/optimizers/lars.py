@@ -18,7 +18,7 @@ __all__ = ["LARS"]
 
 
 class LARS(Optimizer):
-    """Layer-wise adaptive rate scaling (4.3) of HUO, moved by (4.6):
+    """Layer-wise adaptive rate scaling, (4.3) of HUO, moved by (4.6).
 
         gamma_k = gamma · eta · |w_k| / (|g_k| + lambda |w_k|)
         m_k <- beta m_k - gamma_k (g_k + lambda w_k),  w_k <- w_k + beta m_k - gamma_k (...)
@@ -160,8 +160,8 @@ class LARS(Optimizer):
         return norms
 
     def _layer_rates(
-        self, group: Mapping[str, Any], params: Sequence[Tensor], grads: Sequence[Tensor]
-    ) -> Sequence[Tensor]:
+        self, group: Mapping[str, Any], params: list[Tensor], grads: list[Tensor]
+    ) -> list[Tensor]:
         """Return gamma_k of every layer, ()."""
         weights = torch.stack(torch._foreach_norm(params))
         divisors = self._divisors(params, torch.stack(torch._foreach_norm(grads)))
@@ -169,7 +169,7 @@ class LARS(Optimizer):
         # A gradient of zero moves nothing, whatever its rate.
         trusts = torch.where(divisors > 0, weights / divisors, 0.0)
         rates = torch.where(weights > 0, trusts, 1.0) * (group["lr"] * group["trust"])
-        return rates.unbind()
+        return list(rates.unbind())
 
     def __getstate__(self) -> dict[str, Any]:
         # torch's own leaves out all that is not its own, and a copy of it would not work.

@@ -16,7 +16,7 @@ __all__ = ["NAG", "check_numbers", "nesterov_step"]
 
 
 class NAG(Optimizer):
-    """Mini-batch NAG (4.2) of HUO:
+    """Mini-batch NAG, (4.2) of HUO.
 
         v_{t+1} = w_t - gamma_t g_t
         w_{t+1} = v_{t+1} + beta (v_{t+1} - v_t)                   v_0 = w_0
@@ -75,9 +75,9 @@ def check_numbers(**numbers: float) -> None:
 def nesterov_step(
     state: dict[Tensor, Any],
     group: dict[str, Any],
-    params: Sequence[Tensor],
+    params: list[Tensor],
     grads: Sequence[Tensor],
-    rates: float | Sequence[Tensor],
+    rates: float | list[Tensor],
 ) -> None:
     """Do (4.2), or (4.6) with a rate for every parameter, in place.
 
@@ -90,10 +90,10 @@ def nesterov_step(
     """
     if not params:
         return
+    grads = list(grads)
     if group["weight_decay"]:
-        grads = torch._foreach_add(grads, params, alpha=group["weight_decay"])
-    # By a tensor of numbers as by one number: gamma_k g_k.
-    steps = torch._foreach_mul(grads, rates)  # type: ignore[arg-type]
+        grads = list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))
+    steps = torch._foreach_mul(grads, rates)
     torch._foreach_sub_(params, steps)
     momentum = group["momentum"]
     if not momentum:

@@ -147,10 +147,9 @@ class PerSampleNorms:
         self.collect()
         scale = self.samples if self._mean_reduced else 1
         taken = max(1, self._taken)
-        return torch.stack(
-            [self._stacked(self._sums) * (scale / taken)]
-            + [self._stacked(self._square_sums) * (scale * scale / taken)]
-        )
+        first = self._stacked(self._sums) * (scale / taken)
+        second = self._stacked(self._square_sums) * (scale * scale / taken)
+        return torch.stack([first, second])
 
     def mean(self) -> dict[str, float]:
         """Return the mean over the samples of the norm, by parameter."""
@@ -207,7 +206,7 @@ class PerSampleNorms:
 
     def _open(self) -> SamplePass | None:
         """Return what a forward belongs to, None if it is not recorded."""
-        if not torch.is_grad_enabled() or self.by_hand and self._pass is None:
+        if not torch.is_grad_enabled() or (self.by_hand and self._pass is None):
             return None
         # A forward inside a backward pass is one that is run again: its first run is recorded.
         if torch._C._current_graph_task_id() != -1:
@@ -252,7 +251,7 @@ class PerSampleNorms:
             return output
         layer = owner.layers["weight"]
         current.expect(layer)
-        found: Tensor = SampledConvolution.apply(
+        found: Tensor = SampledConvolution.apply(  # type: ignore[no-untyped-call]
             given, weight, bias, geometry, layer, current, owner.name
         )
         return found
@@ -275,7 +274,8 @@ class PerSampleNorms:
             )
         for layer in owner.layers.values():
             current.expect(layer)
-        output.register_hook(functools.partial(self._returned, current, make(module), owner, x))
+        returned = functools.partial(self._returned, current, make(module), owner, x)
+        output.register_hook(returned)  # type: ignore[no-untyped-call]
 
     def _returned(
         self, current: SamplePass, identity: Identity, owner: _Owner, x: Tensor, g: Tensor
@@ -323,4 +323,3 @@ class PerSampleNorms:
     def _rows(self, current: SamplePass, x: Tensor, owner: _Owner) -> slice:
         left = None if self._limit is None else max(0, self._limit - self._taken)
         return current.rows(x, owner.name, left)
-

@@ -223,9 +223,7 @@ class ConvGeometry:
             shape: of the input, (B, C, *space).
             channels: O.
         """
-        each = zip(
-            shape[2:], self.kernel, self.stride, self.padding, self.dilation, strict=True
-        )
+        each = zip(shape[2:], self.kernel, self.stride, self.padding, self.dilation, strict=True)
         places = math.prod((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in each)
         q = shape[1] // self.groups * math.prod(self.kernel)
         # What unfolds an image for them has two dimensions.
@@ -280,7 +278,8 @@ class ConvUse(Use):
             count * shape.groups,
             [False, True, False],
         )[1]
-        return found.reshape(count, -1)
+        weights: Tensor = found.reshape(count, -1)
+        return weights
 
     def squares(self) -> Tensor:
         """Return the squared norm of every sample's gradient, (B,)."""
@@ -332,7 +331,8 @@ def _gram_is_cheaper(positions: int, p: int, q: int) -> bool:
 
 
 def _squares(gradients: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(gradients, dim=1).square()
+    norms: Tensor = torch.linalg.vector_norm(gradients, dim=1)
+    return norms.square()
 
 
 def _chunked(samples: int, per_sample: int, squares: Callable[[slice], Tensor]) -> Tensor:

@@ -47,10 +47,11 @@ class SampledConvolution(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         ctx.given = (geometry, layer, current, module)
         ctx.bias_sizes = None if bias is None else list(bias.shape)
-        return torch.ops.aten.convolution(x, weight, bias, *_numbers(geometry))  # type: ignore[no-any-return]
+        found: Tensor = torch.ops.aten.convolution(x, weight, bias, *_numbers(geometry))
+        return found
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients at x, weight and bias."""
         x, weight = ctx.saved_tensors

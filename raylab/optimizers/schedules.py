@@ -85,7 +85,7 @@ class Schedule:
             length = self.epochs - self.warmup_epochs
             after = max(0.0, epoch - self.warmup_epochs)
             left = 1.0 - min(1.0, after / length) if length > 0 else 1.0
-            return rise * left**self.power
+            return float(rise * left**self.power)
         return rise
 
     def freezes_fc(self, update: int, updates_per_epoch: float) -> bool:
