@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from raylab.errors import ConfigError, ModelError
-from raylab.optimizers.lars import LARS
+from raylab.optimizers.lars import LARS, by_layer, by_name
 from raylab.optimizers.per_sample_norms import PerSampleNorms
 from raylab.optimizers.sample_pass import SamplePass
 
@@ -156,13 +156,18 @@ class CLARS(LARS):
         }
 
     def samples_state(self) -> dict[str, Any]:
-        """Return what was recorded since the last step, by parameter."""
-        return self._its_norms().state()
+        """Return the last figures, and what was recorded since, by parameter."""
+        return {
+            **super().samples_state(),
+            "variances": by_name(self._layers, self._variances),
+            **self._its_norms().state(),
+        }
 
-    def restore_samples(self, state: Mapping[str, Any] | None) -> None:
+    def restore_samples(self, state: Mapping[str, Any]) -> None:
         """Go on with what `samples_state` returned."""
-        if state is not None:
-            self._its_norms().restore(state)
+        super().restore_samples(state)
+        self._variances = by_layer(self._layers, state["variances"])
+        self._its_norms().restore(state)
 
     # ----------------------------------------------------------------- inside
 

@@ -14,7 +14,7 @@ from raylab.errors import ConfigError
 from raylab.optimizers.layers import plain_parameters
 from raylab.optimizers.nag import check_numbers, nesterov_step
 
-__all__ = ["LARS"]
+__all__ = ["LARS", "by_layer", "by_name"]
 
 
 class LARS(Optimizer):
@@ -138,12 +138,13 @@ class LARS(Optimizer):
     def scale(self, factor: float) -> None:
         """The gradients are multiplied by a factor, see `CLARS.scale`."""
 
-    def samples_state(self) -> dict[str, Any] | None:
-        """Return what was recorded since the last step, see `CLARS.samples_state`."""
-        return None
+    def samples_state(self) -> dict[str, Any]:
+        """Return the last rates, and what was recorded since, see `CLARS.samples_state`."""
+        return {"rates": by_name(self._layers, self._rates)}
 
-    def restore_samples(self, state: Mapping[str, Any] | None) -> None:
+    def restore_samples(self, state: Mapping[str, Any]) -> None:
         """Go on with what `samples_state` returned."""
+        self._rates = by_layer(self._layers, state["rates"])
 
     # ----------------------------------------------------------------- inside
 
@@ -178,3 +179,20 @@ class LARS(Optimizer):
 
 
 _PLAIN = {"weight_decay": 0.0}
+Layers = Sequence[tuple[str, nn.Parameter]]
+
+
+def by_name(layers: Layers, numbers: Mapping[Tensor, Tensor]) -> dict[str, float]:
+    """Return what is known of the layers by their names."""
+    return {name: float(numbers[p]) for name, p in layers if p in numbers}
+
+
+def by_layer(layers: Layers, numbers: Mapping[str, float]) -> dict[Tensor, Tensor]:
+    """Return what `by_name` returned, where it belongs, in at least float32."""
+    return {
+        p: torch.tensor(
+            numbers[name], dtype=torch.promote_types(p.dtype, torch.float32), device=p.device
+        )
+        for name, p in layers
+        if name in numbers
+    }
