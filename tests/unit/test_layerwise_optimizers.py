@@ -305,7 +305,7 @@ def test_a_closure_is_called_with_gradients():
         optimizer.zero_grad()
         loss = model(torch.ones(2, 2, 5, 5).double()).square().mean()
         loss.backward()
-        return float(loss)
+        return float(loss.detach())
 
     first = optimizer.step(closure)
     assert optimizer.step(closure) < first
