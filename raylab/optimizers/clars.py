@@ -39,6 +39,7 @@ class CLARS(LARS):
         trust: eta, > 0.
         momentum: beta, 0 <= beta < 1.
         weight_decay: lambda >= 0, see `LARS`.
+        plain: factor of gamma for all that is no layer, see `LARS`.
         exclude: class names of modules whose parameters go by the plain rate, too.
         estimator: of the samples' norms: "exact", or "sampled" from J of them.
         samples: J.
@@ -62,6 +63,7 @@ class CLARS(LARS):
         trust: float = 0.01,
         momentum: float = 0.9,
         weight_decay: float = 0.0,
+        plain: float = 1.0,
         exclude: Sequence[str] = (),
         estimator: Literal["exact", "sampled"] = "exact",
         samples: int = _SAMPLED,
@@ -84,6 +86,7 @@ class CLARS(LARS):
             trust=trust,
             momentum=momentum,
             weight_decay=weight_decay,
+            plain=plain,
             exclude=exclude,
             model=model,
         )

@@ -268,7 +268,7 @@ def test_a_state_that_was_saved_goes_on_as_if_nothing_had_happened(kind):
 def test_groups_have_rates_of_their_own_and_may_say_that_they_are_no_layers():
     model = network()
     groups = [
-        {"params": model[0].parameters(), "lr": 0.4, "layerwise": False},
+        {"params": model[0].parameters(), "lr": 0.8, "plain": 0.5, "layerwise": False},
         {"params": [*model[1].parameters(), *model[4].parameters()]},
     ]
     optimizer = LARS(groups, 0.2, trust=0.02, momentum=0.0, model=model)
