@@ -1,6 +1,6 @@
 """Costs into decisions: cuts of a chain, delays that hide messages, periods of averages."""
 
-from raylab.planner.all_reduce import ALL_REDUCES, AllReduce, Network, all_reduce_s
+from raylab.planner.all_reduce import ALL_REDUCES, AllReduce, Network, all_reduce_s, scaled_ring_s
 from raylab.planner.averaging import (
     AVERAGING_METHODS,
     AveragingMethod,
@@ -43,6 +43,7 @@ __all__ = [
     "one_move",
     "plan_from_measured",
     "predicted_period_s",
+    "scaled_ring_s",
     "stage_bytes",
     "stage_costs",
     "trace_blocks",

@@ -21,7 +21,7 @@ from typing import Literal, get_args
 
 from raylab.errors import ConfigError
 
-__all__ = ["ALL_REDUCES", "AllReduce", "Network", "all_reduce_s"]
+__all__ = ["ALL_REDUCES", "AllReduce", "Network", "all_reduce_s", "scaled_ring_s"]
 
 AllReduce = Literal["tree", "butterfly", "ring"]
 ALL_REDUCES: tuple[AllReduce, ...] = get_args(AllReduce)
@@ -130,3 +130,28 @@ def _ring_s(parameter_bytes: float, network: Network) -> float:
         return 0.0
     slowest = min(rate for _, rate in network.links)
     return steps * (parameter_bytes / network.workers / slowest + network.latency_s)
+
+
+def scaled_ring_s(measured_s: float, measured_workers: int, workers: int) -> float:
+    """Return what a measured average takes among more workers, by the ring's formula.
+
+    A ring's time is nearly that of two workers, however many more there are, as long as each has
+    the link that was measured: 2 (workers - 1) / workers · bytes / link.
+
+    >>> scaled_ring_s(1.0, 2, 256)
+    1.9921875
+
+    Args:
+        measured_s: of one average.
+        measured_workers: >= 2, that took part.
+        workers: that shall take part.
+
+    Raises:
+        ConfigError: a number out of its range.
+    """
+    if measured_workers < 2 or workers < 1:
+        raise ConfigError(
+            "`measured_workers >= 2` and `workers >= 1` must hold, but got "
+            f"(measured_workers={measured_workers}, workers={workers})"
+        )
+    return measured_s * (1 - 1 / workers) / (1 - 1 / measured_workers)
