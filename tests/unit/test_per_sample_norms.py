@@ -343,12 +343,16 @@ def test_recorded_by_hand_nothing_else_is_seen_and_passes_may_overlap():
     assert norms.samples == 5
 
 
-def test_activation_checkpoints_are_seen_once():
+@pytest.mark.parametrize("biases", [True, False])
+def test_activation_checkpoints_are_seen_once(biases):
     model, x = made(lenet), normal(3, 1, 28, 28)
     expected = one_by_one(model, x)
-    norms = PerSampleNorms(dict(model.named_parameters()), model)
+    named = {n: p for n, p in model.named_parameters() if biases or p.ndim > 1}
+    norms = PerSampleNorms(named, model)
     any_loss(checkpoint(model, x, use_reentrant=False)).backward()
-    for name, each in norms.norms().items():
+    found = norms.norms()
+    assert set(found) == set(named)
+    for name, each in found.items():
         torch.testing.assert_close(each, expected[name], rtol=1e-10, atol=1e-13)
 
 
