@@ -19,14 +19,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from raylab.errors import ModelError
-from raylab.optimizers.sample_gradients import (
-    ConvGeometry,
-    ConvUse,
-    DirectUse,
-    FactorUse,
-    LookupUse,
-    Use,
-)
+from raylab.optimizers.convolution_samples import ConvGeometry, ConvUse
+from raylab.optimizers.sample_gradients import DirectUse, FactorUse, LookupUse, Use
 
 __all__ = ["IDENTITY_NAMES", "Identity", "identity_of", "padded"]
 

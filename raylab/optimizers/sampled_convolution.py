@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from raylab.optimizers.sample_gradients import ConvGeometry, ConvUse
+from raylab.optimizers.convolution_samples import ConvGeometry, ConvUse
 from raylab.optimizers.sample_pass import SamplePass
 
 __all__ = ["SampledConvolution"]

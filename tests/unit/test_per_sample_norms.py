@@ -15,8 +15,9 @@ from torch.utils.checkpoint import checkpoint
 from raylab.errors import ModelError
 from raylab.models import build
 from raylab.optimizers import PerSampleNorms, sample_gradients
+from raylab.optimizers.convolution_samples import ConvUse
 from raylab.optimizers.layer_identities import padded
-from raylab.optimizers.sample_gradients import ConvUse, FactorUse
+from raylab.optimizers.sample_gradients import FactorUse
 from tests.reference.large_batch import own_copies
 from tests.reference.networks import batches, conv_bn64
 
