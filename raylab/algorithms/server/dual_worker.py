@@ -45,6 +45,11 @@ class DualWorker:
         self._message: Tensors = ()
         self._samples = 0
 
+    @property
+    def pending(self) -> tuple[Rows, Vector] | None:
+        """Rows, and the change of their duals that waits for the server's word."""
+        return self._change
+
     def _ordered_rows(self, number: int) -> Rows:
         """Return the rows of H sequential steps."""
         return self._passes.take(number)
