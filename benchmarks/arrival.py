@@ -11,6 +11,7 @@ and takes one pass over the rows. It is looked at the more often the nearer it i
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -161,7 +162,7 @@ def arrival(
     observer = _Observer(settings, objectives, goal, before_s)
     most = bound(settings)
     worker: Callable[[int], DualWorker | PrimalWorker] = observer.workers.__getitem__
-    try:
+    with contextlib.suppress(NonFiniteLossError):
         run_rules(
             observer.server,
             worker,
@@ -174,6 +175,4 @@ def arrival(
             epoch_samples=settings.n,
             until=observer.told,
         )
-    except NonFiniteLossError:
-        pass
     return observer.found or Arrival(time_s=math.inf, epochs=math.inf, messages=0)
