@@ -18,7 +18,9 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ray.train import FailureConfig, RunConfig
@@ -81,7 +83,7 @@ CASES = {
 
 
 def measure(case: Case, method: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Train once; return what it took."""
+    """Train once in the Ray that there is; return what it took."""
     workers = 1 if method == "sdca" else options.workers
     began = time.perf_counter()
     source = open_rows(case.spec.format(n=options.rows or case.rows))
@@ -89,27 +91,28 @@ def measure(case: Case, method: str, options: argparse.Namespace) -> dict[str, A
     straggler = f"dies:worker=0,message={options.dies}" if options.dies else None
     with tempfile.TemporaryDirectory(prefix="raylab-large-") as folder, MemoryWatch() as memory:
         began = time.perf_counter()
-        with ray_session(workers + 1):
-            trainer = ParameterServerTrainer(
-                case.problem,
-                method=method,
-                workers=workers,
-                strength=case.strength,
-                options=case.options,
-                straggler=straggler,
-                checkpoint_every=options.checkpoint_every,
-                checkpoint_minutes=options.checkpoint_minutes,
-                run_config=RunConfig(
-                    storage_path=folder, name="run", failure_config=FailureConfig(max_failures=3)
-                ),
-            )
-            found = trainer.fit(
-                source,
-                epochs=options.epochs or case.epochs,
-                tolerance=options.tolerance,
-                progress=options.progress,
-            )
+        trainer = ParameterServerTrainer(
+            case.problem,
+            method=method,
+            workers=workers,
+            strength=case.strength,
+            options=case.options,
+            straggler=straggler,
+            checkpoint_every=options.checkpoint_every,
+            checkpoint_minutes=options.checkpoint_minutes,
+            resources_per_worker={"CPU": options.cpus},
+            run_config=RunConfig(
+                storage_path=folder, name="run", failure_config=FailureConfig(max_failures=3)
+            ),
+        )
+        found = trainer.fit(
+            source,
+            epochs=options.epochs or case.epochs,
+            tolerance=options.tolerance,
+            progress=options.progress,
+        )
         whole_s = time.perf_counter() - began
+        parts = {path.name: path.stat().st_size for path in Path(folder).rglob("worker-*")}
     last = found.metrics
     ran_s = last["time_s"]
     figure = found.summary["figure"]
@@ -125,6 +128,7 @@ def measure(case: Case, method: str, options: argparse.Namespace) -> dict[str, A
         "first": found.table.column(figure)[0].as_py(),
         "value": last[figure],
         "relation": last.get("relation"),
+        "parts": parts,
         "peak_gb": memory.peak_bytes / _GIB,
         "peaks": {name: size / _GIB for name, size in memory.peaks.items()},
     }
@@ -158,28 +162,36 @@ def shown(name: str, bound_gb: float, found: dict[str, Any]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def main() -> None:
-    """Run what the options ask for."""
+def asked(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return what is asked for, on the command line where no words are given."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("case", choices=CASES)
     parser.add_argument("--rows", type=int, help="n; default: the whole shape")
     parser.add_argument("--methods", nargs="*", help="default: all of the case")
     parser.add_argument("--workers", type=int, default=2, help="of methods that take several")
+    parser.add_argument("--cpus", type=float, default=1.0, help="of each worker, as Ray counts")
     parser.add_argument("--epochs", type=float, help="at most")
     parser.add_argument("--tolerance", type=float, default=1e-8)
     parser.add_argument("--checkpoint-every", type=int, default=0, help="messages; 0: the time")
     parser.add_argument("--checkpoint-minutes", type=float, default=0.25)
     parser.add_argument("--dies", type=int, default=0, help="message in which a worker dies")
     parser.add_argument("--progress", action="store_true", help="on standard error")
-    options = parser.parse_args()
+    return parser.parse_args(words)
+
+
+def main() -> None:
+    """Run what the options ask for."""
+    options = asked()
     case = CASES[options.case]
     print(
-        "| data | method | K | s to describe + start and draw | s an epoch | messages an epoch | "
+        "| data | method | K | s to describe + place, draw, end | s an epoch | messages an epoch | "
         "epochs | figure | relation (3.3) | peak GiB of each process | peak of the sum, GiB |"
     )
     print("|" + " --- |" * 11, flush=True)
     for method in options.methods or case.methods:
-        print(shown(options.case, case.bound_gb, measure(case, method, options)), flush=True)
+        with ray_session(options.workers + 1):
+            found = measure(case, method, options)
+        print(shown(options.case, case.bound_gb, found), flush=True)
 
 
 if __name__ == "__main__":
