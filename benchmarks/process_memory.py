@@ -30,7 +30,9 @@ class MemoryWatch:
         self.peak_bytes = 0
         """Of all processes together."""
         self.peaks: dict[str, int] = {}
-        """By role and process: of each for itself; they need not be of one moment."""
+        """By role and process: of each for itself, and of Ray's own together; they need not be of
+        one moment.
+        """
         self._every_s = every_s
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -50,13 +52,14 @@ class MemoryWatch:
 
     def _watch(self) -> None:
         while not self._over.wait(self._every_s):
-            total = 0
+            sizes: dict[str, int] = {}
             for pid in _family(os.getpid()):
-                size = _pss(pid)
-                name = f"{_role(pid)} {pid}"
+                role = _role(pid)
+                name = role if role == "ray" else f"{role} {pid}"
+                sizes[name] = sizes.get(name, 0) + _pss(pid)
+            for name, size in sizes.items():
                 self.peaks[name] = max(size, self.peaks.get(name, 0))
-                total += size
-            self.peak_bytes = max(self.peak_bytes, total)
+            self.peak_bytes = max(self.peak_bytes, sum(sizes.values()))
 
 
 def _family(root: int) -> list[int]:
