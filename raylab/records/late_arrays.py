@@ -11,19 +11,28 @@ import contextlib
 import json
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import IO, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-__all__ = ["LateArray", "load_archive", "save_archive", "taken_apart"]
+__all__ = [
+    "LateArray",
+    "LateRows",
+    "ReadLate",
+    "load_archive",
+    "save_archive",
+    "taken_apart",
+    "tensor_of",
+]
 
 Place = tuple[str, ...]
 """The keys that lead to an array, from the outermost dictionary on."""
 _STATE, _PLACES = "state.pt", "arrays.json"
 _DEEPEST = 4
+_CHUNK = 1 << 20
 
 
 class LateArray(ABC):
@@ -91,8 +100,54 @@ def save_archive(file: Any, plain: Mapping[str, Any], late: Mapping[Place, LateA
                         member.write(block.data.cast("B"))
 
 
-def load_archive(file: IO[bytes]) -> Any:
-    """Return the state of an archive, with tensors that nobody else has in place of late arrays.
+class LateRows:
+    """A late array in an archive that is open.
+
+    Args:
+        file: of the array, in numpy's format.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise ValueError("an array must be in version 1.0 of numpy's format")
+        self.shape, _, self.dtype = np.lib.format.read_array_header_1_0(file)
+        self._file = file
+        self._row_bytes = self.dtype.itemsize * int(np.prod(self.shape[1:]))
+
+    def read_into(self, out: NDArray[Any], first: int = 0) -> None:
+        """Fill an array with rows, once.
+
+        Args:
+            out: contiguous, of the type and the width of the rows.
+            first: of them.
+
+        Raises:
+            ValueError: there are fewer.
+        """
+        left = first * self._row_bytes
+        while left and (skipped := self._file.read(min(left, _CHUNK))):
+            left -= len(skipped)
+        target = out.reshape(-1).view(np.uint8).data
+        while left == 0 and len(target) and (chunk := self._file.read(min(len(target), _CHUNK))):
+            target[: len(chunk)] = chunk
+            target = target[len(chunk) :]
+        if left or len(target):
+            raise ValueError(f"there must be {first + len(out)} rows, but there are fewer")
+
+
+def tensor_of(place: Place, late: LateRows) -> torch.Tensor:  # noqa: ARG001  # wherever it stood
+    """Return all rows as a tensor that nobody else has."""
+    array = np.empty(late.shape, late.dtype)
+    late.read_into(array)
+    return torch.from_numpy(array)
+
+
+def load_archive(file: IO[bytes], read: ReadLate = tensor_of) -> Any:
+    """Return the state of an archive.
+
+    Args:
+        file: of the archive, with seek.
+        read: takes the place of a late array and its rows; returns what is to stand there.
 
     Raises:
         ValueError: it is no such archive.
@@ -102,11 +157,14 @@ def load_archive(file: IO[bytes]) -> Any:
         with archive.open(_STATE) as member:
             state = torch.load(member, map_location="cpu", weights_only=True)
         places: Sequence[Sequence[str]] = json.loads(archive.read(_PLACES))
-        for number, (*outer, key) in enumerate(places):
+        for number, place in enumerate(places):
             inside = state
-            for each in outer:
+            for each in place[:-1]:
                 inside = inside[each]
             with archive.open(f"{number}.npy") as member:
-                array = np.lib.format.read_array(member, allow_pickle=False)
-            inside[key] = torch.from_numpy(array)
+                inside[place[-1]] = read(tuple(place), LateRows(member))
     return state
+
+
+ReadLate = Callable[[Place, LateRows], Any]
+"""Makes what is to stand in the place of a late array."""

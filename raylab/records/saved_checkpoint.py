@@ -14,7 +14,7 @@ from typing import IO, Any, BinaryIO
 import torch
 
 from raylab.errors import CheckpointError, DataError
-from raylab.records.late_arrays import load_archive
+from raylab.records.late_arrays import ReadLate, load_archive, tensor_of
 from raylab.records.storage import Storage
 
 __all__ = [
@@ -80,8 +80,12 @@ class SavedCheckpoint:
         """The parts' names, in the order in which they were committed."""
         return list(self.parts)
 
-    def part(self, name: str) -> dict[str, Any]:
+    def part(self, name: str, read: ReadLate = tensor_of) -> dict[str, Any]:
         """Return a part's state, on the CPU, after its file has been checked.
+
+        Args:
+            name: of the part.
+            read: makes what stands where a late array was; default: a tensor of all its rows.
 
         Raises:
             CheckpointError: there is no such part, or its file is not what was committed.
@@ -89,7 +93,7 @@ class SavedCheckpoint:
         with self._verified(name, to_load=True) as file:
             try:
                 if self.parts[name].suffix == "zip":
-                    found = load_archive(file)
+                    found = load_archive(file, read)
                 else:
                     found = torch.load(file, map_location="cpu", weights_only=True)
             except (OSError, MemoryError):

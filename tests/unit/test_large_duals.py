@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from raylab.algorithms.server.dual_worker import DualWorker
 from raylab.algorithms.server.row_snapshot import RowSnapshot, SpilledRows
 from raylab.algorithms.server.rule_factory import ServerSettings, worker_rule
 from raylab.data import open_rows
+from raylab.drivers.server.checkpoints import _share
 from raylab.errors import CheckpointError
 from raylab.problems import build, shards
 from raylab.records import CheckpointStore, Storage
@@ -214,3 +216,50 @@ def test_small_duals_are_copied(monkeypatch):
     saved = rule.save()
     commit_some(rule, [0])
     assert not saved["duals"].any()
+
+
+@pytest.mark.parametrize(("large", "before", "after"), [(True, 2, 3), (True, 3, 2), (False, 2, 3)])
+def test_other_workers_get_the_duals_of_their_rows(store, large, before, after):
+    whole = table()
+    parts = []
+    for k, shard in enumerate(shards(ROWS, before)):
+        mine = whole[shard.lo : shard.hi].copy()
+        kept = small_snapshot(mine) if large else torch.from_numpy(mine)
+        parts.append(store.write_part(7, f"worker-{k}", {"worker": k, "rule": {"duals": kept}}))
+    saved = store.commit(7, parts, {})
+    found = [_share(saved, ROWS, before, after, k) for k in range(after)]
+    assert [part["worker"] for part in found] == list(range(after))
+    duals = [part["rule"]["duals"].numpy() for part in found]
+    assert [len(each) for each in duals] == [shard.rows for shard in shards(ROWS, after)]
+    np.testing.assert_array_equal(np.concatenate(duals), whole)
+
+
+def test_a_share_of_large_duals_takes_no_more_memory_than_it_has_rows(store):
+    rows, width = 4000, 250  # 8 MB
+    whole = np.zeros((rows, width))
+    parts = [
+        store.write_part(7, f"worker-{k}", {"rule": {"duals": RowSnapshot(whole[lo : lo + 2000])}})
+        for k, lo in enumerate((0, 2000))
+    ]
+    saved = store.commit(7, parts, {})
+    saved.verify()  # what the first use brings in
+    tracemalloc.start()
+    try:
+        share = _share(saved, rows, 2, 3, 1)["rule"]["duals"]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    buffers = 12 << 20  # for the hash, and of the archive
+    assert share.shape == (1333, width)
+    assert peak < share.numpy().nbytes + buffers
+
+
+def test_rows_that_an_archive_lacks_are_an_error(store):
+    part = store.write_part(7, "worker-0", {"rule": {"duals": small_snapshot(table())}})
+    saved = store.commit(7, [part], {})
+
+    def too_many(place, late):
+        late.read_into(np.empty((10, WIDTH)), ROWS - 5)
+
+    with pytest.raises(CheckpointError, match="there must be 1005 rows"):
+        saved.part("worker-0", too_many)

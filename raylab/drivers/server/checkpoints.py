@@ -9,9 +9,10 @@ With other workers the duals are cut anew: those of row i go to whoever has row 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from actors.groups.part_writer import Keeping
@@ -19,7 +20,7 @@ from actors.server.company import Return
 from raylab.drivers.commits import Commits
 from raylab.errors import CheckpointError
 from raylab.problems import Shard, shards
-from raylab.records import CheckpointStore, RunFolder, SavedCheckpoint
+from raylab.records import CheckpointStore, LateRows, RunFolder, SavedCheckpoint
 
 __all__ = ["ServerCheckpoints"]
 
@@ -90,24 +91,41 @@ class ServerCheckpoints(Commits):
 def _share(
     saved: SavedCheckpoint, samples: int, before: int, workers: int, worker: int
 ) -> dict[str, Any]:
-    """Return the part of a worker that was not there: what others have kept for its rows."""
+    """Return the part of a worker that was not there: what others have kept for its rows.
+
+    Of large parts no more is read into memory than these rows.
+    """
     mine = shards(samples, workers)[worker]
-    pieces: dict[str, list[torch.Tensor]] = {}
+    found: dict[str, torch.Tensor] = {}
     for k, shard in enumerate(shards(samples, before)):
         lo, hi = max(mine.lo, shard.lo), min(mine.hi, shard.hi)
-        if lo < hi:
-            rule = saved.part(f"worker-{k}")["rule"]
-            _check_rows(rule, shard)
-            for key, kept in rule.items():
-                pieces.setdefault(key, []).append(kept[lo - shard.lo : hi - shard.lo])
-    rule = {key: torch.cat(found) for key, found in pieces.items()}
-    return {"worker": worker, "step": saved.step, "rule": rule}
+        if lo >= hi:
+            continue
+        first, at = lo - shard.lo, slice(lo - mine.lo, hi - mine.lo)
+
+        def read(
+            place: Sequence[str],
+            late: LateRows,
+            shard: Shard = shard,
+            first: int = first,
+            at: slice = at,
+        ) -> None:
+            _check_rows(place[-1], late.shape[0], shard)
+            empty = torch.from_numpy(np.empty((mine.rows, *late.shape[1:]), late.dtype))
+            late.read_into(found.setdefault(place[-1], empty)[at].numpy(), first)
+
+        for key, kept in saved.part(f"worker-{k}", read)["rule"].items():
+            if kept is None:  # it has been read
+                continue
+            _check_rows(key, len(kept), shard)
+            whole = found.setdefault(key, kept.new_empty((mine.rows, *kept.shape[1:])))
+            whole[at] = kept[first : first + hi - lo]
+    return {"worker": worker, "step": saved.step, "rule": found}
 
 
-def _check_rows(rule: Mapping[str, Any], shard: Shard) -> None:
-    for key, kept in rule.items():
-        if key != _ROWS or len(kept) != shard.rows:
-            raise CheckpointError(
-                f"a worker's part must hold one of its {_ROWS} for each of {shard.rows} rows, for "
-                f"others to share, but it holds {key} of {len(kept)}: go on with as many workers"
-            )
+def _check_rows(key: str, rows: int, shard: Shard) -> None:
+    if key != _ROWS or rows != shard.rows:
+        raise CheckpointError(
+            f"a worker's part must hold one of its {_ROWS} for each of {shard.rows} rows, for "
+            f"others to share, but it holds {key} of {rows}: go on with as many workers"
+        )
