@@ -117,7 +117,7 @@ def _choices(
                 eta = times * auto_eta(replace(base, batch=batch))
                 yield {"batch": batch, "inner": inner, "eta": eta}
         return
-    usual = base.message_samples if method == "dis_dfsdca" else shard // 30
+    usual = base.message_samples if method == "dis_dfsdca" else max(1, shard // 30)
     middle = usual if around is None else around["local_steps"]
     size = min(shard, max(1, round(scale * middle)))
     if method == "cocoa_plus":
@@ -178,6 +178,8 @@ class Place:
         found = [json.loads(file.read_text()) for file in files if file.exists()]
         if not found or not found[0]["choices"]:
             return None
+        # Of another tuning there may be draws left.
+        found = [draw for draw in found if draw["choices"] == found[0]["choices"]]
         ranked = []
         for k, choice in enumerate(found[0]["choices"]):
             each = [draw["arrivals"][k] for draw in found]
