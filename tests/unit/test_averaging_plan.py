@@ -108,7 +108,7 @@ def test_an_unknown_average_or_a_negative_size_is_refused():
 
 @pytest.mark.parametrize(
     ("average", "step", "tau", "delay"),
-    [(0.5, 1.0, 2, 1), (1.0, 1.0, 2, 1), (1.01, 1.0, 3, 2), (0.3, 0.1, 4, 3), (7.0, 2.0, 5, 4)],
+    [(0.5, 1.0, 2, 1), (1.0, 1.0, 2, 1), (1.01, 1.0, 3, 2), (3 * 0.1, 0.1, 4, 3), (7.0, 2.0, 5, 4)],
 )
 def test_the_delay_is_the_smallest_that_hides_the_average(average, step, tau, delay):
     assert plan_from_measured(average, step) == (tau, delay)
