@@ -27,6 +27,7 @@ from raylab.cli.main import main
 from raylab.config import ParameterServerConfig
 from raylab.data import open_rows
 from raylab.drivers.commits import Commits
+from tests.real_rows import real_rows
 
 pytestmark = [pytest.mark.actor, pytest.mark.usefixtures("session")]
 
@@ -99,9 +100,11 @@ def when_saved(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]]
     return arm
 
 
-def test_a_run_of_the_command_ends_at_the_certified_solution(tmp_path, capsys):
-    words = [f"data={DATA}", "workers=2", "cpus_per_worker=0.1", f"storage={tmp_path}"]
-    assert main(["train", "dis_dfsdca", *words, "name=run", "--json"]) == 0
+def test_a_run_of_the_command_on_real_rows_ends_at_the_closed_form(tmp_path, capsys):
+    real = real_rows("breast_cancer", tmp_path)
+    words = [f"data={real.spec}", "workers=2", "cpus_per_worker=0.1", f"storage={tmp_path}"]
+    words += ["straggler=paper", "tolerance=2e-14", "name=run"]
+    assert main(["train", "dis_dfsdca", *words, "--json"]) == 0
     out, err = capsys.readouterr()
     summary = json.loads(out)
     assert (summary["kind"], summary["ended_by"]) == ("parameter_server", "tolerance")
@@ -117,7 +120,8 @@ def test_a_run_of_the_command_ends_at_the_certified_solution(tmp_path, capsys):
     assert set(config) == set(ParameterServerConfig.model_fields)
     assert max(row["staleness_max"] for row in rows) <= config["resolved"]["delta"]
     weights = torch.load(run / "checkpoints" / "final" / "model.pt", weights_only=True)["w"]
-    assert np.linalg.norm(weights.numpy() - closed_form()) < 1e-3
+    best = real.ridge(STRENGTH)
+    assert np.linalg.norm(weights.numpy() - best) <= 1e-6 * np.linalg.norm(best)
     assert "Dis-dfSDCA" in (run / "report.html").read_text(encoding="utf-8")
     # Finished is finished, unless another end is asked for.
     assert main(["resume", str(run), "workers=1"]) == 2
