@@ -18,7 +18,7 @@ from ray.exceptions import (
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from typing_extensions import Self
 
-from actors.errors import ActorLostError
+from actors.errors import ActorLostError, PlacementError
 from actors.groups.member import Home
 from actors.groups.placement import Post, place, start
 from actors.wires.carrier import CarrierKind
@@ -110,21 +110,39 @@ class Group:
 
     # ------------------------------------------------------------------ members
 
-    def add(self, posts: Mapping[int, Post], wait_s: float | None = None) -> None:
+    def add(
+        self, posts: Mapping[int, Post], wait_s: float | None = None, *, apart: bool = False
+    ) -> None:
         """Place more members, all or none.
+
+        Args:
+            posts: of the members, by their numbers.
+            wait_s: how long to wait for the resources; None: as long as for the first ones.
+            apart: each has a placement group of its own, which is given back when it goes.
 
         Raises:
             PlacementError: the resources are not there in time.
         """
         wait_s = self._wait_s if wait_s is None else wait_s
-        bundles = place(list(posts.values()), self._strategy, wait_s, self._noun)
-        self._bundles.append(bundles)
-        for bundle, (index, post) in enumerate(posts.items()):
-            handle = start(post, bundles, bundle)
-            self._placed[index] = _Placed(post, bundles, bundle, handle, _NOWHERE)
+        shares = [[each] for each in posts.items()] if apart else [list(posts.items())]
+        try:
+            for share in shares:
+                self._place(share, wait_s)
+        except PlacementError:
+            for index in posts:
+                if index in self._placed:
+                    self.remove(index)
+            raise
         homes = self.ask(self.handle(index).home.remote() for index in posts)
         for index, home in zip(posts, homes, strict=True):
             self._placed[index].home = home
+
+    def _place(self, share: Sequence[tuple[int, Post]], wait_s: float) -> None:
+        bundles = place([post for _, post in share], self._strategy, wait_s, self._noun)
+        self._bundles.append(bundles)
+        for bundle, (index, post) in enumerate(share):
+            handle = start(post, bundles, bundle)
+            self._placed[index] = _Placed(post, bundles, bundle, handle, _NOWHERE)
 
     def restart(self, index: int) -> Any:
         """Start a member again in the place of one that is lost; return the call that tells its

@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +21,22 @@ import ray
 import torch
 import yaml
 from ray.train import CheckpointConfig, FailureConfig, RunConfig
-from ray.util.placement_group import placement_group_table
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 
+from actors.server.loop import Ends
 from actors.server.server_group import ServerGroup
 from raylab import ConfigError, ParameterServerTrainer, Result
 from raylab.cli.main import main
 from raylab.config import ParameterServerConfig
 from raylab.data import open_rows
 from raylab.drivers.commits import Commits
+from raylab.drivers.server import elastic
+from raylab.drivers.server import run as server_run
 from tests.real_rows import real_rows
 
 pytestmark = [pytest.mark.actor, pytest.mark.usefixtures("session")]
@@ -156,10 +166,15 @@ def test_a_server_that_is_killed_goes_on_from_the_last_checkpoint(
     assert "going on from the checkpoint of step" in capsys.readouterr().err
 
 
-def test_workers_are_added_while_a_run_goes_on_and_nothing_is_lost(tmp_path, when_saved):
-    resized = trainer(tmp_path, "run", workers=1, sample_s=SLOW_S)
+def test_workers_are_added_while_a_run_goes_on_and_one_that_dies_at_once_loses_nothing(
+    tmp_path, when_saved, capsys
+):
+    # The first message of the one that is added is its last: it has kept nothing by itself.
+    dying = {"straggler": "dies:worker=1,message=0", "failures": 1}
+    resized = trainer(tmp_path, "run", workers=1, sample_s=SLOW_S, **dying)
     when_saved(lambda: resized.resize(2))
-    found = resized.fit(DATA, progress=False)
+    found = resized.fit(DATA)
+    assert "worker 1 begins again with what it kept at step" in capsys.readouterr().err
     assert_solved(found)
     rows = found.table.to_pylist()
     assert sorted({row["workers"] for row in rows}) == [1, 2]
@@ -168,7 +183,39 @@ def test_workers_are_added_while_a_run_goes_on_and_nothing_is_lost(tmp_path, whe
     # A checkpoint was there before, so there were steps; of them a row may not have come yet.
     assert after["step"] > 0
     assert after["step"] >= before["step"]
-    assert after["duality_gap"] <= before["duality_gap"]
+    assert all(row["duality_gap"] <= before["duality_gap"] for row in rows if row["workers"] == 2)
+
+
+def test_a_range_of_workers_shrinks_for_others_who_wait_and_grows_again(
+    tmp_path, when_saved, monkeypatch
+):
+    """Three rounds: two workers, one while another has the place, two until the solution."""
+    monkeypatch.setattr(elastic, "_LOOK_S", 0.3)
+    others: list[PlacementGroup] = []
+    rounds: list[int] = []
+    ends, run = server_run.ends, ServerGroup.run
+
+    def endless_at_first(*arguments: Any) -> Ends:
+        found = ends(*arguments)
+        return replace(found, tolerance=found.tolerance if len(rounds) == 2 else 0.0)
+
+    def watched(self: ServerGroup, *arguments: Any) -> str:
+        rounds.append(len(self.workers))
+        if len(rounds) == 2:
+            assert others[0].wait(60)
+            remove_placement_group(others[0])
+        return run(self, *arguments)
+
+    monkeypatch.setattr(server_run, "ends", endless_at_first)
+    monkeypatch.setattr(ServerGroup, "run", watched)
+    when_saved(lambda: others.append(placement_group([{"CPU": 0.6}])))
+    needs = {"resources_per_worker": {"CPU": 0.6}, "workers": (1, 2)}
+    found = trainer(tmp_path, "run", **needs, sample_s=SLOW_S).fit(
+        DATA, epochs=100_000, progress=False
+    )
+    assert rounds == [2, 1, 2]
+    assert_solved(found)
+    assert [key for key, _ in groupby(row["workers"] for row in found.table.to_pylist())] == rounds
 
 
 def test_an_interrupted_run_leaves_nothing_behind(tmp_path, when_saved):
@@ -192,6 +239,8 @@ from pathlib import Path
 sys.path.insert(0, os.getcwd())
 import ray
 from raylab.drivers.commits import Commits
+from raylab.drivers.server import elastic
+from raylab.drivers.server import run as server_run
 from tests.actor.test_parameter_server import DATA, SLOW_S, trainer
 ray.init(address={ray.get_runtime_context().gcs_address!r}, log_to_driver=False)
 took = Commits.took

@@ -174,6 +174,7 @@ class ServerRun:
         """
         return ServerGroup(
             self._elastic.first(),
+            fewest=self._elastic.fewest,
             server={"CPU": needs["CPU"]},
             worker=needs,
             threads=threads_of(needs),
@@ -206,8 +207,8 @@ class ServerRun:
         try:
             group.resize(wanted, self._elastic.wait_s)
         except PlacementError as error:
-            self._elastic.stay(before)
-            say(f"going on with {before} workers: {error}")
+            self._elastic.stay(len(group.workers))
+            say(f"going on with {len(group.workers)} workers: {error}")
         else:
             say(f"going on with {wanted} workers in place of {before}")
 
@@ -230,9 +231,9 @@ class ServerRun:
             keepings=dict(enumerate(keepings)),
         )
         group.load(company)
-        if recut and rules.sums is not None:
+        if saved is not None and recut and rules.sums is not None:
             sums = group.examine(rules.sums)
-            program = replace(company.program, adopt=functools.partial(_adopt, sums))
+            program = replace(company.program, adopt=functools.partial(_adopt, sums, saved.step))
             company = replace(company, program=program)
 
         def watch(news: ServerNews) -> int:
@@ -263,5 +264,5 @@ class ServerRun:
         )
 
 
-def _adopt(sums: Mapping[int, Any], rule: Any) -> None:
-    rule.adopt(sums)
+def _adopt(sums: Mapping[int, Any], step: int, rule: Any) -> None:
+    rule.adopt(sums, step)
