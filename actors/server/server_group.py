@@ -33,6 +33,7 @@ class ServerGroup(Group):
         seed: of the processes' global generators.
         wait_s: how long to wait for the cluster to have the resources.
         wire: that carries messages.
+        tags: `method` and `run`, of the metrics.
 
     Raises:
         PlacementError: the resources are not there in time; the message says what is missing.
@@ -49,15 +50,18 @@ class ServerGroup(Group):
         seed: int,
         wait_s: float,
         wire: WireKind = "zmq",
+        tags: Mapping[str, str] | None = None,
     ) -> None:
+        common = (threads, seed, dict(tags or {}))
+
         def post(index: int) -> Post:
-            arguments = (index, threads, seed)
+            arguments = (index, *common)
             return Post(actor=WorkerActor, arguments=arguments, resources=worker)
 
         self._post = post
         self._wire = wire
         self._first = workers
-        posts = {SERVER: Post(actor=ServerActor, arguments=(threads, seed), resources=server)}
+        posts = {SERVER: Post(actor=ServerActor, arguments=common, resources=server)}
         posts |= {
             k + 1: post(k) for k in range(workers if fewest is None else min(fewest, workers))
         }

@@ -181,6 +181,7 @@ class ServerRun:
             seed=self._asked.seed,
             wait_s=self._means.wait_s,
             wire=self._asked.wire,
+            tags={"method": self._asked.method, "run": self._means.name},
         )
 
     def carry_out(self, group: ServerGroup, losses: Losses, view: RunView) -> Mapping[str, Tensor]:

@@ -153,14 +153,15 @@ class ParameterServerTrainer:
         self._kind = kind_of(problem, method)(self._asked)
         self._elastic = Elastic(self._kind.workers, self._room)
         self._kind.check(self._elastic.wanted)
+        self._place = RunPlace(run_config, method, tensorboard=False)
         self._means = Means(
+            name=self._place.name,
             elastic=self._elastic,
             plan=CheckpointPlan(every_batches=checkpoint_every, every_s=60 * checkpoint_minutes),
             straggler=_straggler(straggler, seed),
             wait_s=wait_s,
         )
         self._resources = resources_per_worker
-        self._place = RunPlace(run_config, method, tensorboard=False)
         self._config = config
         self._needs: dict[str, float] = {"CPU": 1.0}
 
