@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -230,30 +230,24 @@ def test_an_interrupted_run_leaves_nothing_behind(tmp_path, when_saved):
     assert not (tmp_path / "run" / "result.json").exists()
 
 
-def test_a_driver_that_is_killed_is_resumed_with_other_workers(session, tmp_path):
-    script = tmp_path / "train.py"
-    script.write_text(
-        f"""
+def killed_once_saved(words: Sequence[str]) -> None:
+    """Run the command in a process of its own, which is killed at its first checkpoint."""
+    script = f"""
 import os, signal, sys
-from pathlib import Path
-sys.path.insert(0, os.getcwd())
 import ray
+from raylab.cli.main import main
 from raylab.drivers.commits import Commits
-from raylab.drivers.server import elastic
-from raylab.drivers.server import run as server_run
-from tests.actor.test_parameter_server import DATA, SLOW_S, trainer
 ray.init(address={ray.get_runtime_context().gcs_address!r}, log_to_driver=False)
 took = Commits.took
 def killing(self, *arguments):
     took(self, *arguments)
-    if self.committed >= 0:
+    if self.committed > 0:
         os.kill(os.getpid(), signal.SIGKILL)
 Commits.took = killing
-trainer(Path({str(tmp_path)!r}), "run", workers=1, sample_s=SLOW_S).fit(DATA, progress=False)
+sys.exit(main({list(words)!r}))
 """
-    )
     done = subprocess.run(
-        [sys.executable, str(script)],
+        [sys.executable, "-c", script],
         capture_output=True,
         text=True,
         timeout=200,
@@ -261,7 +255,13 @@ trainer(Path({str(tmp_path)!r}), "run", workers=1, sample_s=SLOW_S).fit(DATA, pr
         cwd=Path(__file__).parents[2],
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def test_a_driver_that_is_killed_is_resumed_with_other_workers(tmp_path):
     run = tmp_path / "run"
+    words = [f"storage={tmp_path}", "name=run", f"data={DATA}", "cpus_per_worker=0.1"]
+    words += ["checkpoint_every=5", "checkpoint_minutes=0", f"sample_s={SLOW_S}", "workers=1"]
+    killed_once_saved(["train", "dis_dfsdca", *words])
     assert not (run / "result.json").exists()
     with pytest.raises(ConfigError, match="seed was 0 and is 1"):
         trainer(tmp_path, "run", seed=1).fit(DATA, progress=False, resume=run)
