@@ -11,6 +11,7 @@ import torch
 from actors.errors import MechanismError
 from actors.groups.errands import Errands
 from actors.wires.doorbell import Doorbell
+from raylab.drivers import cluster
 from raylab.drivers.server import elastic as module
 from raylab.drivers.server.checkpoints import ServerCheckpoints
 from raylab.drivers.server.elastic import Elastic
@@ -77,6 +78,27 @@ def test_a_range_shrinks_where_that_gives_others_the_room_they_wait_for(clock):
     assert elastic.wanted == 1
     elastic.want([4, 5])
     assert elastic.wanted == 4
+
+
+@pytest.mark.parametrize(
+    ("waiting", "expected"),
+    [
+        ([], 3),
+        ([("CREATED", {"CPU": 4.0})], 3),
+        ([("PENDING", {"CPU": 1.0})], 2),
+        ([("PENDING", {"CPU": 2.0}), ("PENDING", {"CPU": 2.0, "GPU": 1.0})], -1),
+        ([("PENDING", {"CPU": 1.0, "TPU": 1.0}), ("PENDING", {"CPU": 9.0})], 3),
+    ],
+)
+def test_the_room_that_others_wait_for_is_not_ours(monkeypatch, waiting, expected):
+    groups = {
+        str(i): {"state": state, "bundles": {0: {"CPU": 0.0}, 1: bundle}}
+        for i, (state, bundle) in enumerate(waiting)
+    }
+    monkeypatch.setattr(cluster, "placement_group_table", lambda: groups)
+    monkeypatch.setattr(cluster.ray, "available_resources", lambda: {"CPU": 3.0, "GPU": 1.0})
+    monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 2.0})
+    assert cluster.room({"CPU": 1.0}) == expected
 
 
 @pytest.mark.parametrize("workers", [0, [3, 2], [0, 2], [1, 2, 3], True, 2.0, "4"])
