@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from actors.server.loop import Ends
 from raylab.algorithms.server.rule_factory import ServerSettings, auto_eta
@@ -65,11 +66,14 @@ class Best:
 
 
 def objectives_of(
-    spec: str, problem: str, workers: int, strength: float, folder: Path
+    spec: str, problem: str, workers: int, strength: float, folder: Path, **options: Any
 ) -> list[Objective]:
     """Return one objective a worker."""
     source = open_rows(spec, folder=folder)
-    return [build(problem, source, s, strength=strength) for s in shards(source.n, workers)]
+    return [
+        build(problem, source, shard, strength=strength, **options)
+        for shard in shards(source.n, workers)
+    ]
 
 
 def settings_of(method: str, objectives: Sequence[Objective], **options: Any) -> ServerSettings:
@@ -193,8 +197,8 @@ def compare(
     return found
 
 
-def least_value(objectives: Sequence[Objective]) -> float:
-    """Return the least P of a quadratic, whose Hessian is found column by column."""
+def quadratic_optimum(objectives: Sequence[Objective]) -> NDArray[np.float64]:
+    """Return where a quadratic P is least; its Hessian is found column by column."""
     first = objectives[0]
     n, dim, strength = first.shard.n, first.dim, first.strength
 
@@ -203,8 +207,16 @@ def least_value(objectives: Sequence[Objective]) -> float:
 
     zero = gradient(np.zeros(dim))
     hessian = np.stack([gradient(column) - zero for column in np.eye(dim)])
-    w = np.linalg.solve(hessian, -zero)
-    return float(sum(each.losses(w) for each in objectives) / n + strength / 2 * w @ w)
+    optimum: NDArray[np.float64] = np.linalg.solve(hessian, -zero)
+    return optimum
+
+
+def least_value(objectives: Sequence[Objective]) -> float:
+    """Return the least P of a quadratic."""
+    first = objectives[0]
+    w = quadratic_optimum(objectives)
+    losses = sum(each.losses(w) for each in objectives)
+    return float(losses / first.shard.n + first.strength / 2 * w @ w)
 
 
 def main() -> None:

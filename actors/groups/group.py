@@ -19,7 +19,7 @@ from ray.exceptions import (
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from typing_extensions import Self
 
-from actors.errors import ActorLostError
+from actors.errors import ActorLostError, PlacementError
 from actors.groups.member import Home
 from actors.groups.opening import Opening, carriers
 from actors.groups.placement import Post, place, start
@@ -113,21 +113,40 @@ class Group:
 
     # ------------------------------------------------------------------ members
 
-    def add(self, posts: Mapping[int, Post], wait_s: float | None = None) -> None:
+    def add(
+        self, posts: Mapping[int, Post], wait_s: float | None = None, *, apart: bool = False
+    ) -> None:
         """Place more members, all or none.
+
+        Args:
+            posts: of the members, by their numbers.
+            wait_s: how long to wait for the resources; None: as long as for the first ones.
+            apart: each has a placement group of its own, which is given back when it goes.
 
         Raises:
             PlacementError: the resources are not there in time.
         """
         wait_s = self._wait_s if wait_s is None else wait_s
-        kept = self._taken_over(list(posts.values())) or self._started(list(posts.values()), wait_s)
-        self._bundles.append(kept.bundles)
-        for bundle, (index, post) in enumerate(posts.items()):
-            handle = kept.handles[bundle]
-            self._placed[index] = _Placed(post, kept.bundles, bundle, handle, _NOWHERE)
+        shares = [[each] for each in posts.items()] if apart else [list(posts.items())]
+        try:
+            for share in shares:
+                self._place(share, wait_s)
+        except PlacementError:
+            for index in posts:
+                if index in self._placed:
+                    self.remove(index)
+            raise
         homes = self.ask(self.handle(index).home.remote() for index in posts)
         for index, home in zip(posts, homes, strict=True):
             self._placed[index].home = home
+
+    def _place(self, share: Sequence[tuple[int, Post]], wait_s: float) -> None:
+        posts = [post for _, post in share]
+        kept = self._taken_over(posts) or self._started(posts, wait_s)
+        self._bundles.append(kept.bundles)
+        for bundle, (index, post) in enumerate(share):
+            handle = kept.handles[bundle]
+            self._placed[index] = _Placed(post, kept.bundles, bundle, handle, _NOWHERE)
 
     def restart(self, index: int) -> Any:
         """Start a member again in the place of one that is lost; return the call that tells its
