@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.arrival import Arrival, Goal, arrival
 from raylab.algorithms.server.rule_factory import ServerSettings, auto_eta
@@ -45,11 +46,14 @@ Choice = dict[str, Any]
 
 
 def objectives_of(
-    spec: str, problem: str, workers: int, strength: float, folder: Path
+    spec: str, problem: str, workers: int, strength: float, folder: Path, **options: Any
 ) -> list[Objective]:
     """Return one objective a worker."""
     source = open_rows(spec, folder=folder)
-    return [build(problem, source, s, strength=strength) for s in shards(source.n, workers)]
+    return [
+        build(problem, source, shard, strength=strength, **options)
+        for shard in shards(source.n, workers)
+    ]
 
 
 def settings_of(method: str, objectives: Sequence[Objective], **options: Any) -> ServerSettings:
@@ -199,8 +203,8 @@ def _write(path: Path, content: Any) -> None:
     aside.replace(path)
 
 
-def least_value(objectives: Sequence[Objective]) -> float:
-    """Return the least P of a quadratic, whose Hessian is found column by column."""
+def quadratic_optimum(objectives: Sequence[Objective]) -> NDArray[np.float64]:
+    """Return where a quadratic P is least; its Hessian is found column by column."""
     first = objectives[0]
     n, dim, strength = first.shard.n, first.dim, first.strength
 
@@ -209,8 +213,16 @@ def least_value(objectives: Sequence[Objective]) -> float:
 
     zero = gradient(np.zeros(dim))
     hessian = np.stack([gradient(column) - zero for column in np.eye(dim)])
-    w = np.linalg.solve(hessian, -zero)
-    return float(sum(each.losses(w) for each in objectives) / n + strength / 2 * w @ w)
+    optimum: NDArray[np.float64] = np.linalg.solve(hessian, -zero)
+    return optimum
+
+
+def least_value(objectives: Sequence[Objective]) -> float:
+    """Return the least P of a quadratic."""
+    first = objectives[0]
+    w = quadratic_optimum(objectives)
+    losses = sum(each.losses(w) for each in objectives)
+    return float(losses / first.shard.n + first.strength / 2 * w @ w)
 
 
 def show(name: str, workers: int, methods: Sequence[str], out: Path, draws: int) -> None:

@@ -9,7 +9,7 @@ With other workers the duals are cut anew: those of row i go to whoever has row 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,7 +49,8 @@ class ServerCheckpoints(Commits):
         super().__init__(store, folder, {"kind": "parameter_server", **about})
         self._samples = samples
         self._saved: SavedCheckpoint | None = None
-        self._recut = False
+        self._resumes: list[Callable[[], dict[str, Any]] | None] = []
+        """What each worker's process begins with, until it has kept something."""
 
     def begin(self, workers: int) -> tuple[SavedCheckpoint | None, bool, Keeping, list[Keeping]]:
         """Return where to go on, whether the workers are others than those that were kept, and how
@@ -59,30 +60,32 @@ class ServerCheckpoints(Commits):
         names = ["server", *(f"worker-{k}" for k in range(workers))]
         self.expect(names, {"workers": workers})
         before = workers if saved is None else int(saved.about["workers"])
-        self._recut = before != workers
-        keepings = []
+        recut = before != workers
+        self._resumes = [None] * workers
         for k in range(workers):
-            resume = None
-            if saved is not None and self._recut and self._samples is not None:
-                resume = functools.partial(_share, saved, self._samples, before, workers, k)
+            if saved is not None and recut and self._samples is not None:
+                self._resumes[k] = functools.partial(
+                    _share, saved, self._samples, before, workers, k
+                )
             elif saved is not None and k < before:
-                resume = functools.partial(saved.part, f"worker-{k}")
-            keepings.append(self._keeping(f"worker-{k}", resume))
+                self._resumes[k] = functools.partial(saved.part, f"worker-{k}")
+        keepings = [self._keeping(f"worker-{k}", each) for k, each in enumerate(self._resumes)]
         resume_server = None if saved is None else functools.partial(saved.part, "server")
-        return saved, self._recut, self._keeping("server", resume_server), keepings
+        return saved, recut, self._keeping("server", resume_server), keepings
 
     def back(self, worker: int) -> Return:
-        """Return how the process in the place of a lost worker begins: with its newest part."""
+        """Return how the process in the place of a lost worker begins: with its newest part, or,
+        before there is one, with what the lost process began with.
+        """
         name = f"worker-{worker}"
         if name in self.latest:
             step, part = self.latest[name]
             # It may be of a checkpoint that never became whole.
             kept = SavedCheckpoint(self.store.folder, step, {}, {name: part})
             return Return(step, self._keeping(name, functools.partial(kept.part, name)))
-        if self._saved is not None and not self._recut:
-            resume = functools.partial(self._saved.part, name)
-            return Return(self._saved.step, self._keeping(name, resume))
-        return Return(None, self._keeping(name, None))
+        resume = self._resumes[worker]
+        begun = None if self._saved is None or resume is None else self._saved.step
+        return Return(begun, self._keeping(name, resume))
 
     def _keeping(self, name: str, resume: Any) -> Keeping:
         return Keeping(name=name, write=self.store.write_part, resume=resume)
