@@ -7,11 +7,13 @@ import math
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 from raylab._torchvision import import_torchvision
 from raylab.cli.main import main
-from raylab.drivers.averaging.plan import AveragingQuestion
+from raylab.drivers.averaging.measure import Measured
+from raylab.drivers.averaging.plan import AveragingQuestion, plan_averaging
 from raylab.errors import ConfigError
 from raylab.planner import (
     AVERAGING_METHODS,
@@ -23,6 +25,7 @@ from raylab.planner import (
     scaled_ring_s,
 )
 from raylab.planner.published_table import PAPER_CLUSTERS, PAPER_NETWORKS, paper_table
+from raylab.report import averaging_tables
 
 pytestmark = pytest.mark.unit
 
@@ -108,7 +111,7 @@ def test_an_unknown_average_or_a_negative_size_is_refused():
 
 @pytest.mark.parametrize(
     ("average", "step", "tau", "delay"),
-    [(0.5, 1.0, 2, 1), (1.0, 1.0, 2, 1), (1.01, 1.0, 3, 2), (0.3, 0.1, 4, 3), (7.0, 2.0, 5, 4)],
+    [(0.5, 1.0, 2, 1), (1.0, 1.0, 2, 1), (1.01, 1.0, 3, 2), (3 * 0.1, 0.1, 4, 3), (7.0, 2.0, 5, 4)],
 )
 def test_the_delay_is_the_smallest_that_hides_the_average(average, step, tau, delay):
     assert plan_from_measured(average, step) == (tau, delay)
@@ -267,6 +270,28 @@ def test_a_model_with_classes_is_built_and_counted(capsys):
     assert json.loads(answered(capsys, f"--model mlp {words}"))["parameters"] == 855_050
     given = json.loads(answered(capsys, f"--parameters 500 --bytes-per-parameter 2 {words}"))
     assert (given["model"], given["bytes"]) == (None, 1000)
+
+
+def test_a_step_that_is_given_is_not_timed_and_a_measured_network_decides(monkeypatch, capsys):
+    asked = []
+
+    def measured(**question):
+        asked.append(question)
+        return Measured(workers=4, nodes=4, backend="gloo", step_s=None, all_reduce_s=0.25)
+
+    monkeypatch.setattr("raylab.drivers.averaging.plan.measure", measured)
+    question = AveragingQuestion(parameters=1000, step_s=0.1, local_batch=16, timed=4)
+    plan = plan_averaging(question)
+    assert [(q["model"], q["average_bytes"], q["workers"]) for q in asked] == [(None, 4000, 4)]
+    assert plan["choice"] == {"algorithm": "measured", "tau": 4, "delay": 3, "hidden": True}
+    assert (plan["workers"], plan["step_s"], plan["averages"][0]["all_reduce_s"]) == (4, 0.1, 0.25)
+    console = Console(width=80, record=True)
+    for part in averaging_tables(plan):
+        console.print(part)
+    said = console.export_text()
+    assert "a model: 1,000 parameters (as given), 4 KB an average" in said
+    assert "an average measured between 4 on 4 nodes by gloo: 250 ms\n" in said
+    capsys.readouterr()
 
 
 @pytest.mark.parametrize("words", [RESNET50, "--table paper"])
