@@ -32,7 +32,7 @@ from torch.nn import functional as F
 from raylab.data import load
 from raylab.models import build
 from raylab.optimizers import Schedule, linear_scaling, make_optimizer
-from raylab.report.figure import LEGEND_ABOVE, Figure, axis, plot
+from raylab.report.figure import Figure, axis, plot
 from raylab.report.palette import LIGHT, run_tone
 from raylab.report.png import write_pngs
 
@@ -208,7 +208,7 @@ def draw(options: argparse.Namespace) -> None:
             axis("epoch", rangemode="tozero"),
             axis("training loss, logarithmic", type="log", dtick="D2", exponentformat="power"),
             height=420,
-            **LEGEND_ABOVE,
+            showlegend=True,
         ),
     )
     for path in write_pngs([figure], options.png):
