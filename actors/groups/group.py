@@ -110,14 +110,21 @@ class Group:
 
     # ------------------------------------------------------------------ members
 
-    def add(self, posts: Mapping[int, Post], wait_s: float | None = None) -> None:
+    def add(
+        self, posts: Mapping[int, Post], wait_s: float | None = None, strategy: str | None = None
+    ) -> None:
         """Place more members, all or none.
+
+        Args:
+            posts: of the members, by their numbers.
+            wait_s: how long to wait for the resources; None: as for the first.
+            strategy: of their placement group; None: that of the first.
 
         Raises:
             PlacementError: the resources are not there in time.
         """
         wait_s = self._wait_s if wait_s is None else wait_s
-        bundles = place(list(posts.values()), self._strategy, wait_s, self._noun)
+        bundles = place(list(posts.values()), strategy or self._strategy, wait_s, self._noun)
         self._bundles.append(bundles)
         for bundle, (index, post) in enumerate(posts.items()):
             handle = start(post, bundles, bundle)

@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
+from typing_extensions import Self
+
 from actors.groups.group import Group
 from actors.groups.placement import Post
 from actors.server.company import Company, Return
-from actors.server.exchange import SERVER, server_links
+from actors.server.exchange import SERVER
 from actors.server.server_actor import ServerActor, ServerNews
+from actors.server.shard_actor import ShardActor
+from actors.server.shard_log import links_of, shard_links, shard_member
 from actors.server.watch import ServerWatch
 from actors.server.worker_actor import Supply, WorkerActor
 from actors.wires.link import WireKind
@@ -18,11 +23,14 @@ __all__ = ["ServerGroup"]
 
 
 class ServerGroup(Group):
-    """A server actor and K worker actors, as a context: leaving it leaves nothing behind.
+    """A server and K worker actors, as a context: leaving it leaves nothing behind.
+
+    A server of several shards has an actor for each, on nodes of their own where there are any.
 
     Args:
         workers: K at the beginning.
-        server: what the server needs, by Ray's names.
+        servers: shards of w.
+        server: what each of them needs, by Ray's names.
         worker: what each worker needs.
         threads: of torch's operators in each process.
         seed: of the processes' global generators.
@@ -37,6 +45,7 @@ class ServerGroup(Group):
         self,
         workers: int,
         *,
+        servers: int = 1,
         server: Mapping[str, float],
         worker: Mapping[str, float],
         threads: int,
@@ -51,13 +60,41 @@ class ServerGroup(Group):
         self._post = post
         self._wire = wire
         posts = {SERVER: Post(actor=ServerActor, arguments=(threads, seed), resources=server)}
-        posts |= {k + 1: post(k) for k in range(workers)}
-        super().__init__(posts, wait_s, noun="actor")
+        crew = {k + 1: post(k) for k in range(workers)}
+        self.servers = servers
+        """Shards of w."""
+        self._crew: Mapping[int, Post] = {}
+        if servers > 1:
+            posts |= {
+                shard_member(s): Post(
+                    actor=ShardActor, arguments=(s, threads, seed), resources=server
+                )
+                for s in range(1, servers)
+            }
+            self._crew = crew
+            super().__init__(posts, wait_s, strategy="SPREAD", noun="actor")
+        else:
+            super().__init__(posts | crew, wait_s, noun="actor")
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        if self._crew:
+            try:
+                self.add(self._crew, strategy="PACK")
+            except BaseException:
+                self.close()
+                raise
+        return self
 
     @property
     def workers(self) -> list[int]:
         """The workers that are there, ascending."""
-        return [member - 1 for member in self.members if member != SERVER]
+        return [member - 1 for member in self.members if member > SERVER]
+
+    @property
+    def shards(self) -> list[int]:
+        """The members that are shards of the server, the first one first."""
+        return [shard_member(shard) for shard in range(self.servers)]
 
     def resize(self, workers: int, wait_s: float) -> None:
         """Have workers 0 to `workers` - 1, while nothing runs.
@@ -69,7 +106,7 @@ class ServerGroup(Group):
             self.remove(worker + 1)
         new = range(len(self.workers), workers)
         if new:
-            self.add({k + 1: self._post(k) for k in new}, wait_s)
+            self.add({k + 1: self._post(k) for k in new}, wait_s, strategy="PACK")
 
     def supply(
         self, supplies: Mapping[int, Supply], question: Callable[[Any], Any]
@@ -83,10 +120,14 @@ class ServerGroup(Group):
     def load(self, company: Company) -> None:
         """Build all rules and open all links; `supply` has been called."""
         loads = [self.handle(SERVER).load.remote(company.server)]
+        for s, shard in enumerate(company.shards, 1):
+            loads.append(self.handle(shard_member(s)).load.remote(shard.rule))
         for k, rule in company.workers.items():
             loads.append(self.handle(k + 1).load.remote(rule, company.keepings.get(k)))
         self.ask(loads)
-        self.wire([e for k in company.workers for e in server_links(k)], self._wire, "inline")
+        links = [e for k in company.workers for e in links_of(k, self.servers)]
+        links += [e for s in range(1, self.servers) for e in shard_links(s)]
+        self.wire(links, self._wire, "inline")
 
     def examine(self, question: Callable[[Any], Any]) -> dict[int, Any]:
         """Return what `question` finds out about each worker's rule."""
@@ -122,5 +163,7 @@ class ServerGroup(Group):
 
     def weights(self) -> dict[str, Any]:
         """Return the model that a run has ended with."""
-        found: dict[str, Any] = self.ask([self.handle(SERVER).weights.remote()])[0]
-        return found
+        slices = self.ask(self.handle(each).weights.remote() for each in self.shards)
+        if len(slices) == 1:
+            return dict(slices[0])
+        return {name: torch.cat([each[name] for each in slices]) for name in slices[0]}

@@ -22,6 +22,7 @@ class Elastic:
             cluster has room for.
         room: tells for how many more workers the cluster has room now.
         wait_s: how long to wait for the room of more.
+        aside: servers, which need room as well.
 
     Raises:
         ConfigError: these are no numbers of workers.
@@ -32,6 +33,7 @@ class Elastic:
         workers: int | Sequence[int],
         room: Callable[[], int],
         wait_s: float = 10.0,
+        aside: int = 1,
     ) -> None:
         found: list[Any] = list(workers) if isinstance(workers, list | tuple) else [workers]
         few, most = (found[0], found[-1]) if found else (0, 0)
@@ -43,6 +45,7 @@ class Elastic:
         self.wait_s = wait_s
         self._few, self._most = few, most
         self._room = room
+        self._aside = aside
         self._wanted = few
         self._looked = -_LOOK_S
         self._stays_until = 0.0
@@ -53,8 +56,8 @@ class Elastic:
         return self._wanted
 
     def first(self) -> int:
-        """Return how many to begin with: those for which there is room, the server aside."""
-        self._wanted = max(self._few, min(self._most, self._room() - 1))
+        """Return how many to begin with: those for which there is room, the servers aside."""
+        self._wanted = max(self._few, min(self._most, self._room() - self._aside))
         return self._wanted
 
     def want(self, workers: int) -> None:
