@@ -55,8 +55,8 @@ class Lead:
         self._there: list[dict[tuple[int, int], int]] = [{} for _ in range(shards)]
         """By shard: the number of the newest slice, by kind and worker."""
         self._foreign: list[Counter[int]] = [Counter() for _ in range(shards)]
-        """By shard: how often it has yet to say that a worker's process is gone, until when its
-        acks may be of that.
+        """By shard: how often it has yet to say that a worker's process is another, until when its
+        acks may be of the one before.
         """
 
     # ----------------------------------------------------------------- before the loop
@@ -71,7 +71,7 @@ class Lead:
     def acked(self, shard: int, ack: Entry) -> None:
         """Another shard, from 0, tells what has come."""
         what, worker, number, _ = ack
-        if what == Ack.TAKEN_BACK:
+        if what == Ack.JOIN:
             self._foreign[shard][worker] -= 1
         elif not self._foreign[shard][worker]:
             self._there[shard][what, worker] = number
@@ -91,6 +91,16 @@ class Lead:
                 self._applied[worker] = push.number
                 return worker, push
         return None
+
+    def joined(self, worker: int) -> None:
+        """A worker is there, a new one or another process in the place of a lost one: its loop is
+        told next.
+        """
+        self._write(Call.JOIN, worker)
+        for there, foreign in zip(self._there, self._foreign, strict=True):
+            foreign[worker] += 1
+            for kind in (Ack.PUSH, Ack.PROOF):
+                there.pop((kind, worker), None)
 
     def lost(self, worker: int) -> None:
         """A worker is gone: forget what has not come whole."""
@@ -170,10 +180,6 @@ class Lead:
         self._write(Call.TAKE_BACK, worker, -1 if step is None else step)
         self.rule.take_back(worker, step)
         self._working.discard(worker)
-        for there, foreign in zip(self._there, self._foreign, strict=True):
-            foreign[worker] += 1
-            for kind in (Ack.PUSH, Ack.PROOF):
-                there.pop((kind, worker), None)
 
     def weights(self, answer: Tensors) -> Mapping[str, Tensor]:
         """Return this slice of the model."""

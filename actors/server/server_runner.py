@@ -107,6 +107,8 @@ class ServerRunner:
     def join(self, worker: int, seat: Seat) -> None:
         """Take in a worker: a new one, or another process in the place of a lost one."""
         self._sit(worker, seat)
+        if self._shards is not None:
+            self._shards.lead.joined(worker)
         self._order(self.loop.joined(worker))
 
     def lose(self, worker: int, step: int | None) -> None:

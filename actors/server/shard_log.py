@@ -84,7 +84,9 @@ class Call(IntEnum):
     """(worker, step, or -1)"""
     SAVE = 12
     """(step)"""
-    OVER = 13
+    JOIN = 13
+    """(worker): all that follows is for a new process."""
+    OVER = 14
 
 
 class Ack(IntEnum):
@@ -94,8 +96,8 @@ class Ack(IntEnum):
     """(worker, number): its slice is there."""
     PROOF = 1
     """(worker, number): its slice is there."""
-    TAKEN_BACK = 2
-    """(worker, step): what was told of the worker before this is of a process that is gone."""
+    JOIN = 2
+    """(worker): what was told of it before is of a process that is gone."""
 
 
 class Entry(NamedTuple):

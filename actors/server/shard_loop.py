@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ class Told:
     Args:
         worker: that is told.
         serial: number of the answer that this is a slice of.
+        snapshot: whether it is what a certificate is made at.
         tensors: slice of the answer, and those of the opening that goes with it.
         needed: whether the worker will wait for it; if not, a newer one may take its place.
     """
@@ -29,6 +31,7 @@ class Told:
     serial: int
     tensors: Tensors
     needed: bool
+    snapshot: bool = False
 
 
 class ShardLoop:
@@ -55,6 +58,12 @@ class ShardLoop:
         self._serial = 0
         self._snapshot: tuple[int, Tensors] = (0, ())
         self._opening: Tensors = ()
+        self._coming: Counter[int] = Counter()
+        """Processes of each worker that are there, and that the log has not come to."""
+
+    def comes(self, worker: int) -> None:
+        """A worker is there: nothing is told to it that the log had for one before it."""
+        self._coming[worker] += 1
 
     def heard(self, worker: int, told: Push | Proof) -> None:
         """A slice came."""
@@ -72,7 +81,7 @@ class ShardLoop:
             MechanismError: a message is to be applied whose slice is not there.
         """
         found = (self._make(entry) for entry in entries)
-        return [told for told in found if told is not None]
+        return [told for told in found if told is not None and not self._coming[told.worker]]
 
     def weights(self) -> Mapping[str, Any]:
         """Return this range of the model that the run has ended with."""
@@ -99,7 +108,7 @@ class ShardLoop:
         elif what == Call.MARK:
             rule.mark(a, b)
             serial, slices = self._snapshot
-            return Told(worker=a, serial=serial, tensors=slices, needed=True)
+            return Told(worker=a, serial=serial, tensors=slices, needed=True, snapshot=True)
         elif what == Call.MEASURE:
             parts = {worker: proof.certificate for worker, proof in self._proofs.items()}
             self.measured.append((a, rule.measure(parts, self._snapshot[1])))
@@ -110,10 +119,12 @@ class ShardLoop:
         elif what == Call.KEPT:
             rule.kept(a, b)
         elif what == Call.TAKE_BACK:
-            self._take_back(a, b)
+            rule.take_back(a, b if b >= 0 else None)
         elif what == Call.SAVE:
             if self._save is not None:
                 self._save(a, rule.save())
+        elif what == Call.JOIN:
+            self._join(a)
         else:
             self.over = True
         return None
@@ -132,8 +143,9 @@ class ShardLoop:
             )
         self.rule.apply(worker, push.tensors, staleness)
 
-    def _take_back(self, worker: int, step: int) -> None:
-        self.rule.take_back(worker, step if step >= 0 else None)
-        # A proof stays: the first server may have handed it in. If not, another will come.
+    def _join(self, worker: int) -> None:
+        # A proof of the process before stays: if the first server has not handed it in, another
+        # will come.
         self._pushes.pop(worker, None)
-        self.acks.append(Entry(Ack.TAKEN_BACK, worker, step))
+        self._coming[worker] -= 1
+        self.acks.append(Entry(Ack.JOIN, worker))

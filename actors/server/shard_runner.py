@@ -61,7 +61,8 @@ class ShardRunner:
         bell.watch(_LOG, log.sockets)
 
     def join(self, worker: int, seat: Seat) -> None:
-        """Take in a worker."""
+        """Take in a worker, before the first server does."""
+        self.loop.comes(worker)
         self._seats[worker] = seat
         self._bell.watch(("in", worker), seat.inbox.sockets)
 
@@ -143,7 +144,7 @@ class ShardRunner:
         seat = self._seats.get(told_.worker)
         if seat is None:
             return
-        news = News(era=0, version=told_.serial, answer=told_.tensors)
+        news = News(era=int(told_.snapshot), version=told_.serial, answer=told_.tensors)
         if told_.needed:
             seat.news = None
             seat.replies.append(news)

@@ -24,6 +24,9 @@ from actors.units import Tensors
 
 __all__ = ["Slices"]
 
+_Key = tuple[bool, int]
+"""Of a slice: whether it is of what a certificate is made at, and the number of the answer."""
+
 
 class Slices:
     """Cuts and puts together for one worker.
@@ -35,8 +38,8 @@ class Slices:
 
     def __init__(self, cut: Cut, shards: int) -> None:
         self._cut = cut
-        self._there: list[dict[int, Tensors]] = [{} for _ in range(shards)]
-        """By shard: slices of answers by their serials."""
+        self._there: list[dict[_Key, Tensors]] = [{} for _ in range(shards)]
+        """By shard."""
 
     def cut(self, what: Push | Proof) -> Sequence[Push | Proof]:
         """Return a push or a proof as each shard gets it; a proof's values are the first's."""
@@ -61,55 +64,53 @@ class Slices:
         """
         if not isinstance(told, News):
             raise MailboxError("a shard that is not the first tells slices only")
-        self._there[shard][told.version] = told.answer
+        self._there[shard][bool(told.era), told.version] = told.answer
 
     def lacking(self, told: Reply | News) -> int | None:
         """Return the first shard, from 0, of which a slice has not come; None: they all have."""
-        answers = [told.answer]
+        needed = [_key(told.answer)] if told.answer else []
         if isinstance(told, Reply) and told.certify is not None:
-            answers.append(told.certify[1])
-        needed = [_serial(answer) for answer in answers if answer]
+            needed.append(_key(told.certify[1], snapshot=True))
         for shard, there in enumerate(self._there):
-            if any(serial not in there for serial in needed):
+            if any(key not in there for key in needed):
                 return shard
         return None
 
     def whole(self, told: Reply | News) -> Reply | News:
         """Return what the first server has told with all its slices; older ones are forgotten."""
         if isinstance(told, News):
-            found = replace(told, answer=self._joined(told.answer))
-            serial = _serial(told.answer)
-            self._there = [{n: t for n, t in each.items() if n > serial} for each in self._there]
+            key = _key(told.answer)
+            found = replace(told, answer=self._joined(told.answer, key))
+            for there in self._there:
+                for old in [each for each in there if not each[0] and each <= key]:
+                    del there[old]
             return found
         certify = told.certify
         if certify is not None:
-            certify = (certify[0], self._joined(certify[1]))
+            certify = (certify[0], self._joined(certify[1], _key(certify[1], snapshot=True)))
         if not told.answer:
             return replace(told, certify=certify)
-        opening = told.opening
+        key, opening = _key(told.answer), told.opening
         if opening:
-            opening = self._opened(opening, _serial(told.answer))
-        answer = self._joined(told.answer)
+            opening = self._opened(opening, key)
+        answer = self._joined(told.answer, key)
         self._there = [{} for _ in self._there]
         return replace(told, certify=certify, answer=answer, opening=opening)
 
-    def _joined(self, answer: Tensors) -> Tensors:
-        if not answer:
-            return ()
-        serial = _serial(answer)
+    def _joined(self, answer: Tensors, key: _Key) -> Tensors:
         first, *rest = answer[:-1]
-        return (_one([first, *(there[serial][0] for there in self._there)]), *rest)
+        return (_one([first, *(there[key][0] for there in self._there)]), *rest)
 
-    def _opened(self, opening: Tensors, serial: int) -> Tensors:
-        others = [there[serial][1:] for there in self._there]
+    def _opened(self, opening: Tensors, key: _Key) -> Tensors:
+        others = [there[key][1:] for there in self._there]
         return tuple(_one([own, *(each[i] for each in others)]) for i, own in enumerate(opening))
 
 
-def _serial(answer: Tensors) -> int:
+def _key(answer: Tensors, *, snapshot: bool = False) -> _Key:
     number = answer[-1]
     if number is None:
         raise MailboxError("an answer of several servers must end with its number")
-    return int(number)
+    return snapshot, int(number)
 
 
 def _one(slices: Sequence[Tensor | None]) -> Tensor:

@@ -85,8 +85,8 @@ class ParameterServerConfig(BaseModel):
     )
     servers: Count = Field(
         1,
-        description="S, actors that hold w, a range of its coordinates each; more than 1 where w is "
-        "so long that one takes too long to pass it",
+        description="S, actors that hold w, a range of its coordinates each: more than 1 for a w "
+        "that is too long for the network or the processor of one",
     )
     eta: Positive | Literal["auto", "theory"] = Field(
         "auto",

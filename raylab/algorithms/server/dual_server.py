@@ -162,7 +162,11 @@ class DualServer(ServerCore):
         Raises:
             KeyError: nothing of the worker was kept for that step.
         """
-        share = None if step is None else self._kept[worker][step]
+        kept, share = self._kept.pop(worker, {}), None
+        if step is not None:
+            share = kept[step]
+            # What was kept later is lost with the worker, and would crowd this out.
+            self._kept[worker] = {at: each for at, each in kept.items() if at <= step}
         self._begun[worker] = np.zeros(self.settings.dim) if share is None else share
         for marks in self._marks.values():
             marks.pop(worker, None)
