@@ -120,10 +120,12 @@ def _range(saved: SavedCheckpoint, servers: int, shard: int) -> dict[str, Any]:
 
 
 def _joined(found: Sequence[Any], lo: int, hi: int) -> Any:
-    """Return a range of what servers have kept: their tensors are slices of vectors of w's size."""
+    """Return a range of what servers have kept: their tensors are slices of vectors of w's size,
+    their numbers alike, or the first's to know.
+    """
     first = found[0]
     if isinstance(first, dict):
-        return {key: _joined([each[key] for each in found], lo, hi) for key in first}
+        return {key: _joined([each.get(key) for each in found], lo, hi) for key in first}
     return torch.cat(list(found))[lo:hi].clone() if isinstance(first, torch.Tensor) else first
 
 
