@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ from raylab import ConfigError, ParameterServerTrainer, Result
 from raylab.cli.main import main
 from raylab.config import ParameterServerConfig
 from raylab.data import open_rows
-from raylab.drivers.commits import Commits
 
 pytestmark = [pytest.mark.actor, pytest.mark.usefixtures("session")]
 
@@ -78,25 +76,6 @@ def assert_solved(result: Result) -> None:
     error = np.linalg.norm(result.weights["w"].numpy() - expected) / np.linalg.norm(expected)
     # P(w) - P(w*) >= strength/2 |w - w*|^2, and the gap is no less.
     assert error <= np.sqrt(2e-8 / STRENGTH) / np.linalg.norm(expected)
-
-
-@pytest.fixture
-def when_saved(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]], list[int]]:
-    """Call something once, in the driver, when a run's first checkpoint is whole."""
-
-    def arm(call: Callable[[], None]) -> list[int]:
-        took, steps = Commits.took, []
-
-        def watched(self: Commits, *arguments: Any) -> None:
-            took(self, *arguments)
-            if self.committed >= 0 and not steps:
-                steps.append(self.committed)
-                call()
-
-        monkeypatch.setattr(Commits, "took", watched)
-        return steps
-
-    return arm
 
 
 def test_a_run_of_the_command_ends_at_the_certified_solution(tmp_path, capsys):

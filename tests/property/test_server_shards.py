@@ -1,7 +1,8 @@
-"""Random servers of several shards: whatever comes when, together they are the server of one shard.
+"""Random servers of several shards: whatever comes when, together they are a server of one.
 
-Everything is delivered by a random number: slices, the log, acks, answers, each link in its order and
-all links in any. Beside the shards a whole rule makes the first server's calls on whole messages.
+Everything is delivered by a random number: slices, the log, acks, answers, each link in its order
+and all links in any. Beside the shards a whole rule makes the first server's calls on whole
+messages.
 """
 
 from __future__ import annotations
@@ -124,11 +125,7 @@ class Resident:
             self.reply = told
         if self.reply is None or self.slices.lacking(self.reply) is not None:
             return
-        serials = [
-            int(answer[-1])
-            for answer in (self.reply.answer, *self.certified())
-            if answer
-        ]
+        serials = [int(answer[-1]) for answer in (self.reply.answer, *self.certified()) if answer]
         found, self.reply = self.slices.whole(self.reply), None
         answers = [found.answer, *([found.certify[1]] if self.certified(found) else [])]
         for serial, answer in zip(serials, [each for each in answers if each], strict=True):
