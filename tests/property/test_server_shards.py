@@ -32,7 +32,7 @@ from tests.server_problems import linear, linear_objectives, pca_objectives, set
 
 pytestmark = pytest.mark.property
 
-RUNS = settings(max_examples=40, deadline=None, derandomize=True)
+RUNS = settings(max_examples=25, deadline=None, derandomize=True)
 
 
 class Watched(Lead):

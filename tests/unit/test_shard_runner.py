@@ -220,22 +220,21 @@ def assert_related(town: Town) -> None:
 
 @pytest.mark.parametrize("method", [*METHODS, "sdca", "dfsdca"])
 def test_one_worker_gets_the_same_bits_of_any_number_of_servers(found, method):
-    one = found(method, 1, 1)
+    one = found(method, 1, 1, messages=25)
     one.run()
-    for servers in (2, 3):
-        town = found(method, 1, servers, seed=servers)
-        town.run()
-        assert torch.equal(town.weights(), one.weights())
-        assert [row["step"] for row in town.rows] == [row["step"] for row in one.rows]
-        for row, expected in zip(town.rows, one.rows, strict=True):
-            for name in ("primal", "gradient_norm", "duality_gap"):
-                assert row[name] == pytest.approx(expected[name], rel=1e-9, abs=1e-12)
-        assert_related(town)
-        # Where the bytes of one server pass, those of all do; certificates' names aside.
-        shares = town.rows[-1]["server_bytes"]
-        assert len(shares) == servers
-        assert sum(shares) == town.rows[-1]["bytes"]
-        assert max(shares) < 0.9 * one.rows[-1]["bytes"]
+    town = found(method, 1, 3, seed=2, messages=25)
+    town.run()
+    assert torch.equal(town.weights(), one.weights())
+    assert [row["step"] for row in town.rows] == [row["step"] for row in one.rows]
+    for row, expected in zip(town.rows, one.rows, strict=True):
+        for name in ("primal", "gradient_norm", "duality_gap"):
+            assert row[name] == pytest.approx(expected[name], rel=1e-9, abs=1e-12)
+    assert_related(town)
+    shares = town.rows[-1]["server_bytes"]
+    assert len(shares) == 3
+    assert sum(shares) == town.rows[-1]["bytes"]
+    # Headers and the names of certificates pass everywhere, everything else once.
+    assert max(shares) < 0.75 * one.rows[-1]["bytes"]
 
 
 @pytest.mark.parametrize("method", METHODS)
