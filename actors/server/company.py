@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from actors.groups.part_writer import Keeping
 from actors.server.server_actor import ServerProgram, ServerRuleFactory
 from actors.server.worker_actor import Supply, WorkerProgram, WorkerRuleFactory
 
-__all__ = ["Company", "Return"]
+__all__ = ["Company", "Return", "Shard"]
 
 
 class Return(NamedTuple):
@@ -26,6 +26,21 @@ class Return(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """A range of the coordinates of w that an actor of its own holds.
+
+    Args:
+        rule: makes the rule of this range.
+        keeping: of its parts of checkpoints.
+        adopt: called with the rule once it is restored, where the workers have changed since.
+    """
+
+    rule: ServerRuleFactory
+    keeping: Keeping | None = None
+    adopt: Callable[[Any], None] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Company:
     """What a server and its workers compute.
 
@@ -37,6 +52,7 @@ class Company:
         paces: of the workers: how fast they are.
         keeping: of the server's parts of checkpoints.
         keepings: of the workers'.
+        shards: of w, other than that of the server.
     """
 
     server: ServerRuleFactory
@@ -46,3 +62,4 @@ class Company:
     paces: WorkerProgram = field(default_factory=WorkerProgram)
     keeping: Keeping | None = None
     keepings: Mapping[int, Keeping] = field(default_factory=dict)
+    shards: tuple[Shard, ...] = ()

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from actors.units import Tensors
 
-__all__ = ["Certificate", "Phase", "ServerRule", "Task", "WorkerRule"]
+__all__ = ["Certificate", "Cut", "Phase", "ServerRule", "Task", "WorkerRule"]
 
 
 class Phase(Protocol):
@@ -208,4 +208,16 @@ class WorkerRule(Protocol):
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Become what `save` returned."""
+        ...
+
+
+class Cut(Protocol):
+    """Cuts what workers send to a server of several shards, each of which has a range of w."""
+
+    def message(self, tensors: Tensors) -> list[Tensors]:
+        """Return the slices of a message, one a shard, as its rule applies them."""
+        ...
+
+    def vector(self, vector: Tensor) -> list[Tensor]:
+        """Return the slices of a vector of w's size, one a shard."""
         ...

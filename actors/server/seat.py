@@ -24,8 +24,8 @@ class Seat:
     inbox: Inbox
     outbox: Outbox
     side: ServerSide = field(default_factory=ServerSide)
-    replies: deque[Reply] = field(default_factory=deque)
-    """That wait for a credit."""
+    replies: deque[Reply | News] = field(default_factory=deque)
+    """That wait for a credit, or slices of them."""
     news: News | None = None
     """The newest, if it waits for a credit: an older one need not be sent any more."""
     waited_s: float = 0.0

@@ -20,6 +20,8 @@ from actors.server.protocols import ServerRule
 from actors.server.ray_metrics import ServerMetrics
 from actors.server.seat import Seat
 from actors.server.server_runner import ServerRunner
+from actors.server.shard_links import ShardLinks
+from actors.server.shard_log import shard_member
 from actors.server.staleness import Bound
 from actors.wires.doorbell import Doorbell
 
@@ -43,6 +45,7 @@ class ServerProgram:
         checkpoints: when to save, counted in updates.
         adopt: called with the rule once it is restored, where the workers have changed since.
         late: workers that join later, and by how many seconds.
+        servers: shards of w, of which this server has the first.
     """
 
     workers: tuple[int, ...]
@@ -53,6 +56,7 @@ class ServerProgram:
     checkpoints: CheckpointPlan = field(default_factory=CheckpointPlan)
     adopt: Callable[[Any], None] | None = None
     late: Mapping[int, float] = field(default_factory=dict)
+    servers: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +107,9 @@ class ServerMember(Member):
             raise MechanismError("the server has no rule yet: call load first")
         part = None if keeping is None or keeping.resume is None else keeping.resume()
         writer = self._writer(keeping)
-        loop = ServerLoop(self._rule, program.bound, program.ends, program.broadcast_every)
+        shards = self._shards(program.servers) if program.servers > 1 else None
+        rule = self._rule if shards is None else shards.lead
+        loop = ServerLoop(rule, program.bound, program.ends, program.broadcast_every)
         runner = ServerRunner(
             loop,
             self._rows.append,
@@ -111,6 +117,7 @@ class ServerMember(Member):
             bell=self._bell,
             checkpoints=program.checkpoints,
             save=writer,
+            shards=shards,
         )
         try:
             seats = {worker: self._seat(worker) for worker in program.workers}
@@ -184,6 +191,17 @@ class ServerMember(Member):
         if self._runner is None:
             raise MechanismError("the server does not run")
         return self._runner
+
+    def _shards(self, servers: int) -> ShardLinks:
+        members = [shard_member(shard) for shard in range(1, servers)]
+        boxes = [(self._inboxes["acks", each], self._outboxes["log", each]) for each in members]
+        # Rules of one server need not be able to hold a part of w.
+        rule: Any = self._rule
+        return ShardLinks(rule, boxes, self._bell, self._go_on)
+
+    def _go_on(self) -> None:
+        if self._stop.is_set():
+            raise MechanismError("the server was stopped while a certificate was made")
 
     def _seat(self, worker: int) -> Seat:
         member = worker + 1

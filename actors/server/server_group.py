@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from typing_extensions import Self
 
 from actors.groups.group import Group
 from actors.groups.placement import Post
 from actors.server.company import Company, Return
-from actors.server.exchange import SERVER, server_links
+from actors.server.exchange import SERVER
 from actors.server.server_actor import ServerActor, ServerNews
+from actors.server.shard_actor import ShardActor
+from actors.server.shard_log import links_of, shard_links, shard_member
 from actors.server.watch import ServerWatch
 from actors.server.worker_actor import Supply, WorkerActor
 from actors.wires.link import WireKind
@@ -20,14 +23,17 @@ __all__ = ["ServerGroup"]
 
 
 class ServerGroup(Group):
-    """A server actor and K worker actors, as a context: leaving it leaves nothing behind.
+    """A server and K worker actors, as a context: leaving it leaves nothing behind.
+
+    A server of several shards has an actor for each, on nodes of their own where there are any.
 
     Args:
         workers: K at the beginning.
         fewest: workers that are placed with the server; the others, and those that come later,
             have a placement group each, so that the cluster has the place of one that goes. None:
-            all of them.
-        server: what the server needs, by Ray's names.
+            all of them. With several servers all workers have one each.
+        servers: shards of w.
+        server: what each of them needs, by Ray's names.
         worker: what each worker needs.
         threads: of torch's operators in each process.
         seed: of the processes' global generators.
@@ -44,6 +50,7 @@ class ServerGroup(Group):
         workers: int,
         *,
         fewest: int | None = None,
+        servers: int = 1,
         server: Mapping[str, float],
         worker: Mapping[str, float],
         threads: int,
@@ -60,12 +67,19 @@ class ServerGroup(Group):
 
         self._post = post
         self._wire = wire
+        self.servers = servers
+        """Shards of w."""
         self._first = workers
+        near = workers if fewest is None else min(fewest, workers)
         posts = {SERVER: Post(actor=ServerActor, arguments=common, resources=server)}
-        posts |= {
-            k + 1: post(k) for k in range(workers if fewest is None else min(fewest, workers))
-        }
-        super().__init__(posts, wait_s, noun="actor")
+        if servers == 1:
+            posts |= {k + 1: post(k) for k in range(near)}
+        for s in range(1, servers):
+            arguments = (s, threads, seed)
+            member = shard_member(s)
+            posts[member] = Post(actor=ShardActor, arguments=arguments, resources=server)
+        strategy = "PACK" if servers == 1 else "SPREAD"
+        super().__init__(posts, wait_s, strategy=strategy, noun="actor")
 
     def __enter__(self) -> Self:
         super().__enter__()
@@ -79,7 +93,12 @@ class ServerGroup(Group):
     @property
     def workers(self) -> list[int]:
         """The workers that are there, ascending."""
-        return [member - 1 for member in self.members if member != SERVER]
+        return [member - 1 for member in self.members if member > SERVER]
+
+    @property
+    def shards(self) -> list[int]:
+        """The members that are shards of the server, the first one first."""
+        return [shard_member(shard) for shard in range(self.servers)]
 
     def resize(self, workers: int, wait_s: float | None = None) -> None:
         """Have workers 0 to `workers` - 1, while nothing runs.
@@ -105,10 +124,14 @@ class ServerGroup(Group):
     def load(self, company: Company) -> None:
         """Build all rules and open all links; `supply` has been called."""
         loads = [self.handle(SERVER).load.remote(company.server)]
+        for s, shard in enumerate(company.shards, 1):
+            loads.append(self.handle(shard_member(s)).load.remote(shard.rule))
         for k, rule in company.workers.items():
             loads.append(self.handle(k + 1).load.remote(rule, company.keepings.get(k)))
         self.ask(loads)
-        self.wire([e for k in company.workers for e in server_links(k)], self._wire, "inline")
+        links = [e for k in company.workers for e in links_of(k, self.servers)]
+        links += [e for s in range(1, self.servers) for e in shard_links(s)]
+        self.wire(links, self._wire, "inline")
 
     def examine(self, question: Callable[[Any], Any]) -> dict[int, Any]:
         """Return what `question` finds out about each worker's rule."""
@@ -144,5 +167,7 @@ class ServerGroup(Group):
 
     def weights(self) -> dict[str, Any]:
         """Return the model that a run has ended with."""
-        found: dict[str, Any] = self.ask([self.handle(SERVER).weights.remote()])[0]
-        return found
+        slices = self.ask(self.handle(each).weights.remote() for each in self.shards)
+        if len(slices) == 1:
+            return dict(slices[0])
+        return {name: torch.cat([each[name] for each in slices]) for name in slices[0]}

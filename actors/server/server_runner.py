@@ -15,9 +15,10 @@ from actors.checkpoint_plan import CheckpointPlan
 from actors.errors import LinkError
 from actors.groups.story import told
 from actors.server.loop import ServerLoop
-from actors.server.messages import Order, Push, Reply
+from actors.server.messages import Order, Proof, Push, Reply
 from actors.server.meter import ServerMeter
 from actors.server.seat import Seat
+from actors.server.shard_links import ShardLinks
 from actors.wires.doorbell import Doorbell
 
 __all__ = ["SUSPENDED", "ServerRunner"]
@@ -37,6 +38,7 @@ class ServerRunner:
         bell: to wait at.
         checkpoints: when to save, counted in updates.
         save: takes the server's part of a checkpoint, with its step.
+        shards: the other shards of w, whose lead is the loop's rule; None: there are none.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class ServerRunner:
         bell: Doorbell[tuple[str, int]],
         checkpoints: CheckpointPlan | None = None,
         save: Callable[[int, dict[str, Any]], None] | None = None,
+        shards: ShardLinks | None = None,
     ) -> None:
         self.loop = loop
         self.cut: list[tuple[int, str]] = []
@@ -56,6 +59,7 @@ class ServerRunner:
         self._plan = checkpoints or CheckpointPlan()
         self._save = save
         self._bell = bell
+        self._shards = shards
         self._seats: dict[int, Seat] = {}
         self.committed = -1
         """Step of the newest checkpoint of which every part is known to be written."""
@@ -94,7 +98,7 @@ class ServerRunner:
             self.committed = part["step"]
             self.begun_with = self.totals()
         if adopt is not None:
-            adopt(self.loop.rule)
+            adopt(self.loop.rule if self._shards is None else self._shards.lead.rule)
         late = late or {}
         self.loop.expect(sorted(seats))
         now = time.perf_counter()
@@ -106,12 +110,16 @@ class ServerRunner:
     def join(self, worker: int, seat: Seat) -> None:
         """Take in a worker: a new one, or another process in the place of a lost one."""
         self._sit(worker, seat)
+        if self._shards is not None:
+            self._shards.lead.joined(worker)
         self._order(self.loop.joined(worker))
 
     def lose(self, worker: int, step: int | None) -> None:
         """A worker is lost; another process will come, with its part of checkpoint `step`."""
         self._leave(worker)
         self._uncommitted = -1
+        if self._shards is not None:
+            self._shards.lead.lost(worker)
         with told(_WHO, f"taking back what worker {worker} had not kept"):
             orders = self.loop.lost(worker, step)
         self._order(orders)
@@ -148,7 +156,11 @@ class ServerRunner:
                 moved |= self._hear(worker, seat)
             if worker in self._seats and seat.waiting:
                 moved |= self._flush(worker, seat)
+        if self._shards is not None:
+            moved |= self._hear_shards(self._shards, ready)
         self._keep()
+        if self._shards is not None:
+            self._shards.flush()
         return moved
 
     def totals(self) -> dict[str, int]:
@@ -162,11 +174,13 @@ class ServerRunner:
         }
 
     def settle(self, timeout_s: float) -> None:
-        """Wait until the workers have taken what was sent to them."""
+        """Wait until workers and shards have taken what was sent to them."""
         for seat in self._seats.values():
             # Who is gone has heard all that it will ever hear.
             with contextlib.suppress(LinkError):
                 seat.outbox.settle(timeout_s)
+        if self._shards is not None:
+            self._shards.settle(timeout_s)
 
     # ------------------------------------------------------------------ inside
 
@@ -189,21 +203,37 @@ class ServerRunner:
             while (message := seat.inbox.take()) is not None:
                 moved = True
                 heard = seat.side.unpacked(message)
-                with told(_WHO, f"{message.kind.name.lower()} {message.index} of worker {worker}"):
-                    if isinstance(heard, Push):
-                        # It answers the reply with its task.
-                        seat.outbox.answered()
-                        seat.waited_s = heard.waited_s
-                        orders = self.loop.arrived(worker, heard)
-                    else:
-                        orders = self.loop.proved(worker, heard)
-                self._order(orders)
+                if isinstance(heard, Push):
+                    # It answers the reply with its task.
+                    seat.outbox.answered()
+                    seat.waited_s = heard.waited_s
+                if self._shards is None:
+                    self._take(worker, heard)
+                else:
+                    self._shards.lead.heard(worker, heard)
             seat.inbox.check()
         except LinkError as error:
             self._leave(worker)
             if self.loop.final is None:
                 self.cut.append((worker, str(error)))
         return moved
+
+    def _hear_shards(self, shards: ShardLinks, ready: set[tuple[str, int]]) -> bool:
+        """Take what has come whole, from workers to all shards."""
+        moved = shards.hear(ready)
+        while (found := shards.whole()) is not None:
+            self._take(*found)
+            moved = True
+        return moved
+
+    def _take(self, worker: int, heard: Push | Proof) -> None:
+        kind = "push" if isinstance(heard, Push) else "proof"
+        with told(_WHO, f"{kind} {heard.number} of worker {worker}"):
+            if isinstance(heard, Push):
+                orders = self.loop.arrived(worker, heard)
+            else:
+                orders = self.loop.proved(worker, heard)
+        self._order(orders)
 
     def _leave(self, worker: int) -> None:
         self._late.pop(worker, None)
@@ -239,7 +269,8 @@ class ServerRunner:
     def _report(self) -> None:
         rows, self.loop.rows = self.loop.rows, []
         for row in rows:
-            self._emit(self._meter.row(row, self._seats.values(), self.loop))
+            found = self._meter.row(row, self._seats.values(), self.loop)
+            self._emit(found if self._shards is None else self._shards.in_row(found))
 
     def _keep(self) -> None:
         """Begin a checkpoint that is due, save the server's part of one that all know of."""

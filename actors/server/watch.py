@@ -12,8 +12,9 @@ from actors.errors import ActorLostError, LinkError, MechanismError
 from actors.groups.group import Group
 from actors.groups.part_writer import Keeping
 from actors.server.company import Company, Return
-from actors.server.exchange import SERVER, server_links
+from actors.server.exchange import SERVER
 from actors.server.server_actor import ServerNews
+from actors.server.shard_log import links_of, shard_member
 from actors.wires.link import WireKind
 
 __all__ = ["ServerWatch"]
@@ -51,6 +52,14 @@ class ServerWatch:
         self._suspend = suspend
         self._wire = wire
         self._server = group.handle(SERVER)
+        members = [shard_member(s) for s in range(1, len(company.shards) + 1)]
+        self._shards = [group.handle(member) for member in members]
+        self._servers = [*members, SERVER]
+        """Those that are told of a worker in this order: the first server last."""
+        self._following = [
+            handle.run.remote(tuple(company.workers), shard.adopt, shard.keeping)
+            for handle, shard in zip(self._shards, company.shards, strict=True)
+        ]
         self._ending = self._server.run.remote(company.program, company.keeping)
         self._running: dict[Any, int] = {
             group.handle(k + 1).run.remote(company.paces, company.keepings.get(k)): k
@@ -72,16 +81,20 @@ class ServerWatch:
                 self._tell("suspend")
         (ended_by,) = self._group.ask([self._ending])
         # All that is left to the workers is to hear of it, and to write what they keep.
-        ray.wait(list(self._running), num_returns=len(self._running), timeout=_LEAVE_S)
+        left = [*self._running, *self._following]
+        ray.wait(left, num_returns=len(left), timeout=_LEAVE_S)
         self._look()
         return str(ended_by)
 
     def _is_over(self, timeout_s: float) -> bool:
         """Wait for anything to happen, and see to it; tell whether the server has ended."""
-        waiting = [self._ending, *self._running, *self._placing, *self._loading]
+        waiting = [self._ending, *self._following, *self._running, *self._placing, *self._loading]
         done, _ = ray.wait(waiting, timeout=timeout_s)
         for call in done:
-            if call in self._running:
+            if call in self._following:
+                self._following.remove(call)
+                self._group.ask([call])
+            elif call in self._running:
                 self._has_ended(call)
             elif call in self._placing:
                 self._is_placed(call)
@@ -127,7 +140,8 @@ class ServerWatch:
         worker, keeping = self._loading.pop(call)
         try:
             self._group.ask([call])
-            self._group.wire(server_links(worker), self._wire, "inline", busy=[SERVER])
+            links = links_of(worker, len(self._servers))
+            self._group.wire(links, self._wire, "inline", busy=self._servers)
         except MechanismError as error:
             # It, or the server's loop, which has ended meanwhile.
             self._is_lost_again(worker, error)
@@ -141,9 +155,15 @@ class ServerWatch:
             self._bring_back(worker, error)
 
     def _tell(self, method: str, *arguments: Any) -> bool:
-        """Let the server do something between two steps; tell whether it still runs."""
+        """Let the server do something between two steps; tell whether it still runs.
+
+        Of a worker all shards are told. The first server is told last: what it does then can be
+        done by all of them.
+        """
+        handles = [self._server] if method == "suspend" else [*self._shards, self._server]
         try:
-            self._group.ask([self._server.meanwhile.remote(method, *arguments)])
+            for handle in handles:
+                self._group.ask([handle.meanwhile.remote(method, *arguments)])
         except MechanismError:
             if not self._has_ended_soon():
                 raise
@@ -156,7 +176,7 @@ class ServerWatch:
         Raises:
             ActorLostError: its process is gone: its workers miss the links to it first.
         """
-        self._group.ask([self._server.alive.remote()])
+        self._group.ask(each.alive.remote() for each in (*self._shards, self._server))
         return not self._has_ended_soon(0.0)
 
     def _has_ended_soon(self, timeout_s: float = _NOTICE_S) -> bool:
@@ -168,12 +188,13 @@ class ServerWatch:
     def _look(self) -> ServerNews:
         """Tell whoever watches what is new, and return it."""
         told: list[ServerNews] = self._group.ask([self._server.progress.remote(self._committed)])
+        following = [each.progress.remote() for each in self._shards]
         coming = [*self._placing.values(), *self._loading.values()]
         away = {worker for worker, _ in coming}
         present = [k for k in self._company.workers if k not in away]
         calls = [self._group.handle(k + 1).progress.remote() for k in present]
         ready, _ = ray.wait(calls, num_returns=len(calls), timeout=_NOTICE_S)
-        written = [part for call in ready for part in self._parts(call)]
+        written = [part for call in (*ready, *following) for part in self._parts(call)]
         news = replace(told[0], written=[*told[0].written, *written])
         self._committed = self._watch(news)
         return news

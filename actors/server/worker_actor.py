@@ -14,8 +14,11 @@ import torch
 from actors.errors import LinkError, MechanismError
 from actors.groups.member import GROUPS, Member
 from actors.groups.part_writer import Keeping
-from actors.server.protocols import WorkerRule
+from actors.server.exchange import SERVER
+from actors.server.protocols import Cut, WorkerRule
 from actors.server.ray_metrics import WorkerMetrics
+from actors.server.shard_log import shard_member
+from actors.server.slices import Slices
 from actors.server.worker_loop import WorkerLoop
 from actors.server.worker_runner import Straggler, WorkerRunner
 
@@ -29,15 +32,19 @@ WorkerRuleFactory = Callable[[Any], WorkerRule]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerProgram:
-    """How fast a worker is.
+    """How fast a worker is, and how many servers it has.
 
     Args:
         straggler: that slows it down.
         sample_s: modelled time of a sample's computation; None: what it really takes.
+        servers: shards of w.
+        cut: what it sends to several.
     """
 
     straggler: Straggler | None = None
     sample_s: float | None = None
+    servers: int = 1
+    cut: Cut | None = None
 
 
 class WorkerMember(Member):
@@ -82,9 +89,12 @@ class WorkerMember(Member):
 
     def run(self, program: WorkerProgram, keeping: Keeping | None) -> None:
         """Run to the end, or until `stop`."""
-        rule, inbox, outbox = self._rule, self._inbox("answers"), self._outbox("pushes")
-        if rule is None or inbox is None or outbox is None:
+        rule = self._rule
+        if rule is None or ("answers", SERVER) not in self._inboxes:
             raise MechanismError(f"{self._title} has no rule or no links yet: load and wire it")
+        members = [shard_member(shard) for shard in range(program.servers)]
+        boxes = [(self._inboxes["answers", m], self._outboxes["pushes", m]) for m in members]
+        (inbox, outbox), *others = boxes
         writer = self._writer(keeping)
 
         def save(step: int, state: Mapping[str, Any]) -> None:
@@ -100,6 +110,8 @@ class WorkerMember(Member):
             straggler=program.straggler,
             sample_s=program.sample_s,
             die=_die,
+            slices=None if program.cut is None else Slices(program.cut, len(others)),
+            shards=others,
         )
         self._metrics.begin()
         self._runner = runner

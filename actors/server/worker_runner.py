@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
 from actors.groups.story import told
 from actors.server.exchange import WorkerSide
-from actors.server.messages import News
+from actors.server.messages import News, Proof, Push, Reply
+from actors.server.slices import Slices
 from actors.server.worker_loop import WorkerLoop
 from actors.wires.mailbox import Inbox, Outbox
 from actors.wires.messages import Message
@@ -52,6 +53,8 @@ class WorkerRunner:
         straggler: that slows it down.
         sample_s: time that the computation of a sample is to take, of which what it really takes
             is a part; None: what it really takes.
+        slices: what is sent to several shards of the server, and heard from them; None: of one.
+        shards: boxes from and to the shards other than the first.
     """
 
     def __init__(
@@ -65,6 +68,8 @@ class WorkerRunner:
         die: Callable[[], object] | None = None,
         straggler: Straggler | None = None,
         sample_s: float | None = None,
+        slices: Slices | None = None,
+        shards: Sequence[tuple[Inbox, Outbox]] = (),
     ) -> None:
         self.loop = loop
         self.waited_s = 0.0
@@ -78,11 +83,14 @@ class WorkerRunner:
         self._inbox = inbox
         self._outbox = outbox
         self._side = WorkerSide()
+        self._slices = slices
+        self._shards = [(*boxes, WorkerSide()) for boxes in shards]
+        self._incomplete: Reply | News | None = None
         self._nap = nap
         self._straggler = straggler
         self._sample_s = sample_s
         self._die = die
-        self._outgoing: deque[Message] = deque()
+        self._outgoing: deque[tuple[Outbox, Message]] = deque()
 
     @property
     def finished(self) -> bool:
@@ -104,34 +112,75 @@ class WorkerRunner:
             StageError: the rule failed; the message tells at what.
         """
         if self._outgoing:
-            if not self._outbox.ready(timeout_s):
+            outbox, message = self._outgoing[0]
+            if not outbox.ready(timeout_s):
                 return False
-            self._outbox.put(self._outgoing.popleft())
+            self._outgoing.popleft()
+            outbox.put(message)
             return True
         if not self.loop.pieces_left:
             started = time.perf_counter()
-            message = self._inbox.take(timeout_s)
+            moved = self._listen(timeout_s)
             self.waited_s += time.perf_counter() - started
-            if message is not None:
-                self._heard(message)
-            return message is not None
-        while (message := self._inbox.take()) is not None:
-            self._heard(message)
+            return moved
+        while self._listen(0.0):
+            pass
         self._compute()
         return True
 
-    def _heard(self, message: Message) -> None:
-        heard = self._side.unpacked(message)
+    def _listen(self, timeout_s: float) -> bool:
+        """Take one message of the server, or one slice that is missing; tell whether there was one.
+
+        A reply waits for its slices. News do not make anybody wait.
+        """
+        if not isinstance(self._incomplete, Reply):
+            message = self._inbox.take(timeout_s)
+            if message is not None:
+                self._incomplete = self._side.unpacked(message)
+                self._hear_whole(self._incomplete)
+                return True
+            timeout_s = 0.0
+        heard, slices = self._incomplete, self._slices
+        shard = None if heard is None or slices is None else slices.lacking(heard)
+        if heard is None or slices is None or shard is None:
+            return False
+        inbox, _, side = self._shards[shard]
+        message = inbox.take(timeout_s)
+        if message is None:
+            return False
+        slices.heard(shard, side.unpacked(message))
+        self._hear_whole(heard)
+        return True
+
+    def _hear_whole(self, heard: Reply | News) -> None:
+        """Hear what the server has told, unless a slice of it is missing."""
+        if self._slices is not None:
+            if self._slices.lacking(heard) is not None:
+                return
+            heard = self._slices.whole(heard)
+        self._incomplete = None
         if isinstance(heard, News):
             self.loop.heard(heard)
             return
         if heard.verdict != "none":
-            self._outbox.answered()
-        with told(self._who, f"the reply before message {message.index}"):
+            for outbox in (self._outbox, *(each for _, each, _ in self._shards)):
+                outbox.answered()
+        number = 0 if heard.task is None else heard.task.number
+        with told(self._who, f"the reply before message {number}"):
             proof = self.loop.replied(heard)
-        self._number = message.index
+        self._number = number
         if proof is not None:
-            self._outgoing.append(self._side.packed(proof))
+            self._say(proof)
+
+    def _say(self, what: Push | Proof) -> None:
+        """Send something to every shard, each its slice; to the first last, which waits for all."""
+        if self._slices is None:
+            self._outgoing.append((self._outbox, self._side.packed(what)))
+            return
+        first, *others = self._slices.cut(what)
+        for (_, outbox, side), part in zip(self._shards, others, strict=True):
+            self._outgoing.append((outbox, side.packed(part)))
+        self._outgoing.append((self._outbox, self._side.packed(first)))
 
     def _compute(self) -> None:
         """Compute a piece of a message, and take the time that it is to take."""
@@ -157,4 +206,4 @@ class WorkerRunner:
         if push is not None:
             self.messages += 1
             push = replace(push, waited_s=self.waited_s)
-            self._outgoing.append(self._side.packed(push))
+            self._say(push)

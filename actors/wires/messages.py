@@ -41,6 +41,10 @@ class Kind(IntEnum):
     """Server to worker: the w of update `index`."""
     WORD = 13
     """Server to worker: as REPLY, without a task."""
+    LOG = 14
+    """First server to the others: what to do, in its order."""
+    ACKS = 15
+    """Another server to the first: what has come."""
 
 
 ANSWERED = frozenset({Kind.PUSH, Kind.REPLY})

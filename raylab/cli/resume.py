@@ -17,10 +17,10 @@ between the stages, so that the run ends as if it had not been interrupted, bit 
 parameter server holds w and the duals that go with it. A run that has no checkpoint yet begins
 again.
 
-Keys that do not make it another run may be given anew, among them epochs, stages, workers, wire,
-checkpoint_every, checkpoint_minutes and max_failures. With other stages (or delays) a pipeline goes
-on from the whole model, and fills anew; with other workers the samples and their duals are divided
-anew.
+Keys that do not make it another run may be given anew, among them epochs, stages, workers,
+servers, wire, checkpoint_every, checkpoint_minutes and max_failures. With other stages (or delays)
+a pipeline goes on from the whole model, and fills anew; with other workers the samples and their
+duals are divided anew, with other servers w is.
 
 examples:
   raylab resume runs/try1

@@ -83,6 +83,11 @@ class ParameterServerConfig(BaseModel):
         description="K; null: 4, but 1 for sdca, dfsdca; or the fewest and the most, e.g. [2,8]: "
         "as many as the cluster has room for, more as soon as it has, fewer for others who wait",
     )
+    servers: Count = Field(
+        1,
+        description="S, actors that hold w, a range of its coordinates each: more than 1 for a w "
+        "that is too long for the network or the processor of one",
+    )
     eta: Positive | Literal["auto", "theory"] = Field(
         "auto",
         description="step; theory: the paper's bound; auto: the largest that is likely to be "

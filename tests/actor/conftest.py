@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import ray
 
 from actors.groups.warm import WarmActors
+from raylab.drivers.commits import Commits
 
 
 @pytest.fixture(scope="package")
@@ -25,3 +27,22 @@ def session() -> Iterator[None]:
     with WarmActors():
         yield
     ray.shutdown()
+
+
+@pytest.fixture
+def when_saved(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]], list[int]]:
+    """Call something once, in the driver, when a run's first checkpoint is whole."""
+
+    def arm(call: Callable[[], None]) -> list[int]:
+        took, steps = Commits.took, []
+
+        def watched(self: Commits, *arguments: Any) -> None:
+            took(self, *arguments)
+            if self.committed >= 0 and not steps:
+                steps.append(self.committed)
+                call()
+
+        monkeypatch.setattr(Commits, "took", watched)
+        return steps
+
+    return arm

@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -34,7 +34,6 @@ from raylab import ConfigError, ParameterServerTrainer, Result
 from raylab.cli.main import main
 from raylab.config import ParameterServerConfig
 from raylab.data import open_rows
-from raylab.drivers.commits import Commits
 from raylab.drivers.server import elastic
 from raylab.drivers.server import run as server_run
 from tests.real_rows import real_rows
@@ -89,25 +88,6 @@ def assert_solved(result: Result) -> None:
     error = np.linalg.norm(result.weights["w"].numpy() - expected) / np.linalg.norm(expected)
     # P(w) - P(w*) >= strength/2 |w - w*|^2, and the gap is no less.
     assert error <= np.sqrt(2e-8 / STRENGTH) / np.linalg.norm(expected)
-
-
-@pytest.fixture
-def when_saved(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]], list[int]]:
-    """Call something once, in the driver, when a run's first checkpoint is whole."""
-
-    def arm(call: Callable[[], None]) -> list[int]:
-        took, steps = Commits.took, []
-
-        def watched(self: Commits, *arguments: Any) -> None:
-            took(self, *arguments)
-            if self.committed >= 0 and not steps:
-                steps.append(self.committed)
-                call()
-
-        monkeypatch.setattr(Commits, "took", watched)
-        return steps
-
-    return arm
 
 
 def test_a_run_of_the_command_on_real_rows_ends_at_the_closed_form(tmp_path, capsys):

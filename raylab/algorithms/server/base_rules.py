@@ -106,24 +106,34 @@ class ServerCore:
 
     def certify(self, parts: Mapping[int, CertificatePart], answer: Tensors) -> dict[str, float]:
         """Return primal, dual, duality_gap, gradient_norm, and what else the workers sum up."""
+        return self.figures(parts, self.measure(parts, answer))
+
+    def measure(self, parts: Mapping[int, CertificatePart], answer: Tensors) -> dict[str, float]:
+        """Return a certificate's sums over the coordinates, all of w's or a range of them."""
+        w = as_vector(answer[0])
+        with np.errstate(over="ignore", invalid="ignore"):
+            gradient = _total(parts, "gradient") / self.settings.n + self.settings.strength * w
+            return {"w": float(w @ w), "gradient": float(gradient @ gradient)}
+
+    def figures(
+        self, parts: Mapping[int, CertificatePart], measured: Mapping[str, float]
+    ) -> dict[str, float]:
+        """Return the certificate's figures of the sums over all coordinates."""
         settings = self.settings
         n, strength = settings.n, settings.strength
         sums: dict[str, float] = {}
         for part in parts.values():
             for name, value in part.values.items():
                 sums[name] = sums.get(name, 0.0) + value
-        w = as_vector(answer[0])
-        with np.errstate(over="ignore", invalid="ignore"):
-            loss = sums["losses"] / n
-            primal = loss + strength / 2 * float(w @ w)
-            gradient = _total(parts, "gradient") / n + strength * w
-            figures = {"primal": primal, "gradient_norm": float(np.linalg.norm(gradient))}
-            dual = self._dual(parts, sums)
-            if dual is not None:
-                figures |= {"dual": dual, "duality_gap": primal - dual}
-            elif settings.convex and strength > 0:
-                gap = figures["gradient_norm"] ** 2 / (2 * strength)
-                figures |= {"dual": primal - gap, "duality_gap": gap}
+        loss = sums["losses"] / n
+        primal = loss + strength / 2 * measured["w"]
+        figures = {"primal": primal, "gradient_norm": math.sqrt(measured["gradient"])}
+        dual = self._dual(sums, measured)
+        if dual is not None:
+            figures |= {"dual": dual, "duality_gap": primal - dual}
+        elif settings.convex and strength > 0:
+            gap = measured["gradient"] / (2 * strength)
+            figures |= {"dual": primal - gap, "duality_gap": gap}
         figures["loss"] = loss
         if "correct" in sums:
             figures["accuracy"] = sums["correct"] / sums["samples"]
@@ -158,8 +168,11 @@ class ServerCore:
             if value > max(most, floor) and worse:
                 return f"{name} rose from {best[name]:.3g} to {value:.3g}"
         self._best = {key: min(figures[key], best.get(key, math.inf)) for key in (name, "primal")}
-        self._accept()
+        self.accept()
         return None
+
+    def accept(self) -> None:
+        """The certificate of now is good."""
 
     def report(self) -> dict[str, Any]:
         """Return the step."""
@@ -208,17 +221,14 @@ class ServerCore:
 
     # ----------------------------------------------------------------- for the methods
 
-    def _accept(self) -> None:
-        """The certificate of now is good."""
-
     def _comparable(self) -> dict[str, float]:
         """Return the best figures so far, none if the newest cannot be compared with them."""
         return self._best
 
     def _dual(
         self,
-        parts: Mapping[int, CertificatePart],  # noqa: ARG002
         sums: Mapping[str, float],  # noqa: ARG002
+        measured: Mapping[str, float],  # noqa: ARG002
     ) -> float | None:
         """Return D(α) where workers keep α."""
         return None

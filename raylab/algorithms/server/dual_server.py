@@ -13,6 +13,7 @@ lost worker has applied since its state was last kept can be taken back.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -78,34 +79,48 @@ class DualServer(ServerCore):
 
     # ----------------------------------------------------------------- certificates
 
-    def certify(self, parts: Mapping[int, CertificatePart], answer: Tensors) -> dict[str, float]:
-        """Return the figures, with `relation`: how far (3.3) is from holding, relatively.
+    def measure(self, parts: Mapping[int, CertificatePart], answer: Tensors) -> dict[str, float]:
+        """Return the sums over the coordinates, those of the relation among them.
 
         Each g_k is compared at the moment of the worker's part, when no message of it is under
         way; so those of others are counted as they should be.
         """
-        figures = super().certify(parts, answer)
+        measured = super().measure(parts, answer)
+        workers = sorted(parts)
         with np.errstate(over="ignore", invalid="ignore"):
-            error, size = 0.0, float(np.linalg.norm(as_vector(answer[0])))
-            for worker, part in parts.items():
+            error = 0.0
+            for worker in workers:
                 share = self._asked[worker]
-                dual = as_vector(part.tensors["dual_sum"]) / self.settings.lambda_n
+                dual = as_vector(parts[worker].tensors["dual_sum"]) / self.settings.lambda_n
                 error += float(np.sum((share - dual) ** 2))
-                size = max(size, float(np.linalg.norm(share)))
-        figures["relation"] = float(np.sqrt(error)) / size if size > 0 else float(np.sqrt(error))
+                measured[f"share-{worker}"] = float(share @ share)
+            tensors = [parts[worker].tensors for worker in workers]
+            total = np.sum(
+                [as_vector(t.get("feasible_sum", t["dual_sum"])) for t in tensors], axis=0
+            )
+            point = total / self.settings.lambda_n
+            return {**measured, "relation": error, "point": float(point @ point)}
+
+    def figures(
+        self, parts: Mapping[int, CertificatePart], measured: Mapping[str, float]
+    ) -> dict[str, float]:
+        """Return the figures, with `relation`: how far (3.3) is from holding, relatively."""
+        figures = super().figures(parts, measured)
+        shares = [measured[f"share-{worker}"] for worker in parts]
+        size = math.sqrt(max(measured["w"], *shares))
+        error = math.sqrt(measured["relation"])
+        figures["relation"] = error / size if size > 0 else error
         return figures
 
-    def _dual(
-        self, parts: Mapping[int, CertificatePart], sums: Mapping[str, float]
-    ) -> float | None:
+    def _dual(self, sums: Mapping[str, float], measured: Mapping[str, float]) -> float | None:
         if "conjugates" not in sums or not self.settings.convex:
             return None
-        tensors = [parts[worker].tensors for worker in sorted(parts)]
-        total = np.sum([as_vector(t.get("feasible_sum", t["dual_sum"])) for t in tensors], axis=0)
-        w = total / self.settings.lambda_n
-        return -sums["conjugates"] / self.settings.n - self.settings.strength / 2 * float(w @ w)
+        return (
+            -sums["conjugates"] / self.settings.n - self.settings.strength / 2 * measured["point"]
+        )
 
-    def _accept(self) -> None:
+    def accept(self) -> None:
+        """The certificate of now is good."""
         self._good = self._newest
 
     def _comparable(self) -> dict[str, float]:
@@ -147,7 +162,11 @@ class DualServer(ServerCore):
         Raises:
             KeyError: nothing of the worker was kept for that step.
         """
-        share = None if step is None else self._kept[worker][step]
+        kept, share = self._kept.pop(worker, {}), None
+        if step is not None:
+            share = kept[step]
+            # What was kept later is lost with the worker, and would crowd this out.
+            self._kept[worker] = {at: each for at, each in kept.items() if at <= step}
         self._begun[worker] = np.zeros(self.settings.dim) if share is None else share
         for marks in self._marks.values():
             marks.pop(worker, None)

@@ -34,12 +34,13 @@ class PrimalServer(ServerCore):
         self._certified = self._begun
         self._good = self._begun
 
-    def certify(self, parts: Mapping[int, Any], answer: Tensors) -> dict[str, float]:
-        """Return the certificate's figures, and remember what they are of."""
+    def measure(self, parts: Mapping[int, Any], answer: Tensors) -> dict[str, float]:
+        """Return the certificate's sums, and remember what they are of."""
         self._certified = as_vector(answer[0])
-        return super().certify(parts, answer)
+        return super().measure(parts, answer)
 
-    def _accept(self) -> None:
+    def accept(self) -> None:
+        """The certificate of now is good."""
         self._good = self._certified
 
     def rewind(self, number: int | None) -> None:

@@ -24,6 +24,7 @@ class Asked:
     method: str
     options: Mapping[str, Any]
     workers: int | Sequence[int] | None
+    servers: int
     strength: float
     eta: float | Literal["auto", "theory"]
     local_steps: int | None

@@ -1,9 +1,11 @@
 """The checkpoints of a parameter server's run: who writes, who goes on from what, with how many.
 
     part server      w as the sum of what the workers have kept, and where the loop stands
+    part server-s    the range of w of another server, where w is shared by several
     part worker-k    the duals of its shard, nothing where a method has none
 
-With other workers the duals are cut anew: those of row i go to whoever has row i now.
+With other workers the duals are cut anew: those of row i go to whoever has row i now. So is w, with
+other servers.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import torch
 
 from actors.groups.part_writer import Keeping
 from actors.server.company import Return
+from raylab.algorithms.server.shards import Cut
 from raylab.drivers.commits import Commits
 from raylab.errors import CheckpointError
 from raylab.problems import Shard, shards
@@ -52,13 +55,18 @@ class ServerCheckpoints(Commits):
         self._resumes: list[Callable[[], dict[str, Any]] | None] = []
         """What each worker's process begins with, until it has kept something."""
 
-    def begin(self, workers: int) -> tuple[SavedCheckpoint | None, bool, Keeping, list[Keeping]]:
+    def begin(
+        self, workers: int, servers: int = 1
+    ) -> tuple[SavedCheckpoint | None, bool, list[Keeping], list[Keeping]]:
         """Return where to go on, whether the workers are others than those that were kept, and how
-        the server and the workers keep their parts.
+        the servers and the workers keep their parts.
         """
         saved = self._saved = self.newest()
-        names = ["server", *(f"worker-{k}" for k in range(workers))]
-        self.expect(names, {"workers": workers})
+        names = [_server(s) for s in range(servers)]
+        self.expect(
+            [*names, *(f"worker-{k}" for k in range(workers))],
+            {"workers": workers, "servers": servers},
+        )
         before = workers if saved is None else int(saved.about["workers"])
         recut = before != workers
         self._resumes = [None] * workers
@@ -70,8 +78,15 @@ class ServerCheckpoints(Commits):
             elif saved is not None and k < before:
                 self._resumes[k] = functools.partial(saved.part, f"worker-{k}")
         keepings = [self._keeping(f"worker-{k}", each) for k, each in enumerate(self._resumes)]
-        resume_server = None if saved is None else functools.partial(saved.part, "server")
-        return saved, recut, self._keeping("server", resume_server), keepings
+        servers_keep = []
+        for s, name in enumerate(names):
+            resume = None
+            if saved is not None and int(saved.about.get("servers", 1)) == servers:
+                resume = functools.partial(saved.part, name)
+            elif saved is not None:
+                resume = functools.partial(_range, saved, servers, s)
+            servers_keep.append(self._keeping(name, resume))
+        return saved, recut, servers_keep, keepings
 
     def back(self, worker: int) -> Return:
         """Return how the process in the place of a lost worker begins: with its newest part, or,
@@ -89,6 +104,33 @@ class ServerCheckpoints(Commits):
 
     def _keeping(self, name: str, resume: Any) -> Keeping:
         return Keeping(name=name, write=self.store.write_part, resume=resume)
+
+
+def _server(shard: int) -> str:
+    """Return the name of a server's parts."""
+    return f"server-{shard}" if shard else "server"
+
+
+def _range(saved: SavedCheckpoint, servers: int, shard: int) -> dict[str, Any]:
+    """Return the part of a server that had another range of w, or was not there."""
+    parts = [saved.part(_server(s)) for s in range(int(saved.about.get("servers", 1)))]
+    ranges = [part["rule"] for part in parts]
+    dim = sum(len(each["w"]) for each in ranges)
+    lo, hi = Cut(dim=dim, servers=servers).ranges[shard]
+    rule = _joined(ranges, lo, hi)
+    if not shard:
+        return {**parts[0], "rule": rule}
+    return {"step": saved.step, "rule": rule, "figures": {"bytes": 0}}
+
+
+def _joined(found: Sequence[Any], lo: int, hi: int) -> Any:
+    """Return a range of what servers have kept: their tensors are slices of vectors of w's size,
+    their numbers alike, or the first's to know.
+    """
+    first = found[0]
+    if isinstance(first, dict):
+        return {key: _joined([each.get(key) for each in found], lo, hi) for key in first}
+    return torch.cat(list(found))[lo:hi].clone() if isinstance(first, torch.Tensor) else first
 
 
 def _share(

@@ -50,6 +50,7 @@ def run_server(
         config.problem,
         method=config.method,
         workers=config.workers,
+        servers=config.servers,
         strength=config.strength,
         options=config.options,
         eta=config.eta,

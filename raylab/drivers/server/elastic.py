@@ -23,6 +23,7 @@ class Elastic:
         room: tells for how many more workers the cluster has room now; negative: how many must go
             for others to have the room that they wait for.
         wait_s: how long to wait for the room of more.
+        aside: servers, which need room as well.
 
     Raises:
         ConfigError: these are no numbers of workers.
@@ -33,11 +34,13 @@ class Elastic:
         workers: int | Sequence[int],
         room: Callable[[], int],
         wait_s: float = 10.0,
+        aside: int = 1,
     ) -> None:
         few, most = _range(workers)
         self.wait_s = wait_s
         self._few, self._most = few, most
         self._room = room
+        self._aside = aside
         self._wanted = few
         self._looked = -_LOOK_S
         self._stays_until = 0.0
@@ -53,8 +56,8 @@ class Elastic:
         return self._few
 
     def first(self) -> int:
-        """Return how many to begin with: those for which there is room, the server aside."""
-        self._wanted = max(self._few, min(self._most, self._room() - 1))
+        """Return how many to begin with: those for which there is room, the servers aside."""
+        self._wanted = max(self._few, min(self._most, self._room() - self._aside))
         return self._wanted
 
     def want(self, workers: int | Sequence[int]) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from actors.groups.group import Group
 from raylab.algorithms.server.rule_factory import ServerSettings
+from raylab.algorithms.server.shards import Cut
 from raylab.config.parameter_server import DATA, EPISODES, SHARED
 from raylab.data import RowSource
 from raylab.drivers.commits import Commits
@@ -159,6 +160,8 @@ class Kind:
         wanted = means.elastic.wanted
         settings = _settings(asked, wanted, n=work.n, dim=max(1, work.dim))
         check_needs(asked.problem, settings.traits)
+        if work.dim:
+            Cut(dim=work.dim, servers=asked.servers)
         return ServerRun(RowRules(settings, work), asked, limits, means)
 
 
@@ -166,7 +169,7 @@ class _Threads(Kind):
     elastic = False
     unused = (
         *("straggler", "sample_s", "delta", "broadcast", "local_steps", "sampling", "pretrain"),
-        "wire",
+        *("servers", "wire"),
     )
     instead = ""
 
@@ -186,7 +189,7 @@ class _Episodes(Kind):
     data = None
     unused = (
         *("strength", "local_steps", "inner", "batch", "coordinates", "broadcast", "sampling"),
-        "pretrain",
+        *("pretrain", "servers"),
     )
     instead = ""
 

@@ -96,7 +96,10 @@ class PolicyRules:
         """Take note of the number of workers."""
         self.settings = replace(self.settings, workers=workers)
 
-    def server(self) -> Callable[[], ServerRule]:
+    def cut(self, servers: int) -> None:
+        """Return nothing: a gradient's norm is of all its coordinates."""
+
+    def server(self, servers: int = 1, shard: int = 0) -> Callable[[], ServerRule]:  # noqa: ARG002
         """Return what makes the server's rule."""
         return functools.partial(PolicyServer, self.settings)
 

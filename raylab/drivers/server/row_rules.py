@@ -16,9 +16,9 @@ from raylab.algorithms.server.rule_factory import (
     bound,
     figure,
     notes,
-    server_rule,
     worker_rule,
 )
+from raylab.algorithms.server.shards import Cut, slice_rule
 from raylab.drivers.server.numbers import first_w, resolved, with_facts
 from raylab.drivers.server.workload import Facts, Workload, facts_of
 from raylab.problems.objective import Objective, Vector
@@ -83,10 +83,14 @@ class RowRules:
         self.settings = replace(self.settings, workers=workers)
         self._w0 = first_w(self.settings, facts[0])
 
-    def server(self) -> Callable[[], ServerRule]:
-        """Return what makes the server's rule."""
+    def cut(self, servers: int) -> Cut:
+        """Return how w is cut among servers."""
+        return Cut(dim=self.settings.dim, servers=servers)
+
+    def server(self, servers: int = 1, shard: int = 0) -> Callable[[], ServerRule]:
+        """Return what makes the rule of a server."""
         w0 = np.zeros(self.settings.dim) if self._w0 is None else self._w0
-        return functools.partial(server_rule, self.settings, w0)
+        return functools.partial(slice_rule, self.settings, w0, servers, shard)
 
     def worker(self, worker: int) -> Callable[[Any], Any]:
         """Return what makes a worker's rule of its objective."""

@@ -7,15 +7,15 @@ workers are wanted: then everything is kept, and the next round goes on from the
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from actors.errors import PlacementError
-from actors.server.company import Company, Return
-from actors.server.protocols import ServerRule
+from actors.server.company import Company, Return, Shard
+from actors.server.protocols import Cut, ServerRule
 from actors.server.server_actor import ServerNews, ServerProgram
 from actors.server.server_group import ServerGroup
 from actors.server.server_runner import SUSPENDED
@@ -85,8 +85,12 @@ class Rules(Protocol):
         """Take note of what the supplies say."""
         ...
 
-    def server(self) -> Callable[[], ServerRule]:
-        """Return what makes the server's rule."""
+    def cut(self, servers: int) -> Slicing | None:
+        """Return how w is cut among servers; None: it cannot be."""
+        ...
+
+    def server(self, servers: int = 1, shard: int = 0) -> Callable[[], ServerRule]:
+        """Return what makes the rule of a server, of its range of w if they are several."""
         ...
 
     def worker(self, worker: int) -> Callable[[Any], Any]:
@@ -107,6 +111,15 @@ class Rules(Protocol):
 
     def notes(self) -> list[str]:
         """Return what the theorems do not cover."""
+        ...
+
+
+class Slicing(Cut, Protocol):
+    """How w is cut among servers."""
+
+    @property
+    def ranges(self) -> Sequence[tuple[int, int]]:
+        """The first coordinate of each server's, and the one behind its last."""
         ...
 
 
@@ -135,7 +148,8 @@ class ServerRun:
     @property
     def title(self) -> str:
         """What runs, in a line."""
-        return f"{self.rules.title} K={self._elastic.wanted}"
+        servers = f" S={self._asked.servers}" if self._asked.servers > 1 else ""
+        return f"{self.rules.title} K={self._elastic.wanted}{servers}"
 
     @property
     def figure(self) -> str:
@@ -145,7 +159,7 @@ class ServerRun:
     @property
     def shares(self) -> int:
         """Into how many parts a machine of its own is divided."""
-        return max(2, self._elastic.wanted + 1)
+        return max(2, self._elastic.wanted + self._asked.servers)
 
     def described(self) -> dict[str, Any]:
         """Return the problem, its options and its data, as config.yaml has them."""
@@ -170,10 +184,11 @@ class ServerRun:
         """Return the server and its workers, to be entered.
 
         Args:
-            needs: of each worker, by Ray's names; the server takes as much CPU.
+            needs: of each worker, by Ray's names; a server takes as much CPU.
         """
         return ServerGroup(
             self._elastic.first(),
+            servers=self._asked.servers,
             fewest=self._elastic.fewest,
             server={"CPU": needs["CPU"]},
             worker=needs,
@@ -217,25 +232,34 @@ class ServerRun:
         checkpoints, rules = self._checkpoints, self.rules
         if checkpoints is None:
             raise RuntimeError("keep_in comes first")
-        saved, recut, server_keeping, keepings = checkpoints.begin(workers)
+        servers = self._asked.servers
+        saved, recut, server_keepings, keepings = checkpoints.begin(workers, servers)
         self.rows = [row for row in self.rows if saved is not None and row["step"] < saved.step]
         supplies = rules.supplies(workers)
         rules.settle(group.supply(supplies, rules.question), workers)
         view.ready()
+        cut = rules.cut(servers) if servers > 1 else None
         company = Company(
-            server=rules.server(),
+            server=rules.server(servers),
             supplies=supplies,
             workers={k: rules.worker(k) for k in range(workers)},
             program=self._program(workers),
-            paces=WorkerProgram(straggler=self._means.straggler, sample_s=self._asked.sample_s),
-            keeping=server_keeping,
+            paces=WorkerProgram(
+                straggler=self._means.straggler,
+                sample_s=self._asked.sample_s,
+                servers=servers,
+                cut=cut,
+            ),
+            keeping=server_keepings[0],
             keepings=dict(enumerate(keepings)),
+            shards=tuple(
+                Shard(rule=rules.server(servers, shard), keeping=server_keepings[shard])
+                for shard in range(1, servers)
+            ),
         )
         group.load(company)
         if saved is not None and recut and rules.sums is not None:
-            sums = group.examine(rules.sums)
-            program = replace(company.program, adopt=functools.partial(_adopt, sums, saved.step))
-            company = replace(company, program=program)
+            company = _adopting(company, group.examine(rules.sums), saved.step, cut)
 
         def watch(news: ServerNews) -> int:
             self.rows.extend(news.rows)
@@ -261,8 +285,24 @@ class ServerRun:
             broadcast_every=rules.broadcast,
             epoch_samples=rules.epoch_samples,
             checkpoints=self._means.plan,
+            servers=self._asked.servers,
             late={} if self.rows else {k: late_s for k, late_s in late.items() if late_s > 0},
         )
+
+
+def _adopting(company: Company, sums: Mapping[int, Any], step: int, cut: Slicing | None) -> Company:
+    """Return a company each of whose servers adopts its range of the workers' sums."""
+    ranges = [(None, None)] if cut is None else cut.ranges
+    first, *others = (
+        functools.partial(_adopt, {k: each[lo:hi] for k, each in sums.items()}, step)
+        for lo, hi in ranges
+    )
+    shards = zip(company.shards, others, strict=True)
+    return replace(
+        company,
+        program=replace(company.program, adopt=first),
+        shards=tuple(replace(shard, adopt=adopt) for shard, adopt in shards),
+    )
 
 
 def _adopt(sums: Mapping[int, Any], step: int, rule: Any) -> None:

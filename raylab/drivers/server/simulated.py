@@ -139,11 +139,14 @@ def _settings(config: SimulationConfig, n: int, dim: int) -> ServerSettings:
 
 
 def _timing(config: SimulationConfig) -> Timing:
+    # Several servers have a link each. A message waits until all say that their slice is there, and
+    # they apply it when the first has told them to: twice as far, both ways.
+    servers = config.servers
     return Timing(
         sample_s=config.sample_s,
-        latency_s=config.latency_s,
-        bytes_per_s=config.bandwidth,
-        apply_s=config.apply_s,
+        latency_s=config.latency_s * (1 if servers == 1 else 2),
+        bytes_per_s=config.bandwidth * servers,
+        apply_s=config.apply_s / servers,
         detect_s=config.detect_s,
         restart_s=config.restart_s,
     )

@@ -56,6 +56,9 @@ class ParameterServerTrainer:
             (2, 8): as many as the cluster has room for, more as soon as it has, fewer as soon as
             others wait in a placement group for what a few of them have. `resize` changes it while
             a run goes on.
+        servers: S, actors that hold w, a contiguous range of its coordinates each; every worker
+            talks to all of them. More than one is for a w so long that one actor's network or
+            processor cannot keep up; not for shared_asysvrg and cartpole.
         strength: λ, of a problem with a name.
         options: of a problem with a name, e.g. {"gamma": 1.0}; of cartpole those of
             `raylab.algorithms.server.policy_gradient.PolicySettings`, e.g. {"target": 475.0}.
@@ -81,6 +84,7 @@ class ParameterServerTrainer:
             both 0 there are none. They change no number.
         resources_per_worker: by Ray's names, e.g. {"CPU": 2}; the server takes as much. Default:
             one CPU, or a share of them where Ray is started for the run on a machine with fewer.
+            Each of several servers takes as much.
             Threads take theirs together, on one node.
         wait_s: how long to wait for these resources, in seconds.
         run_config: Ray Train's, as for `raylab.PipelineTrainer`; a worker that is lost counts as a
@@ -97,6 +101,7 @@ class ParameterServerTrainer:
         *,
         method: str = "dis_dfsdca",
         workers: int | Sequence[int] | None = None,
+        servers: int = 1,
         strength: float = 0.1,
         options: Mapping[str, Any] | None = None,
         eta: float | Literal["auto", "theory"] = "auto",
@@ -126,6 +131,8 @@ class ParameterServerTrainer:
         ):
             if not value >= 0:
                 raise ConfigError(f"{name} >= 0 must hold, but got {value}")
+        if type(servers) is not int or servers < 1:
+            raise ConfigError(f"servers must be an integer >= 1, but got {servers!r}")
         if not wait_s > 0:
             raise ConfigError(f"wait_s > 0 must hold, but got {wait_s}")
         if wire not in get_args(WireKind):
@@ -135,6 +142,7 @@ class ParameterServerTrainer:
             method=method,
             options=dict(options or {}),
             workers=workers,
+            servers=servers,
             strength=strength,
             eta=eta,
             local_steps=local_steps,
@@ -151,7 +159,7 @@ class ParameterServerTrainer:
             wire=wire,
         )
         self._kind = kind_of(problem, method)(self._asked)
-        self._elastic = Elastic(self._kind.workers, self._room)
+        self._elastic = Elastic(self._kind.workers, self._room, aside=servers)
         self._kind.check(self._elastic.wanted)
         self._place = RunPlace(run_config, method, tensorboard=False)
         self._means = Means(
