@@ -9,11 +9,12 @@ Nothing waits before `wait`. Under torch.distributed a seat is
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
 from torch import Tensor
 
-__all__ = ["Collective", "Pending", "SerialCollectives"]
+__all__ = ["Collective", "Pending", "SerialCollectives", "gathered", "summed"]
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -41,6 +42,25 @@ class Collective(Protocol):
     def gather(self, flat: Tensor) -> Pending[list[Tensor]]:
         """Start to collect every replica's tensor, all of one shape, in the order of the seats."""
         ...
+
+
+def summed(seats: Sequence[Collective], flats: Sequence[Tensor]) -> Tensor:
+    """Return the sum over all replicas, of which some are here.
+
+    Args:
+        seats: of the replicas that are here.
+        flats: theirs, given away.
+    """
+    pending = [seat.sum(flat) for seat, flat in zip(seats, flats, strict=True)]
+    found = [each.wait() for each in pending]
+    return found[0]
+
+
+def gathered(seats: Sequence[Collective], flats: Sequence[Tensor]) -> list[Tensor]:
+    """Return every replica's tensor, of which some are here."""
+    pending = [seat.gather(flat) for seat, flat in zip(seats, flats, strict=True)]
+    found = [each.wait() for each in pending]
+    return found[0]
 
 
 class SerialCollectives:

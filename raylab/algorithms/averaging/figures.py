@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,6 +17,9 @@ __all__ = ["WorkerFigures", "samples_of"]
 
 _LOOK_EVERY = 32
 """Steps between two looks at losses on a GPU: each look waits for it."""
+
+
+_SUMS = ("loss_sum", "samples", "correct", "blocked_s")
 
 
 class WorkerFigures:
@@ -80,6 +83,16 @@ class WorkerFigures:
         }
         self._begin()
         return found
+
+    def state(self) -> dict[str, float]:
+        """Return the sums since the last row, to go on from with `restore`."""
+        self._fetched()
+        return {name: getattr(self, name) for name in _SUMS}
+
+    def restore(self, state: Mapping[str, float]) -> None:
+        """Go on from what `state` has returned."""
+        for name in _SUMS:
+            setattr(self, name, state[name])
 
     def _fetched(self) -> bool:
         for loss, samples, correct in self._losses:

@@ -31,7 +31,7 @@ from raylab.algorithms.averaging.method import AveragingNumbers
 from raylab.algorithms.stage.settings import draw_key
 from raylab.errors import NonFiniteLossError
 
-__all__ = ["AveragingWorker", "WorkerSettings", "on_device"]
+__all__ = ["AveragingWorker", "WorkerSettings", "autocast", "on_device"]
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 ScheduleFactory = Callable[[Optimizer], LRScheduler]
@@ -106,11 +106,11 @@ class AveragingWorker:
         """
         self.model.train()
         self.optimizer.zero_grad()
-        with self._draws(), self._autocast():
+        with self._draws(), autocast(self.settings):
             target = on_device(y, self.settings.device)
             output = self.model(on_device(x, self.settings.device))
             loss = self._loss_fn(output, target).reshape(())
-            loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]
         self.figures.trained(loss, output, target)
         if self.settings.rule.averages == "gradients":
             self._pending = self.average.start(self._gradients().read())
@@ -134,8 +134,7 @@ class AveragingWorker:
         elif self._pending is not None and rule.merges(self.step):
             self.weights.blend(self._taken(), rule.xi)
         self.step += 1
-        worst = self.figures.finite(self.settings.device)
-        if not worst:
+        if not self.figures.finite(self.settings.device):
             raise NonFiniteLossError(
                 f"the loss must be finite, but it is not at step {self.step} of worker "
                 f"{self.settings.worker}: choose a smaller learning rate"
@@ -176,6 +175,12 @@ class AveragingWorker:
             self.schedule.load_state_dict(state["schedule"])
         self.average.restore(state["average"])
 
+    def reschedule(self, update: int) -> None:
+        """Go on with the rate of another update: a worker's share of an epoch has changed."""
+        if self.schedule is not None:
+            self.schedule.last_epoch = update - 1
+            self.schedule.step()
+
     def _taken(self) -> Tensor:
         """Return the mean that is under way."""
         pending, self._pending = self._pending, None
@@ -208,11 +213,12 @@ class AveragingWorker:
             torch.manual_seed(draw_key(settings.seed, settings.worker, self.step, 0))
             yield
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self.settings.precision == "float32":
-            return contextlib.nullcontext()
-        kind = torch.device(self.settings.device).type
-        return torch.autocast(kind, dtype=torch.bfloat16)
+
+def autocast(settings: WorkerSettings) -> AbstractContextManager[Any]:
+    """Return the context in which a replica computes."""
+    if settings.precision == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(torch.device(settings.device).type, dtype=torch.bfloat16)
 
 
 def on_device(value: Any, device: str) -> Any:
