@@ -121,10 +121,10 @@ class RayRun:
         )
         with self._listening(board):
             _fit(trainer, board, self._plan.failures)
-        found: dict[str, Any] = ray.get(board.outcome.remote())
+        (found,) = ray.get([board.outcome.remote()])
         if not found:
             raise RaylabError("the first worker must say what the run has come to, but it has not")
-        return found
+        return dict(found)
 
     def _scaling(self) -> ScalingConfig:
         plan = self._plan
