@@ -23,6 +23,7 @@ from raylab.algorithms.stage.rules import stage_rule
 from raylab.drivers.pipeline.network import Network
 from raylab.drivers.pipeline.programs import programs, recheck_ages, stage_settings
 from raylab.drivers.pipeline.settings import PipelineSettings
+from raylab.optimizers import make_optimizer
 from raylab.planner import cut_features, trace_blocks
 from tests.reference.pipeline import Optimiser
 
@@ -56,7 +57,16 @@ def even_cuts(model: nn.Sequential, stages: int) -> list[int]:
 
 
 def torch_optimiser(optimiser: Optimiser) -> Callable[..., Optimizer]:
-    """Return torch's own optimiser for the reference's formulas."""
+    """Return torch's own optimiser, or the project's, for the reference's formulas."""
+    if optimiser.kind in ("nag", "lars", "clars"):
+        trust = {} if optimiser.kind == "nag" else {"trust": optimiser.trust}
+        return make_optimizer(
+            optimiser.kind,
+            optimiser.lr,
+            momentum=optimiser.momentum,
+            weight_decay=optimiser.weight_decay,
+            **trust,
+        )
     if optimiser.kind == "sgd":
         return functools.partial(
             torch.optim.SGD,
