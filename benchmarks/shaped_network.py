@@ -1,15 +1,16 @@
-"""Claim: on a network of a given rate DaSGD has 0.97 or more of the throughput that there is without
-communication, wherever t_c < d t_p; what waits for its averages, raylab's or torch's, takes within
-10 % of the time that DASGD's equations (4) and (5) say.
+"""Claim: on a network of a given rate DaSGD has 0.97 or more of the throughput that there is
+without communication, wherever t_c < d t_p; what waits for its averages, raylab's or torch's, takes
+within 10 % of the time that DASGD's equations (4) and (5) say.
 
     python -m benchmarks.shaped_network --mbit-s 100 200 400 --json shaped.json
 
-Needs root, iproute2 and util-linux. W workers, each in a network namespace of its own, behind a link
+Needs root, iproute2 and util-linux. W workers, each in a network namespace of its own behind a link
 that a token bucket filter shapes both ways, average a flat parameter of `--megabytes` over gloo.
 Compute is modelled, a nap of `--step-ms`, so that it does not compete with the network's own
 processor time. t_p, t_c and all methods are measured in turn in every repeat, and compared within
 it; the tables have medians (and ranges). All of it runs, and listens, in namespaces that end with
-the program.
+the program. `--ray` adds `raylab.AveragingTrainer` on Ray nodes in the same namespaces, `--peers`
+torchft's local SGD.
 """
 
 from __future__ import annotations

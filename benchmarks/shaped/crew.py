@@ -25,14 +25,28 @@ class Crew:
         module: what each one runs, with its place as an argument in JSON.
         port: where they meet, on the first host.
         timeout_s: after which a worker gives up waiting for another.
+        hosts: that get a worker, the first so many; None: all.
+        environment: of the workers; None: this one's, with gloo on the shaped link.
     """
 
     def __init__(
-        self, lan: Lan, interpreter: str, module: str, *, port: int, timeout_s: float
+        self,
+        lan: Lan,
+        interpreter: str,
+        module: str,
+        *,
+        port: int,
+        timeout_s: float,
+        hosts: int | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
+        variables = environment or os.environ | {
+            "OMP_NUM_THREADS": "1",
+            "GLOO_SOCKET_IFNAME": "eth0",
+        }
         self._module = module
         self._workers: list[subprocess.Popen[str]] = []
-        for host, address in enumerate(lan.addresses):
+        for host, address in enumerate(lan.addresses[:hosts]):
             place = {
                 "rank": host,
                 "size": lan.hosts,
@@ -47,7 +61,7 @@ class Crew:
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     text=True,
-                    env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "eth0"},
+                    env=variables,
                 )
             )
 

@@ -1,12 +1,12 @@
 """A private LAN: one network namespace a host, every link shaped both ways.
 
-    namespace of the benchmark        namespace host0
-    ┌───────────────────────┐         ┌─────────────────┐
-    │ switch ── port0 ──────┼─ veth ──┼─ eth0 10.79.0.1 │
-    │   │                   │         └─────────────────┘
-    │   └────── port1 ──────┼─ veth ──── host1: eth0 10.79.0.2
-    └───────────────────────┘
-       tbf on portN: what host N receives; tbf on its eth0: what it sends
+namespace of the benchmark        namespace host0
+┌───────────────────────┐         ┌─────────────────┐
+│ switch ── port0 ──────┼─ veth ──┼─ eth0 10.79.0.1 │
+│   │                   │         └─────────────────┘
+│   └────── port1 ──────┼─ veth ──── host1: eth0 10.79.0.2
+└───────────────────────┘
+   tbf on portN: what host N receives; tbf on its eth0: what it sends
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A program in namespaces of its own: networks, processes and mounts that end with it.
 
-The kernel takes all of it down when the first process in there ends, however it ends: every process,
-and with them every namespace, link, qdisc and mount. There is nothing to clean up by hand, and so
-nothing to forget, on an error, on Ctrl-C or on SIGKILL.
+The kernel takes all of it down when the first process in there ends, however it ends: every
+process, and with them every namespace, link, qdisc and mount. There is nothing to clean up by hand,
+and so nothing to forget, on an error, on Ctrl-C or on SIGKILL.
 
     caller ── setpriv ── unshare ── the program, pid 1 in there
               killed with the caller  killed with unshare: takes all others with it

@@ -42,6 +42,11 @@ def measure_all(options: argparse.Namespace) -> None:
         for name, interpreter, module, port in places:
             crew = Crew(lan, interpreter, module, port=port, timeout_s=options.timeout)
             crews[name] = stack.enter_context(crew).do
+        if options.ray:
+            from benchmarks.shaped.ray_nodes import driver_on_nodes
+
+            driver = driver_on_nodes(lan, timeout_s=options.timeout)
+            crews["ray"] = stack.enter_context(driver).do
         for mbit_s in options.mbit_s:
             run(lan.shape(mbit_s))
             found.append(_measure(options, mbit_s, crews))
@@ -67,9 +72,7 @@ def _measure(options: argparse.Namespace, mbit_s: float, crews: Mapping[str, Do]
             if "blocked_s" in answer:
                 blocked_s[method.title] = answer["blocked_s"]
         repeats.append(
-            Repeat(
-                compute_s=compute_s, average_s=average_s, steps_s=steps_s, blocked_s=blocked_s
-            )
+            Repeat(compute_s=compute_s, average_s=average_s, steps_s=steps_s, blocked_s=blocked_s)
         )
         print(f"{mbit_s:g} Mbit/s, repeat {number + 1}: {repeats[-1]}", file=sys.stderr)
     table = rows(repeats, methods, tau=options.tau, delay=delay)
@@ -114,6 +117,7 @@ def _task(options: argparse.Namespace, method: Method, delay: int) -> dict[str, 
     dasgd, minibatch = method.law == "dasgd", method.law == "minibatch_sgd"
     return {
         "way": method.way,
+        "method": method.law,
         "megabytes": options.megabytes,
         "compute_s": options.step_ms / 1e3,
         "steps": options.tau * options.periods,

@@ -61,13 +61,13 @@ def raylab(task: Task, seat: DistributedCollective) -> Answer:
 
 
 def ddp(task: Task) -> Answer:
-    """torch's DistributedDataParallel; a flat parameter is one bucket, sent after the backward."""
+    """Let DDP train; a flat parameter is one bucket, sent after the backward."""
     model = DistributedDataParallel(FlatModel(task["megabytes"], task["compute_s"]))
     return timed(task, plain_step(model, SGD(model.parameters(), lr=RATE)))
 
 
 def post_local_sgd(task: Task) -> Answer:
-    """torch's PostLocalSGDOptimizer from the first step on, one worker a node."""
+    """Let PostLocalSGDOptimizer average from the first step on, one worker a node."""
     model = FlatModel(task["megabytes"], task["compute_s"])
     averager = PeriodicModelAverager(period=task["tau"], warmup_steps=0)
     optimizer = PostLocalSGDOptimizer(SGD(model.parameters(), lr=RATE), averager)
