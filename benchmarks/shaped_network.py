@@ -19,7 +19,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks.shaped.own_namespaces import private_places, refusal, run_in_own_namespaces
+from benchmarks.shaped.own_namespaces import refusal, run_in_own_namespaces
 
 
 def parsed(arguments: list[str]) -> argparse.Namespace:
@@ -56,7 +56,6 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     options = parsed(given)
     if options.inside:
-        private_places()
         from benchmarks.shaped.session import measure_all
 
         measure_all(options)

@@ -20,6 +20,7 @@ __all__ = ["Lan", "run"]
 
 Command = list[str]
 
+_NOBODY = "10.79.0.254"
 _LATENCY_MS = 50
 """Longest stay in the queue before a shaped link."""
 _LEAST_BURST_KB = 64
@@ -73,6 +74,8 @@ class Lan:
                 f"ip -n {name} link set lo up",
                 f"ip -n {name} addr add {address}/24 dev eth0",
                 f"ip -n {name} link set eth0 up",
+                # Programs find their own address by a route to anywhere; nothing is there.
+                f"ip -n {name} route add default via {_NOBODY}",
             ]
         return [command.split() for command in commands]
 

@@ -13,8 +13,9 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -54,11 +55,22 @@ def run_in_own_namespaces(command: Sequence[str]) -> int:
         signal.signal(signal.SIGTERM, before)
 
 
-def private_places() -> None:
-    """Put empty file systems in memory where namespaces are named and shared memory lives."""
+def private_places(names: Mapping[str, str]) -> None:
+    """Put files of our own where namespaces, shared memory and names of hosts are looked for.
+
+    Args:
+        names: addresses of hosts, by name. Nobody is asked for others: a server that cannot be
+            reached would be waited for.
+    """
     for place in ("/run", "/dev/shm"):  # noqa: S108 - this is the point
         subprocess.run(["mount", "-t", "tmpfs", "tmpfs", place], check=True)
     Path("/run/netns").mkdir()
+    hosts = {"localhost": "127.0.0.1", socket.gethostname(): "127.0.0.1", **names}
+    lines = [f"{address} {name}\n" for name, address in hosts.items()]
+    for name, text in (("hosts", "".join(lines)), ("resolv.conf", "")):
+        ours = Path("/run", name)
+        ours.write_text(text)
+        subprocess.run(["mount", "--bind", str(ours), f"/etc/{name}"], check=True)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:  # noqa: ARG001

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import secrets
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import benchmarks
@@ -19,50 +18,55 @@ __all__ = ["driver_on_nodes"]
 
 _PORT = 6379
 _FOLDER = "/run/ray"
-_START_S = 180.0
+_PATIENCE_S = "180"
+_TRIES = 3
+"""On a busy machine a node takes longer to start than the 30 s for which Ray waits for it."""
 
 
-@contextlib.contextmanager
-def driver_on_nodes(lan: Lan, *, timeout_s: float) -> Iterator[Crew]:
-    """Hold a node a host, each with one CPU, and a driver that takes tasks.
+def driver_on_nodes(lan: Lan, *, timeout_s: float) -> Crew:
+    """Start a node a host, each with one CPU, and return a driver that takes tasks.
+
+    The nodes end with the namespace of their processes.
 
     Args:
         lan: with the hosts; not shaped yet, so that starting takes no longer than elsewhere.
         timeout_s: after which a worker gives up waiting for another.
+
+    Raises:
+        RuntimeError: a node has not started.
     """
     environment = _environment()
-    ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=1"]
-    nodes = []
-    with contextlib.ExitStack() as stack:
-        for host, address in enumerate(lan.addresses):
-            where = [f"--address={lan.addresses[0]}:{_PORT}"]
-            if host == 0:
-                where = [
-                    "--head",
-                    f"--port={_PORT}",
-                    "--include-dashboard=false",
-                    "--disable-usage-stats",
-                    f"--temp-dir={_FOLDER}",
-                    "--system-config=" + json.dumps({"worker_niceness": 0}),
-                ]
-            node = subprocess.Popen(
-                lan.inside(host, [*ray, f"--node-ip-address={address}", *where]),
-                stdout=subprocess.DEVNULL,
-                env=environment,
-            )
-            stack.callback(_end, node)
-            nodes.append(node)
-        driver = Crew(
-            lan,
-            sys.executable,
-            "benchmarks.shaped.ray_driver",
-            port=_PORT,
-            timeout_s=timeout_s,
-            hosts=1,
-            environment=environment,
-        )
-        with driver:
-            yield driver
+    for host, address in enumerate(lan.addresses):
+        where = [f"--address={lan.addresses[0]}:{_PORT}"]
+        if host == 0:
+            where = [
+                "--head",
+                f"--port={_PORT}",
+                "--include-dashboard=false",
+                "--disable-usage-stats",
+                f"--temp-dir={_FOLDER}",
+                "--system-config=" + json.dumps({"worker_niceness": 0}),
+            ]
+        ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--num-cpus=1"]
+        command = lan.inside(host, [*ray, f"--node-ip-address={address}", *where])
+        if not any(_starts(command, environment) for _ in range(_TRIES)):
+            raise RuntimeError(f"a Ray node on host {host} has not started in {_TRIES} tries")
+    return Crew(
+        lan,
+        sys.executable,
+        "benchmarks.shaped.ray_driver",
+        port=_PORT,
+        timeout_s=timeout_s,
+        hosts=1,
+        environment=environment,
+    )
+
+
+def _starts(command: Sequence[str], environment: Mapping[str, str]) -> bool:
+    done = subprocess.run(
+        command, env=environment, stdout=sys.stderr, stdin=subprocess.DEVNULL, check=False
+    )
+    return done.returncode == 0
 
 
 def _environment() -> Mapping[str, str]:
@@ -73,14 +77,6 @@ def _environment() -> Mapping[str, str]:
         "GLOO_SOCKET_IFNAME": "eth0",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(_START_S),
+        "RAY_NUM_REDIS_GET_RETRIES": _PATIENCE_S,
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": _PATIENCE_S,
     }
-
-
-def _end(node: subprocess.Popen[bytes]) -> None:
-    node.terminate()
-    try:
-        node.wait(20)
-    except subprocess.TimeoutExpired:
-        node.kill()
-        node.wait()

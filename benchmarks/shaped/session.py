@@ -18,6 +18,7 @@ import torch
 from benchmarks.shaped.crew import Crew
 from benchmarks.shaped.lan import Lan, run
 from benchmarks.shaped.outcome import METHODS, Method, Repeat, chosen_delay, header, rows, told
+from benchmarks.shaped.own_namespaces import private_places
 from raylab.algorithms.averaging import AVERAGING_METHODS
 
 __all__ = ["measure_all"]
@@ -31,6 +32,7 @@ Do = Callable[[Mapping[str, Any]], Sequence[Mapping[str, float]]]
 def measure_all(options: argparse.Namespace) -> None:
     """Measure at every rate, print the tables and write the file."""
     lan = Lan(hosts=options.workers)
+    private_places(dict(zip(lan.names, lan.addresses, strict=True)))
     run(lan.build())
     found = []
     with contextlib.ExitStack() as stack:
@@ -64,17 +66,19 @@ def _measure(options: argparse.Namespace, mbit_s: float, crews: Mapping[str, Do]
     repeats: list[Repeat] = []
     for number in range(options.repeats):
         compute_s, average_s = _alone(options, crews["own"])
+        alone = {"step_s": compute_s, "average_s": average_s}
+        _say(f"{mbit_s:g} Mbit/s, repeat {number + 1}: no communication", alone)
         steps_s: dict[str, float] = {}
         blocked_s: dict[str, float] = {}
         for method in methods:
             answer = _means(crews[method.crew](_task(options, method, delay)))
             steps_s[method.title] = answer["step_s"]
+            _say(f"{mbit_s:g} Mbit/s, repeat {number + 1}: {method.title}", answer)
             if "blocked_s" in answer:
                 blocked_s[method.title] = answer["blocked_s"]
         repeats.append(
             Repeat(compute_s=compute_s, average_s=average_s, steps_s=steps_s, blocked_s=blocked_s)
         )
-        print(f"{mbit_s:g} Mbit/s, repeat {number + 1}: {repeats[-1]}", file=sys.stderr)
     table = rows(repeats, methods, tau=options.tau, delay=delay)
     load_after = os.getloadavg()[0]
     compute_ms, average_ms = (
@@ -132,6 +136,12 @@ def _task(options: argparse.Namespace, method: Method, delay: int) -> dict[str, 
             "xi": options.xi if dasgd else 0.0,
         },
     }
+
+
+def _say(what: str, answer: Mapping[str, float]) -> None:
+    """Tell on standard error what has been measured."""
+    times = ", ".join(f"{name[:-2]} {1e3 * seconds:.1f} ms" for name, seconds in answer.items())
+    print(f"{what}: {times}", file=sys.stderr)
 
 
 def _means(answers: Sequence[Mapping[str, float]]) -> dict[str, float]:
