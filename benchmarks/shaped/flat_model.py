@@ -21,36 +21,39 @@ FORWARD_SHARE = 1 / 3
 
 class _Napping(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weights: Tensor, step_s: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weights: Tensor, step_s: float) -> Tensor:
         ctx.save_for_backward(weights)
         ctx.step_s = step_s
         time.sleep(FORWARD_SHARE * step_s)
-        return weights.new_zeros(1)
+        return x.clone()
 
     @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         (weights,) = ctx.saved_tensors
         time.sleep((1 - FORWARD_SHARE) * ctx.step_s)
-        return torch.full_like(weights, 1e-3), None
+        return gradients[0], torch.full_like(weights, 1e-3), None
 
 
 class FlatModel(nn.Module):
-    """One parameter.
+    """One parameter, or as many layers as a peer wants to have them.
 
     Args:
-        megabytes: of it, in float32.
+        megabytes: of all, in float32.
         step_s: of forward and backward together, seconds.
+        layers: of one parameter each.
     """
 
-    def __init__(self, megabytes: float, step_s: float) -> None:
+    def __init__(self, megabytes: float, step_s: float, layers: int = 1) -> None:
         super().__init__()
-        self.weights = nn.Parameter(torch.zeros(max(1, round(megabytes * 1e6 / 4))))
-        self._step_s = step_s
+        each = max(1, round(megabytes * 1e6 / 4 / layers))
+        self.weights = nn.ParameterList(nn.Parameter(torch.zeros(each)) for _ in range(layers))
+        self._layer_s = step_s / layers
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: ARG002
-        """Nap, and return zeros, shape=(1,)."""
-        found: Tensor = _Napping.apply(self.weights, self._step_s)  # type: ignore[no-untyped-call]
-        return found
+    def forward(self, x: Tensor) -> Tensor:
+        """Nap, and return x."""
+        for weights in self.weights:
+            x = _Napping.apply(x, weights, self._layer_s)  # type: ignore[no-untyped-call]
+        return x
 
 
 def batch() -> tuple[Tensor, Tensor]:

@@ -122,6 +122,7 @@ def _task(options: argparse.Namespace, method: Method, delay: int) -> dict[str, 
     return {
         "way": method.way,
         "method": method.law,
+        "buckets": method.buckets,
         "megabytes": options.megabytes,
         "compute_s": options.step_ms / 1e3,
         "steps": options.tau * options.periods,

@@ -33,7 +33,7 @@ def alone(task: Task) -> Answer:
 
 def average(task: Task, seat: DistributedCollective) -> Answer:
     """t_c: averages of the weights, one after another, and nothing beside them."""
-    flat = FlatModel(task["megabytes"], 0.0).weights.detach()
+    flat = FlatModel(task["megabytes"], 0.0).weights[0].detach()
     mean = average_of(seat, flat, averages="weights")
     return timed(task, lambda: mean.start(flat.clone()).wait())
 
@@ -62,7 +62,12 @@ def raylab(task: Task, seat: DistributedCollective) -> Answer:
 
 def ddp(task: Task) -> Answer:
     """Let DDP train; a flat parameter is one bucket, sent after the backward."""
-    model = DistributedDataParallel(FlatModel(task["megabytes"], task["compute_s"]))
+    buckets = task["buckets"]
+    model = DistributedDataParallel(
+        FlatModel(task["megabytes"], task["compute_s"], buckets),
+        # Less than a layer: each is a bucket.
+        bucket_cap_mb=task["megabytes"] / buckets / 2,
+    )
     return timed(task, plain_step(model, SGD(model.parameters(), lr=RATE)))
 
 

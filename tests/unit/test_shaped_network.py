@@ -110,6 +110,14 @@ def test_predictions_are_those_of_equations_4_to_6():
     assert all(row.holds and row.target for row in found.values())
 
 
+def test_gradients_in_buckets_overlap_the_backward_but_for_the_last_or_the_first_of_them():
+    [method] = [each for each in METHODS if each.buckets == 8]
+    short, long = (_repeat(average_s).plan(4, 1) for average_s in (0.02, 0.2))
+    forward_s, backward_s = 0.1 / 3, 0.2 / 3
+    assert method.predicted_s(short) == pytest.approx(forward_s + backward_s + 0.02 / 8)
+    assert method.predicted_s(long) == pytest.approx(forward_s + backward_s / 8 + 0.2)
+
+
 def test_a_repeat_is_compared_with_its_own_times_and_the_median_is_told():
     repeats = [
         _repeat(average_s, minibatch_sgd=step_s, local_sgd=1.0, dasgd=1.0)
