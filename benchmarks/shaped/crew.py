@@ -43,6 +43,8 @@ class Crew:
         variables = environment or os.environ | {
             "OMP_NUM_THREADS": "1",
             "GLOO_SOCKET_IFNAME": "eth0",
+            # torchft tells of every quorum.
+            "RUST_LOG": "error",
         }
         self._module = module
         self._workers: list[subprocess.Popen[str]] = []
