@@ -27,7 +27,9 @@ from raylab.algorithms.averaging.averages import Average
 from raylab.algorithms.averaging.collective import Pending
 from raylab.algorithms.averaging.figures import WorkerFigures
 from raylab.algorithms.averaging.flat import FlatTensors, trainable
+from raylab.algorithms.averaging.layer_samples import read_samples, write_samples
 from raylab.algorithms.averaging.method import AveragingNumbers
+from raylab.algorithms.stage.layerwise import collect, recording, watch
 from raylab.algorithms.stage.settings import draw_key
 from raylab.errors import NonFiniteLossError
 
@@ -91,6 +93,11 @@ class AveragingWorker:
         self.parameters = trainable(self.model)
         self.weights = FlatTensors(self.parameters)
         self.optimizer = optimizer(self.parameters)
+        # Before the scheduler is made: it may split the groups.
+        self._layerwise = watch(self.optimizer, self.model, by_hand=True)
+        self._freezes_fc = getattr(schedule, "freezes_fc", None)
+        linear = [each for each in self.model.modules() if isinstance(each, nn.Linear)]
+        self._fully_connected = [p for each in linear for p in each.parameters(recurse=False)]
         self.schedule = schedule(self.optimizer) if schedule else None
         self.average = average(self.weights.read())
         self.figures = figures or WorkerFigures()
@@ -106,14 +113,17 @@ class AveragingWorker:
         """
         self.model.train()
         self.optimizer.zero_grad()
-        with self._draws(), autocast(self.settings):
+        with self._draws(), autocast(self.settings), recording(self.optimizer) as recorded:
             target = on_device(y, self.settings.device)
             output = self.model(on_device(x, self.settings.device))
             loss = self._loss_fn(output, target).reshape(())
         loss.backward()  # type: ignore[no-untyped-call]
+        collect(self.optimizer, recorded)
         self.figures.trained(loss, output, target)
         if self.settings.rule.averages == "gradients":
-            self._pending = self.average.start(self._gradients().read())
+            gradients = self._gradients().read()
+            samples = read_samples(self._layerwise, gradients)
+            self._pending = self.average.start(torch.cat([gradients, samples]))
             return
         self._update()
         if self.settings.rule.starts(self.step):
@@ -129,7 +139,9 @@ class AveragingWorker:
         """
         rule = self.settings.rule
         if rule.averages == "gradients":
-            self._gradients().write(self._taken())
+            gradients, samples = self._taken().tensor_split([self.weights.numel])
+            self._gradients().write(gradients)
+            write_samples(self._layerwise, samples)
             self._update()
         elif self._pending is not None and rule.merges(self.step):
             self.weights.blend(self._taken(), rule.xi)
@@ -189,6 +201,9 @@ class AveragingWorker:
             return pending.wait()
 
     def _update(self) -> None:
+        if self._freezes_fc is not None and self._freezes_fc(self.step):
+            for each in self._fully_connected:
+                each.grad = None  # FC-freeze: neither gradient nor momentum nor decay moves it
         if self.settings.clip_value is not None:
             nn.utils.clip_grad_value_(self.parameters, self.settings.clip_value)
         if self.settings.clip_norm is not None:
