@@ -145,7 +145,13 @@ def _decided(
 
 def _about(settings: AveragingSettings) -> dict[str, Any]:
     numbers = settings.numbers()
-    return {"tau": numbers.tau, "delay": numbers.delay, "xi": numbers.xi}
+    return {
+        "method": settings.method,
+        "seed": settings.seed,
+        "tau": numbers.tau,
+        "delay": numbers.delay,
+        "xi": numbers.xi,
+    }
 
 
 def _told(error: Exception) -> Exception:

@@ -121,7 +121,7 @@ class RayRun:
         )
         with self._listening(board):
             _fit(trainer, board, self._plan.failures)
-        found = _asked(board.outcome.remote())
+        found: dict[str, Any] = ray.get(board.outcome.remote())
         if not found:
             raise RaylabError("the first worker must say what the run has come to, but it has not")
         return found
@@ -192,11 +192,6 @@ def _train(course: Any, board: Any, threads: int) -> None:
     """Run in every worker."""
     found: Course = ray.get(course)
     train_worker(found, board, threads)
-
-
-def _asked(answer: Any) -> dict[str, Any]:
-    found: dict[str, Any] = ray.get(answer)
-    return found
 
 
 def _fit(trainer: TorchTrainer, board: Any, bears: int) -> None:
