@@ -16,7 +16,8 @@ def final_table(title: str, summary: Mapping[str, Any]) -> Table:
     Args:
         title: of the run.
         summary: with `metrics` (the last row), `samples_per_s`, `staleness_mean` and `time_s`; of
-            averaging replicas with `blocked_share` instead of a staleness; of a parameter server with `ended_by` and `figure`, too; of a simulation with
+            averaging replicas with `blocked_share` instead of a staleness; of a parameter server
+            with `ended_by` and `figure`, too; of a simulation with
             `clock` and `simulated_in_s`.
     """
     last = summary["metrics"]

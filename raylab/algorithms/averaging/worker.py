@@ -176,6 +176,7 @@ class AveragingWorker:
             "optimizer": self.optimizer.state_dict(),
             "schedule": None if self.schedule is None else self.schedule.state_dict(),
             "average": self.average.state(),
+            "sent_bytes": self.average.sent_bytes,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -186,6 +187,7 @@ class AveragingWorker:
         if self.schedule is not None and state["schedule"] is not None:
             self.schedule.load_state_dict(state["schedule"])
         self.average.restore(state["average"])
+        self.average.sent_bytes = state["sent_bytes"]
 
     def reschedule(self, update: int) -> None:
         """Go on with the rate of another update: a worker's share of an epoch has changed."""
