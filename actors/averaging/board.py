@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
-from ray.actor import ActorHandle
 
 __all__ = ["Board", "open_board"]
 
@@ -48,7 +47,6 @@ class Board:
 _BoardActor: Any = ray.remote(Board)
 
 
-def open_board() -> ActorHandle[Any]:
-    """Start a board beside the driver; it ends with its last handle."""
-    board: ActorHandle[Any] = _BoardActor.options(num_cpus=0).remote()
-    return board
+def open_board() -> Any:
+    """Start a board beside the driver and return its handle; it ends with its last handle."""
+    return _BoardActor.options(num_cpus=0).remote()

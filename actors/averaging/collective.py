@@ -17,10 +17,20 @@ from torch.utils import _pytree
 
 from actors.errors import LinkError
 
-__all__ = ["DistributedCollective", "Started"]
+__all__ = ["DistributedCollective", "Started", "own_group"]
 
 
 T = TypeVar("T")
+
+
+def own_group() -> dist.ProcessGroup | None:
+    """Return another group of all processes, None where there is one process only.
+
+    Raises:
+        LinkError: a process is gone.
+    """
+    with _as_link_error():
+        return dist.new_group() if dist.get_world_size() > 1 else None
 
 
 class Started(Generic[T]):

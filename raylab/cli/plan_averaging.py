@@ -153,8 +153,12 @@ def _missing_of_the_network(given: argparse.Namespace) -> list[str]:
 
 
 def _refuse(given: argparse.Namespace, names: Sequence[str], beside: str) -> None:
+    values = {name: getattr(given, name) for name in names}
+    # 0 is a value that was given, though it equals False.
     flags = [
-        "--" + name.replace("_", "-") for name in names if getattr(given, name) not in (None, False)
+        "--" + name.replace("_", "-")
+        for name, value in values.items()
+        if value is not None and value is not False
     ]
     if flags:
         raise ConfigError(f"{', '.join(flags)} cannot stand beside {beside}: leave one of them out")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from raylab.errors import ConfigError, ModelError
-from raylab.optimizers.lars import LARS
+from raylab.optimizers.lars import LARS, by_layer, by_name
 from raylab.optimizers.per_sample_norms import PerSampleNorms
 from raylab.optimizers.sample_pass import SamplePass
 
@@ -39,6 +39,7 @@ class CLARS(LARS):
         trust: eta, > 0.
         momentum: beta, 0 <= beta < 1.
         weight_decay: lambda >= 0, see `LARS`.
+        plain: factor of gamma for all that is no layer, see `LARS`.
         exclude: class names of modules whose parameters go by the plain rate, too.
         estimator: of the samples' norms: "exact", or "sampled" from J of them.
         samples: J.
@@ -62,6 +63,7 @@ class CLARS(LARS):
         trust: float = 0.01,
         momentum: float = 0.9,
         weight_decay: float = 0.0,
+        plain: float = 1.0,
         exclude: Sequence[str] = (),
         estimator: Literal["exact", "sampled"] = "exact",
         samples: int = _SAMPLED,
@@ -84,6 +86,7 @@ class CLARS(LARS):
             trust=trust,
             momentum=momentum,
             weight_decay=weight_decay,
+            plain=plain,
             exclude=exclude,
             model=model,
         )
@@ -156,13 +159,18 @@ class CLARS(LARS):
         }
 
     def samples_state(self) -> dict[str, Any]:
-        """Return what was recorded since the last step, by parameter."""
-        return self._its_norms().state()
+        """Return the last figures, and what was recorded since, by parameter."""
+        return {
+            **super().samples_state(),
+            "variances": by_name(self._layers, self._variances),
+            **self._its_norms().state(),
+        }
 
-    def restore_samples(self, state: Mapping[str, Any] | None) -> None:
+    def restore_samples(self, state: Mapping[str, Any]) -> None:
         """Go on with what `samples_state` returned."""
-        if state is not None:
-            self._its_norms().restore(state)
+        super().restore_samples(state)
+        self._variances = by_layer(self._layers, state["variances"])
+        self._its_norms().restore(state)
 
     # ----------------------------------------------------------------- inside
 

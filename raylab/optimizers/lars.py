@@ -14,7 +14,7 @@ from raylab.errors import ConfigError
 from raylab.optimizers.layers import plain_parameters
 from raylab.optimizers.nag import check_numbers, nesterov_step
 
-__all__ = ["LARS"]
+__all__ = ["LARS", "by_layer", "by_name"]
 
 
 class LARS(Optimizer):
@@ -25,8 +25,9 @@ class LARS(Optimizer):
 
     (4.3) has no weight decay lambda; it stands where You et al. 2017 (arXiv 1708.03888) have it. A
     layer whose weights are all zero has gamma · eta. Every parameter is a layer until `watch`
-    has walked through the model: then biases and normalisations go by the plain gamma, without
-    weight decay, in a parameter group that says `layerwise: False`. Groups may say so themselves.
+    has walked through the model: then biases and normalisations go by the plain gamma (times
+    `plain`), without weight decay, in a parameter group that says `layerwise: False`. Groups may
+    say so themselves.
 
     Args:
         params: parameters or groups of them.
@@ -34,6 +35,8 @@ class LARS(Optimizer):
         trust: eta, > 0.
         momentum: beta, 0 <= beta < 1.
         weight_decay: lambda >= 0.
+        plain: factor of gamma for all that is no layer: 1 suits networks with normalisation; one
+            without may need less, as gamma grows with the batch.
         exclude: class names of modules whose parameters go by the plain rate, too.
         model: to watch at once, see `watch`.
 
@@ -51,16 +54,17 @@ class LARS(Optimizer):
         trust: float = 0.001,
         momentum: float = 0.9,
         weight_decay: float = 0.0,
+        plain: float = 1.0,
         exclude: Sequence[str] = (),
         model: nn.Module | None = None,
     ) -> None:
-        check_numbers(lr=lr, trust=trust, momentum=momentum, weight_decay=weight_decay)
+        check_numbers(lr=lr, trust=trust, momentum=momentum, weight_decay=weight_decay, plain=plain)
         self._exclude = tuple(exclude)
         self._layers: list[tuple[str, nn.Parameter]] = []
         self._watched = False
         self._rates: dict[Tensor, Tensor] = {}
         defaults = {"lr": lr, "trust": trust, "momentum": momentum, "weight_decay": weight_decay}
-        super().__init__(params, {**defaults, "layerwise": True})
+        super().__init__(params, {**defaults, "plain": plain, "layerwise": True})
         if model is not None:
             self.watch(model)
 
@@ -115,7 +119,8 @@ class LARS(Optimizer):
                 self._rates.update(zip(params, rates, strict=True))
                 nesterov_step(self.state, group, params, grads, rates)
             else:
-                nesterov_step(self.state, group, params, grads, group["lr"])
+                rate = group["lr"] * group["plain"]
+                nesterov_step(self.state, group, params, grads, rate)
         return loss
 
     def layer_figures(self) -> dict[str, list[Any]]:
@@ -138,12 +143,13 @@ class LARS(Optimizer):
     def scale(self, factor: float) -> None:
         """The gradients are multiplied by a factor, see `CLARS.scale`."""
 
-    def samples_state(self) -> dict[str, Any] | None:
-        """Return what was recorded since the last step, see `CLARS.samples_state`."""
-        return None
+    def samples_state(self) -> dict[str, Any]:
+        """Return the last rates, and what was recorded since, see `CLARS.samples_state`."""
+        return {"rates": by_name(self._layers, self._rates)}
 
-    def restore_samples(self, state: Mapping[str, Any] | None) -> None:
+    def restore_samples(self, state: Mapping[str, Any]) -> None:
         """Go on with what `samples_state` returned."""
+        self._rates = by_layer(self._layers, state["rates"])
 
     # ----------------------------------------------------------------- inside
 
@@ -178,3 +184,20 @@ class LARS(Optimizer):
 
 
 _PLAIN = {"weight_decay": 0.0}
+Layers = Sequence[tuple[str, nn.Parameter]]
+
+
+def by_name(layers: Layers, numbers: Mapping[Tensor, Tensor]) -> dict[str, float]:
+    """Return what is known of the layers by their names."""
+    return {name: float(numbers[p]) for name, p in layers if p in numbers}
+
+
+def by_layer(layers: Layers, numbers: Mapping[str, float]) -> dict[Tensor, Tensor]:
+    """Return what `by_name` returned, where it belongs, in at least float32."""
+    return {
+        p: torch.tensor(
+            numbers[name], dtype=torch.promote_types(p.dtype, torch.float32), device=p.device
+        )
+        for name, p in layers
+        if name in numbers
+    }

@@ -8,7 +8,7 @@ is added, no gradient is changed.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.utils.hooks import RemovableHandle
 
 from raylab.errors import ModelError
@@ -82,7 +83,7 @@ class PerSampleNorms:
         places = {id(p): layer for layer, p in enumerate(self.parameters)}
         named = {id(m): (name, m) for each in modules for name, m in each.named_modules()}
         for name, module in named.values():
-            own = {n: places[id(p)] for n, p in module._parameters.items() if id(p) in places}
+            own = {n: places[id(p)] for n, p in _used_by(module) if id(p) in places}
             if own:
                 self._watch(_Owner(name or type(module).__name__, own), module)
 
@@ -240,7 +241,7 @@ class PerSampleNorms:
     ) -> Tensor:
         """Convolve, so that the backward pass makes the norms on its way."""
         own = type(conv)._conv_forward
-        if not (current := self._open() if weight.requires_grad else None):
+        if not (torch.is_grad_enabled() and weight.requires_grad):
             return own(conv, x, weight, bias)
         same = weight.dtype == x.dtype and weight.dtype in (torch.float32, torch.float64)
         given, geometry = padded(conv, x)
@@ -249,6 +250,8 @@ class PerSampleNorms:
             output = own(conv, x, weight, bias)
             self._called(identity_of(conv), owner, conv, (x,), {}, output)
             return output
+        # Where nobody records, too: what is run again for a checkpoint must be what was run.
+        current = self._open() or SamplePass(self.names)
         layer = owner.layers["weight"]
         current.expect(layer)
         found: Tensor = SampledConvolution.apply(  # type: ignore[no-untyped-call]
@@ -323,3 +326,10 @@ class PerSampleNorms:
     def _rows(self, current: SamplePass, x: Tensor, owner: _Owner) -> slice:
         left = None if self._limit is None else max(0, self._limit - self._taken)
         return current.rows(x, owner.name, left)
+
+
+def _used_by(module: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
+    """Return the parameters that a module uses itself, by name."""
+    if isinstance(module, NonDynamicallyQuantizableLinear):
+        return ()  # the projection in an attention, which the attention runs in its place
+    return module.named_parameters(recurse=isinstance(module, nn.MultiheadAttention))

@@ -126,7 +126,9 @@ class FactorUse(Use):
         """Return the squared norm of every sample's gradient, (B,)."""
         groups, positions, p = self.left.shape[1:]
         if positions == 1:
-            return (self.left.square().sum(-1) * self.right.square().sum(-1)).sum((1, 2))
+            norms = torch.linalg.vector_norm(self.left, dim=-1)
+            norms = norms * torch.linalg.vector_norm(self.right, dim=-1)
+            return norms.square().sum((1, 2))
         if _gram_is_cheaper(positions, p, self.right.shape[3]):
             return _chunked(self.samples, groups * positions**2, self._by_gram)
         return _chunked(self.samples, self.size, lambda rows: _squares(self.explicit(rows)))

@@ -25,9 +25,16 @@ from typing import Any
 from raylab.planner.all_reduce import Network, all_reduce_s
 from raylab.planner.averaging import averaging_plan
 
-__all__ = ["PAPER_CLUSTERS", "PAPER_NETWORKS", "PaperNetwork", "PaperPlan", "paper_table"]
+__all__ = [
+    "PAPER_BATCH",
+    "PAPER_CLUSTERS",
+    "PAPER_NETWORKS",
+    "PaperNetwork",
+    "PaperPlan",
+    "paper_table",
+]
 
-BYTES_PER_PARAMETER = 4
+_BYTES_PER_PARAMETER = 4
 PAPER_BATCH = 64
 """Samples of a local batch in Table II."""
 
@@ -112,7 +119,7 @@ def paper_table() -> dict[str, Any]:
     """
     rows = []
     for name, network in PAPER_NETWORKS.items():
-        size = BYTES_PER_PARAMETER * network.parameters
+        size = _BYTES_PER_PARAMETER * network.parameters
         for cluster, connection in PAPER_CLUSTERS.items():
             printed = network.printed(cluster)
             plan = averaging_plan(size, printed.step_ms / 1e3, connection)
@@ -138,7 +145,7 @@ def paper_table() -> dict[str, Any]:
             )
     resnet = PAPER_NETWORKS["resnet50"]
     plan = averaging_plan(
-        BYTES_PER_PARAMETER * resnet.parameters,
+        _BYTES_PER_PARAMETER * resnet.parameters,
         resnet.titan_x.step_ms / 1e3,
         PAPER_CLUSTERS["titan_x"],
         tau=4,

@@ -19,6 +19,7 @@ from raylab.algorithms.averaging.collective import SerialCollectives
 from raylab.algorithms.averaging.flat import FlatTensors
 from raylab.algorithms.averaging.worker import AveragingWorker, WorkerSettings
 from raylab.errors import ConfigError, NonFiniteLossError
+from raylab.optimizers import make_optimizer
 from tests.reference.averaging import eq_7, minibatch
 from tests.reference.networks import batches, conv_bn64, mlp64
 
@@ -294,3 +295,27 @@ def test_a_sum_that_is_waited_for_too_early_says_so():
     under_way = seats[0].sum(torch.ones(1))
     with pytest.raises(RuntimeError, match="1 of 2 replicas"):
         under_way.wait()
+
+
+def test_layer_wise_rates_are_those_of_all_workers_samples_where_gradients_are_averaged():
+    """Two workers with half a batch each do what one worker does with the whole."""
+    model = mlp64(5, blocks=3)
+    steps = steps_of("mlp", 4, 2)
+    whole = [[tuple(torch.cat(each) for each in zip(*step, strict=True))] for step in steps]
+    numbers = AVERAGING_METHODS["minibatch_sgd"].numbers()
+    clars = make_optimizer("clars", 0.1, momentum=0.9)
+    halves = train(replicas(model, 2, numbers, optimizer=clars), steps)
+    (one,) = train(replicas(model, 1, numbers, optimizer=clars), whole)
+    for each in halves:
+        torch.testing.assert_close(each.weights.read(), one.weights.read(), rtol=1e-6, atol=1e-9)
+    assert not torch.equal(one.weights.read(), FlatTensors(model.parameters()).read())
+
+
+@pytest.mark.parametrize("name", ["lars", "clars", "nag"])
+def test_layer_wise_optimisers_run_under_averaged_weights(name):
+    numbers = AVERAGING_METHODS["dasgd"].numbers()
+    optimizer = make_optimizer(name, 0.1, momentum=0.9)
+    workers = train(
+        replicas(mlp64(5, blocks=3), 2, numbers, optimizer=optimizer), steps_of("mlp", 9, 2)
+    )
+    assert all(bool(worker.weights.read().isfinite().all()) for worker in workers)

@@ -141,6 +141,12 @@ class _Compressed:
         self._kept = first.clone() if shared else torch.zeros_like(first)
 
     def start(self, flat: Tensor) -> Pending[Tensor]:
+        if flat.numel() != self._kept.numel():
+            raise ConfigError(
+                "averages in fewer bytes are of weights or gradients alone, but this optimiser "
+                "averages norms of samples, too: leave average_dtype and average_top_k out, or "
+                "choose a method that averages weights"
+            )
         wanted = flat.sub_(self._kept) if self._shared else flat.add_(self._kept)
         sent, mean = self._dense(wanted) if self._entries is None else self._sparse(wanted)
         rest = wanted.sub_(sent)

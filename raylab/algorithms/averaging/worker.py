@@ -12,29 +12,26 @@ is what the network does for W processes.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 from torch.utils import _pytree
 
 from raylab.algorithms.averaging.averages import Average
 from raylab.algorithms.averaging.collective import Pending
 from raylab.algorithms.averaging.figures import WorkerFigures
 from raylab.algorithms.averaging.flat import FlatTensors, trainable
+from raylab.algorithms.averaging.layer_samples import read_samples, write_samples
 from raylab.algorithms.averaging.method import AveragingNumbers
-from raylab.algorithms.stage.settings import draw_key
+from raylab.algorithms.stage.layerwise import collect, recording, watch
+from raylab.algorithms.stage.settings import OptimizerFactory, ScheduleFactory, draw_key
 from raylab.errors import NonFiniteLossError
 
 __all__ = ["AveragingWorker", "WorkerSettings", "autocast", "on_device"]
-
-OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
-ScheduleFactory = Callable[[Optimizer], LRScheduler]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +88,11 @@ class AveragingWorker:
         self.parameters = trainable(self.model)
         self.weights = FlatTensors(self.parameters)
         self.optimizer = optimizer(self.parameters)
+        # Before the scheduler is made: it may split the groups.
+        self._layerwise = watch(self.optimizer, self.model, by_hand=True)
+        self._freezes_fc = getattr(schedule, "freezes_fc", None)
+        linear = [each for each in self.model.modules() if isinstance(each, nn.Linear)]
+        self._fully_connected = [p for each in linear for p in each.parameters(recurse=False)]
         self.schedule = schedule(self.optimizer) if schedule else None
         self.average = average(self.weights.read())
         self.figures = figures or WorkerFigures()
@@ -106,14 +108,17 @@ class AveragingWorker:
         """
         self.model.train()
         self.optimizer.zero_grad()
-        with self._draws(), autocast(self.settings):
+        with self._draws(), autocast(self.settings), recording(self.optimizer) as recorded:
             target = on_device(y, self.settings.device)
             output = self.model(on_device(x, self.settings.device))
             loss = self._loss_fn(output, target).reshape(())
         loss.backward()  # type: ignore[no-untyped-call]
+        collect(self.optimizer, recorded)
         self.figures.trained(loss, output, target)
         if self.settings.rule.averages == "gradients":
-            self._pending = self.average.start(self._gradients().read())
+            gradients = self._gradients().read()
+            samples = read_samples(self._layerwise, gradients)
+            self._pending = self.average.start(torch.cat([gradients, samples]))
             return
         self._update()
         if self.settings.rule.starts(self.step):
@@ -129,7 +134,9 @@ class AveragingWorker:
         """
         rule = self.settings.rule
         if rule.averages == "gradients":
-            self._gradients().write(self._taken())
+            gradients, samples = self._taken().tensor_split([self.weights.numel])
+            self._gradients().write(gradients)
+            write_samples(self._layerwise, samples)
             self._update()
         elif self._pending is not None and rule.merges(self.step):
             self.weights.blend(self._taken(), rule.xi)
@@ -164,6 +171,7 @@ class AveragingWorker:
             "optimizer": self.optimizer.state_dict(),
             "schedule": None if self.schedule is None else self.schedule.state_dict(),
             "average": self.average.state(),
+            "sent_bytes": self.average.sent_bytes,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -174,6 +182,7 @@ class AveragingWorker:
         if self.schedule is not None and state["schedule"] is not None:
             self.schedule.load_state_dict(state["schedule"])
         self.average.restore(state["average"])
+        self.average.sent_bytes = state["sent_bytes"]
 
     def reschedule(self, update: int) -> None:
         """Go on with the rate of another update: a worker's share of an epoch has changed."""
@@ -189,6 +198,9 @@ class AveragingWorker:
             return pending.wait()
 
     def _update(self) -> None:
+        if self._freezes_fc is not None and self._freezes_fc(self.step):
+            for each in self._fully_connected:
+                each.grad = None  # FC-freeze: neither gradient nor momentum nor decay moves it
         if self.settings.clip_value is not None:
             nn.utils.clip_grad_value_(self.parameters, self.settings.clip_value)
         if self.settings.clip_norm is not None:

@@ -37,11 +37,11 @@ class LayerwiseOptimizer(Protocol):
         """Return what the last step has found out about each layer."""
         ...
 
-    def samples_state(self) -> dict[str, Any] | None:
-        """Return what has been collected since the last step."""
+    def samples_state(self) -> dict[str, Any]:
+        """Return the last figures, and what has been collected since, layers by name."""
         ...
 
-    def restore_samples(self, state: Mapping[str, Any] | None) -> None:
+    def restore_samples(self, state: Mapping[str, Any]) -> None:
         """Go on with what `samples_state` returned."""
         ...
 

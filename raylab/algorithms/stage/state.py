@@ -128,7 +128,12 @@ def _merged_samples(parts: Sequence[State | None]) -> State | None:
     known = [part for part in parts if part is not None]
     if not known:
         return None
-    return {**known[-1], "sums": _of_the_network(part["sums"] for part in known)}
+    by_layer = {
+        key: _of_the_network(part[key] for part in known)
+        for key, value in known[-1].items()
+        if isinstance(value, Mapping)
+    }
+    return {**known[-1], **by_layer}
 
 
 def _of_the_network(parts: Iterable[State]) -> State:

@@ -154,8 +154,8 @@ class UpdateWindow:
             load_module(self._companion, saved["companion"])
         if self.optimizer is not None:
             load_optimizer(self.optimizer, self._names, saved["optimizer"])
-        if self._layerwise is not None:
-            self._layerwise.restore_samples(saved.get("samples"))
+        if self._layerwise is not None and saved.get("samples") is not None:
+            self._layerwise.restore_samples(saved["samples"])
         if self._schedule is not None:
             self._schedule.load_state_dict(copy.deepcopy(saved["schedule"]))
         for p in self.trained:

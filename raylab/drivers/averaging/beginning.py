@@ -9,6 +9,7 @@ from raylab.algorithms.averaging.states import mean_state
 from raylab.algorithms.averaging.worker import AveragingWorker
 from raylab.drivers.averaging.course import Course
 from raylab.drivers.averaging.loop import AveragingLoop
+from raylab.errors import ConfigError
 from raylab.optimizers import Schedule
 
 __all__ = ["begin"]
@@ -31,7 +32,18 @@ def begin(
         loop: of the local replicas.
         workers: the local replicas.
         parts: of all saved workers, in their order.
+
+    Raises:
+        ConfigError: they are of a run with other settings.
     """
+    state = parts[0]["loop"]
+    for name, value in loop.about.items():
+        if state["about"].get(name) != value:
+            raise ConfigError(
+                f"a run goes on with the settings that it began with, but {name} was "
+                f"{state['about'].get(name)!r} and is {value!r}: leave it as it was, or begin a "
+                "new run from the weights in checkpoints/"
+            )
     same = len(parts) == loop.size
     replicas: list[Mapping[str, Any]] = [part["replica"] for part in parts]
     if not same:
@@ -43,7 +55,6 @@ def begin(
             worker.figures.restore(parts[index]["figures"])
         elif index == 0:
             worker.figures.restore(_summed([part["figures"] for part in parts]))
-    state = parts[0]["loop"]
     loop.restore(state)
     if not same and isinstance(course.schedule, Schedule):
         steps = course.steps_per_epoch(loop.size)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from actors.checkpoint_plan import CheckpointPlan
-from raylab.algorithms.averaging.worker import OptimizerFactory, ScheduleFactory
+from raylab.algorithms.stage.settings import OptimizerFactory, ScheduleFactory
 from raylab.drivers.averaging.settings import AveragingSettings
 from raylab.drivers.averaging.shards import batches_of
 from raylab.errors import ConfigError

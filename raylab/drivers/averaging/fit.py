@@ -10,13 +10,14 @@ from torch import Tensor
 from raylab.drivers.averaging.course import Course, Row
 from raylab.drivers.averaging.keeping import rewind
 from raylab.drivers.averaging.ray_run import GroupPlan, RayRun
+from raylab.drivers.averaging.rows import summary_figures
 from raylab.drivers.result import Result
 from raylab.drivers.run_place import keep
 from raylab.drivers.told import told
 from raylab.records import EventWriter, RunFolder
 from raylab.report import Progress
 
-__all__ = ["AveragingFit", "summary_figures"]
+__all__ = ["AveragingFit"]
 
 
 class AveragingFit:
@@ -96,20 +97,3 @@ class AveragingFit:
         done = sum(row["step"] for row in rows[-1:]) * self._workers
         self._bar.show(done, rows)
         self._events.add(rows)
-
-
-def summary_figures(rows: Sequence[Row], workers: int) -> dict[str, Any]:
-    """Return what the summary of a run says beside its last row.
-
-    Args:
-        rows: of the run.
-        workers: at its end.
-    """
-    trained_s = sum(row["trained_s"] for row in rows)
-    return {
-        "kind": "averaging",
-        "workers": workers,
-        "samples_per_s": sum(row["samples"] for row in rows) / max(trained_s, 1e-12),
-        "blocked_share": sum(row["blocked_s"] for row in rows) / max(trained_s, 1e-12),
-        "bytes": sum(row["bytes"] for row in rows),
-    }

@@ -49,7 +49,8 @@ class AveragingLoop:
         clock: seconds.
         on_rows: takes new rows; called where the first worker is.
         keeper: takes checkpoints; None: there are none.
-        about: what else a checkpoint is to say of the run.
+        about: what else a checkpoint is to say of the run; the same wherever it goes on.
+        timed: gives a row other times.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class AveragingLoop:
         on_rows: Callable[[Sequence[Row]], None] | None = None,
         keeper: Keeper | None = None,
         about: Mapping[str, Any] | None = None,
+        timed: Callable[[Row], Row] = lambda row: row,
     ) -> None:
         self.rows: list[Row] = []
         self.size = seats[0].size
@@ -75,7 +77,8 @@ class AveragingLoop:
         self._clock = clock
         self._on_rows = on_rows
         self._keeper = keeper
-        self._about = dict(about or {})
+        self.about = dict(about or {})
+        self._timed = timed
         self._shards = Shards(course.batches, course.settings.seed)
         self._evaluation = Evaluation(self.model, course.loss_fn, workers[0].settings)
         self._epoch = 0
@@ -132,7 +135,7 @@ class AveragingLoop:
             "trained_s": self._trained_s,
             "time_s": self._time_s(),
             "rows": self.rows,
-            "about": self._about,
+            "about": self.about,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -168,19 +171,21 @@ class AveragingLoop:
         ]
         for worker in self._workers:
             worker.average.sent_bytes = 0
-        row = merged_row(
-            [
-                dict(zip([*names, "bytes"], part.tolist(), strict=True))
-                for part in gathered(self._seats, parts)
-            ],
-            epoch=epoch,
-            step=self.step,
-            time_s=self._time_s(),
-            trained_s=self._trained_s,
-            averages=self._averages,
-            learning_rate=self._workers[0].optimizer.param_groups[0]["lr"],
-            test=test,
-            distances=distances,
+        row = self._timed(
+            merged_row(
+                [
+                    dict(zip([*names, "bytes"], part.tolist(), strict=True))
+                    for part in gathered(self._seats, parts)
+                ],
+                epoch=epoch,
+                step=self.step,
+                time_s=self._time_s(),
+                trained_s=self._trained_s,
+                averages=self._averages,
+                learning_rate=self._workers[0].optimizer.param_groups[0]["lr"],
+                test=test,
+                distances=distances,
+            )
         )
         self._trained_s, self._averages = 0.0, 0
         self.rows.append(row)

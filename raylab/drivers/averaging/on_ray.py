@@ -13,9 +13,8 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-import torch.distributed as dist
 
-from actors.averaging.collective import DistributedCollective
+from actors.averaging.collective import DistributedCollective, own_group
 from actors.errors import MechanismError
 from raylab.algorithms.averaging.averages import average_of
 from raylab.algorithms.averaging.worker import AveragingWorker, WorkerSettings
@@ -64,7 +63,7 @@ def _train(course: Course, board: Any) -> None:
     device = ray.train.torch.get_device()
     parts = saved_parts(ray.train.get_checkpoint())
     # Averages have a group of their own: nothing else is ever in their way.
-    seat = DistributedCollective(dist.new_group() if size > 1 else None, device)
+    seat = DistributedCollective(own_group(), device)
     course = _decided(course, parts, size, device)
     worker = _worker(course, seat, rank, size, device)
 
@@ -145,7 +144,13 @@ def _decided(
 
 def _about(settings: AveragingSettings) -> dict[str, Any]:
     numbers = settings.numbers()
-    return {"tau": numbers.tau, "delay": numbers.delay, "xi": numbers.xi}
+    return {
+        "method": settings.method,
+        "seed": settings.seed,
+        "tau": numbers.tau,
+        "delay": numbers.delay,
+        "xi": numbers.xi,
+    }
 
 
 def _told(error: Exception) -> Exception:

@@ -29,7 +29,9 @@ from raylab.records import Storage
 __all__ = ["GroupPlan", "RayRun"]
 
 _LOOK_S = 0.2
-_PATIENCE = {
+_MANNERS = {
+    # Workers stay in the driver's folder, as all actors do.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
     # What it tells of every checkpoint would stand between the lines of the run.
     "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
     # A lost worker is noticed within this time.
@@ -121,10 +123,10 @@ class RayRun:
         )
         with self._listening(board):
             _fit(trainer, board, self._plan.failures)
-        (found,) = ray.get([board.outcome.remote()])
+        found: dict[str, Any] = ray.get(board.outcome.remote())
         if not found:
             raise RaylabError("the first worker must say what the run has come to, but it has not")
-        return dict(found)
+        return found
 
     def _scaling(self) -> ScalingConfig:
         plan = self._plan
@@ -202,7 +204,7 @@ def _fit(trainer: TorchTrainer, board: Any, bears: int) -> None:
         KeyboardInterrupt: the user has interrupted it.
     """
     try:
-        with _patience(), _own_handler():
+        with _manners(), _own_handler():
             trainer.fit()
     except TrainingFailedError as error:
         failure = ray.get(board.failure.remote())
@@ -220,9 +222,9 @@ def _fit(trainer: TorchTrainer, board: Any, bears: int) -> None:
 
 
 @contextlib.contextmanager
-def _patience() -> Iterator[None]:
-    """Tell Ray Train how long to wait; it reads that from the environment of the driver."""
-    ours = {name: value for name, value in _PATIENCE.items() if name not in os.environ}
+def _manners() -> Iterator[None]:
+    """Tell Ray Train how to go about it; it reads that from the environment of the driver."""
+    ours = {name: value for name, value in _MANNERS.items() if name not in os.environ}
     os.environ.update(ours)
     try:
         yield

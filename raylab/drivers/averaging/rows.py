@@ -1,4 +1,4 @@
-"""The figures of W workers as one row of a table.
+"""The figures of W workers as one row of a table, and those of all rows as a summary.
 
 Units stand in the names: `_s` seconds, `_bytes` and `bytes`, and counts without. Columns that begin
 with `worker_` are lists, one value a worker. `consensus_distance` is the root mean square over the
@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from raylab.drivers.averaging.course import Row
 
-__all__ = ["merged_row"]
+__all__ = ["merged_row", "summary_figures"]
 
 
 def merged_row(
@@ -56,6 +57,9 @@ def merged_row(
         "learning_rate": learning_rate,
         "averages": averages,
         "blocked_s": sum(each["blocked_s"] for each in workers) / len(workers),
+        "blocked_share": _share(
+            sum(each["blocked_s"] for each in workers), len(workers) * trained_s
+        ),
         "bytes": int(sum(each["bytes"] for each in workers)),
         "trained_s": trained_s,
         "workers": len(workers),
@@ -66,4 +70,25 @@ def merged_row(
         "worker_loss": [
             each["loss_sum"] / each["samples"] if each["samples"] else math.nan for each in workers
         ],
+    }
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole > 0 else 0.0
+
+
+def summary_figures(rows: Sequence[Row], workers: int) -> dict[str, Any]:
+    """Return what the summary of a run says beside its last row.
+
+    Args:
+        rows: of the run.
+        workers: at its end.
+    """
+    trained_s = sum(row["trained_s"] for row in rows)
+    return {
+        "kind": "averaging",
+        "workers": workers,
+        "samples_per_s": sum(row["samples"] for row in rows) / max(trained_s, 1e-12),
+        "blocked_share": sum(row["blocked_s"] for row in rows) / max(trained_s, 1e-12),
+        "bytes": sum(row["bytes"] for row in rows),
     }

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from actors.checkpoint_plan import CheckpointPlan
-from raylab.algorithms.averaging.worker import ScheduleFactory
+from raylab.algorithms.stage.settings import ScheduleFactory
 from raylab.drivers.averaging.check import check_fits
 from raylab.drivers.averaging.course import Course
 from raylab.drivers.averaging.fit import AveragingFit
