@@ -7,7 +7,7 @@ import os
 import secrets
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import benchmarks
@@ -19,8 +19,7 @@ __all__ = ["driver_on_nodes"]
 _PORT = 6379
 _FOLDER = "/run/ray"
 _PATIENCE_S = "180"
-_TRIES = 3
-"""On a busy machine a node takes longer to start than the 30 s for which Ray waits for it."""
+"""Of Ray, in seconds or tries of a second each."""
 
 
 def driver_on_nodes(lan: Lan, *, timeout_s: float) -> Crew:
@@ -30,10 +29,7 @@ def driver_on_nodes(lan: Lan, *, timeout_s: float) -> Crew:
 
     Args:
         lan: with the hosts; not shaped yet, so that starting takes no longer than elsewhere.
-        timeout_s: after which a worker gives up waiting for another.
-
-    Raises:
-        RuntimeError: a node has not started.
+        timeout_s: after which the driver gives up waiting for nodes and workers.
     """
     environment = _environment()
     for host, address in enumerate(lan.addresses):
@@ -49,8 +45,11 @@ def driver_on_nodes(lan: Lan, *, timeout_s: float) -> Crew:
             ]
         ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--num-cpus=1"]
         command = lan.inside(host, [*ray, f"--node-ip-address={address}", *where])
-        if not any(_starts(command, environment) for _ in range(_TRIES)):
-            raise RuntimeError(f"a Ray node on host {host} has not started in {_TRIES} tries")
+        # Ray waits 30 s for a node and then says no, but the node goes on starting: what counts on
+        # a busy machine is how many the driver sees in time.
+        subprocess.run(
+            command, env=environment, stdout=sys.stderr, stdin=subprocess.DEVNULL, check=False
+        )
     return Crew(
         lan,
         sys.executable,
@@ -60,13 +59,6 @@ def driver_on_nodes(lan: Lan, *, timeout_s: float) -> Crew:
         hosts=1,
         environment=environment,
     )
-
-
-def _starts(command: Sequence[str], environment: Mapping[str, str]) -> bool:
-    done = subprocess.run(
-        command, env=environment, stdout=sys.stderr, stdin=subprocess.DEVNULL, check=False
-    )
-    return done.returncode == 0
 
 
 def _environment() -> Mapping[str, str]:
