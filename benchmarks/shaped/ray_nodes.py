@@ -21,6 +21,13 @@ _FOLDER = "/run/ray"
 _PATIENCE_S = "180"
 """Of Ray, in seconds or tries of a second each."""
 
+_AGENTS = [
+    "--dashboard-agent-grpc-port=52366",
+    "--metrics-export-port=52367",
+    "--runtime-env-agent-port=52368",
+]
+"""Ports of a node's agents: a raylet that need not ask for them does not give up waiting."""
+
 
 def driver_on_nodes(lan: Lan, *, timeout_s: float) -> Crew:
     """Start a node a host, each with one CPU, and return a driver that takes tasks.
@@ -43,7 +50,7 @@ def driver_on_nodes(lan: Lan, *, timeout_s: float) -> Crew:
                 f"--temp-dir={_FOLDER}",
                 "--system-config=" + json.dumps({"worker_niceness": 0}),
             ]
-        ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--num-cpus=1"]
+        ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--num-cpus=1", *_AGENTS]
         command = lan.inside(host, [*ray, f"--node-ip-address={address}", *where])
         # Ray waits 30 s for a node and then says no, but the node goes on starting: what counts on
         # a busy machine is how many the driver sees in time.
