@@ -267,7 +267,11 @@ def test_only_what_ray_train_calls_whole_is_a_checkpoint(tmp_path):
     folder = Storage.at(tmp_path)
     assert saved_steps(folder) == []
     results = [{"checkpoint_dir_name": f"step-{n:08d}", "metrics": {}} for n in (3, 6, 9)]
-    snapshot = {"checkpoint_results": results, "latest_checkpoint_result": results[-1]}
+    snapshot = {
+        "checkpoint_results": results,
+        "checkpoint_report_indices": [4, 5, 7],
+        "latest_checkpoint_result": results[-1],
+    }
     (tmp_path / "checkpoint_manager_snapshot.json").write_text(json.dumps(snapshot))
     for n in (3, 6, 9, 12):
         (tmp_path / f"step-{n:08d}").mkdir()
@@ -277,6 +281,7 @@ def test_only_what_ray_train_calls_whole_is_a_checkpoint(tmp_path):
     assert saved_steps(folder) == [3, 6]
     assert not (tmp_path / "step-00000009").exists()
     after = json.loads((tmp_path / "checkpoint_manager_snapshot.json").read_text())
+    assert after["checkpoint_report_indices"] == [4, 5]
     assert after["latest_checkpoint_result"]["checkpoint_dir_name"] == "step-00000006"
     (tmp_path / "checkpoint_manager_snapshot.json").write_text("{")
     with pytest.raises(CheckpointError, match="list of checkpoints that Ray Train writes"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,7 +36,6 @@ class Course:
         evaluate_every: epochs between two tests.
         report_every: local steps between two rows of metrics; 0: a row an epoch.
         checkpoints: when they are due.
-        tags: of the run, for messages.
     """
 
     settings: AveragingSettings
@@ -50,7 +49,6 @@ class Course:
     evaluate_every: int = 1
     report_every: int = 0
     checkpoints: CheckpointPlan = field(default_factory=CheckpointPlan)
-    tags: Mapping[str, str] = field(default_factory=dict)
 
     def bound(self, workers: int) -> ScheduleFactory | None:
         """Return the schedule over the updates of W workers.

@@ -102,9 +102,13 @@ def rewind(folder: Storage, step: int | None) -> None:
             f"{', '.join(map(str, steps)) or 'none'}"
         )
     snapshot = _snapshot(folder)
-    kept = [each for each in snapshot["checkpoint_results"] if _step_of(each) <= step]
-    snapshot["checkpoint_results"] = kept
-    snapshot["latest_checkpoint_result"] = max(kept, key=_step_of)
+    results = snapshot["checkpoint_results"]
+    kept = [place for place, each in enumerate(results) if _step_of(each) <= step]
+    for name, listed in snapshot.items():
+        # Beside the results, in their order, stand the reports that they came with.
+        if name in ("checkpoint_results", "checkpoint_report_indices"):
+            snapshot[name] = [listed[place] for place in kept]
+    snapshot["latest_checkpoint_result"] = max(snapshot["checkpoint_results"], key=_step_of)
     # The list first: what it does not name is no checkpoint, whatever lies there.
     folder.write(SNAPSHOT, json.dumps(snapshot).encode())
     for later in steps:
