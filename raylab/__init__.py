@@ -24,12 +24,14 @@ from raylab.errors import (
 
 if TYPE_CHECKING:
     from actors.groups.warm import WarmActors
+    from raylab.drivers.averaging.trainer import AveragingTrainer
     from raylab.drivers.pipeline.trainer import PipelineTrainer
     from raylab.drivers.result import Result
     from raylab.drivers.server.trainer import ParameterServerTrainer
     from raylab.optimizers import Schedule
 
 __all__ = [
+    "AveragingTrainer",
     "CheckpointError",
     "ConfigError",
     "DataError",
@@ -49,6 +51,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 _LATER = {
+    "AveragingTrainer": "raylab.drivers.averaging.trainer",
     "ParameterServerTrainer": "raylab.drivers.server.trainer",
     "PipelineTrainer": "raylab.drivers.pipeline.trainer",
     "Result": "raylab.drivers.result",

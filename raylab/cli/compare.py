@@ -14,7 +14,7 @@ from raylab.cli.session import ray_session, write
 from raylab.cli.train import start_keys
 from raylab.config import (
     ALL_METHODS,
-    PipelineConfig,
+    ParameterServerConfig,
     RunConfiguration,
     apply_pairs,
     family_of,
@@ -38,6 +38,7 @@ examples:
   raylab compare methods=bp,ddg,fr,adl epochs=3 name=first
   raylab compare methods=bp,adl demo seeds=0,1,2 epochs=6 storage=runs name=demo
   raylab compare methods=ddg,adl model=mlp stages=3 --json --quiet | tail -n 1
+  raylab compare methods=minibatch_sgd,local_sgd,dasgd workers=2 epochs=5
   raylab compare methods=dis_dfsdca,cocoa_plus data=libsvm:a9a.bz2 straggler=paper workers=8"""
 
 
@@ -82,7 +83,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _what(config: RunConfiguration) -> str:
-    what = config.model if isinstance(config, PipelineConfig) else config.problem
+    what = config.problem if isinstance(config, ParameterServerConfig) else config.model
     return what if config.data is None else f"{what} on {config.data}"
 
 

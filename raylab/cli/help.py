@@ -12,12 +12,15 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from raylab.config import (
+    AVERAGING_METHODS,
     FAMILIES,
+    AveragingSimulationConfig,
     Family,
     SimulationConfig,
     experiment_names,
     experiment_summary,
 )
+from raylab.config.averaging import AVERAGING_MACHINE
 from raylab.config.rules import rule_of, takes_choices
 from raylab.config.simulation import MACHINE, SIMULATED
 
@@ -26,14 +29,15 @@ __all__ = ["simulate_help", "starts", "train_help"]
 _NARROWEST, _WIDEST = 72, 110
 
 _TOP = """\
-Train a network as a pipeline of Ray actors, or a model with a parameter server and its workers, on
-this machine or on the cluster that Ray is connected to. Nothing needs to be set: every key has a
-default."""
+Train a network as a pipeline of Ray actors or as replicas that average, or a model with a parameter
+server and its workers, on this machine or on the cluster that Ray is connected to. Nothing needs to
+be set: every key has a default."""
 
 _SIMULATED = """\
-Run a server and its workers under virtual time, in this process: the code that decides and computes
-is that of raylab train, the clock is a model. No Ray is started; a run repeats itself bit for bit,
-and 1,000 workers need no cluster. What is computed is computed, and takes its time."""
+Run a server and its workers, or replicas that average, under virtual time, in this process: the
+code that decides and computes is that of raylab train, the clock is a model. No Ray is started; a
+run repeats itself bit for bit, and 1,000 workers need no cluster. What is computed is computed, and
+takes its time."""
 
 _SIMULATED_EXAMPLES = """\
 examples:
@@ -43,6 +47,7 @@ examples:
   raylab simulate cocoa_plus workers=8 bandwidth=1e9 straggler=heavy:shape=1.5
   raylab simulate runs/real/config.yaml sample_s=2e-5 name=model
   raylab report runs/real runs/model              both in every plot
+  raylab simulate dasgd workers=32 tau=4 delay=1 step_s=0.1 ethernet_gbit_s=10 epochs=5
   raylab simulate sdca --json --quiet             one JSON object, for programs"""
 
 _SIMULATED_FILES = """\
@@ -57,6 +62,8 @@ examples:
   raylab train ddg model=resnet56 data=cifar10 download=true recipe=ddg epochs=300
   raylab train fr model=mlp stages='[1,2]' model_options.hidden='[128,64]'
   raylab train bp data=npz:images.npz optimizer=adam lr=1e-3 schedule=cosine epochs=10
+  raylab train dasgd workers=2 tau=4 delay=1 data=digits epochs=3
+  raylab train local_sgd workers='[1,4]' tau=8 model=resnet56 data=cifar10 epochs=50
   raylab train dis_dfsdca problem=ridge data=libsvm:a9a.bz2 workers=4 straggler=paper
   raylab train asysvrg problem=logistic data=libsvm:rcv1.bz2 workers=8 tolerance=1e-6
   raylab train shared_asysvrg problem=ridge data=libsvm:a9a.bz2 workers=2
@@ -91,13 +98,18 @@ def train_help() -> str:
 def simulate_help() -> str:
     """Return everything below the usage line of `raylab simulate`."""
     width = min(max(shutil.get_terminal_size().columns, _NARROWEST), _WIDEST)
-    fields = SimulationConfig.model_fields
     keys = [
         "keys of the virtual machine, each with its default; the other keys are those of",
-        "raylab train for a server's methods; wires, resources and checkpoints change nothing:",
-        *(line for name in MACHINE for line in _key(name, fields[name], width)),
+        "raylab train; wires, resources and checkpoints change nothing:",
     ]
-    methods = ["methods:", *_columns(SIMULATED.items(), 16, width)]
+    for title, names, config in (
+        ("a server and its workers", MACHINE, SimulationConfig),
+        ("replicas that average", AVERAGING_MACHINE, AveragingSimulationConfig),
+    ):
+        keys += ["", f"for {title}:"]
+        keys += [line for name in names for line in _key(name, config.model_fields[name], width)]
+    simulated = {**AVERAGING_METHODS, **SIMULATED}
+    methods = ["methods:", *_columns(simulated.items(), 16, width)]
     parts = ["\n".join(methods), _SIMULATED_EXAMPLES, "\n".join(keys), _SIMULATED_FILES]
     return "\n\n".join([_SIMULATED, *parts, _EXIT_CODES])
 

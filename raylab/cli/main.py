@@ -27,7 +27,7 @@ _COMPLAINT = "raylab: error: "
 _COMMANDS = {
     "plan": ("raylab.cli.plan", "predict a pipeline on its stages, or averaging over a network"),
     "train": ("raylab.cli.train", "train a network with one of the methods"),
-    "simulate": ("raylab.cli.simulate", "run a server and its workers under virtual time"),
+    "simulate": ("raylab.cli.simulate", "run workers and what they share under virtual time"),
     "resume": ("raylab.cli.resume", "go on with a run that was interrupted"),
     "compare": ("raylab.cli.compare", "train with several methods under one seed and budget"),
     "report": ("raylab.cli.report", "make a page of a run or of several"),

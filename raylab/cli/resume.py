@@ -14,13 +14,13 @@ Go on with a run that was interrupted, in its folder, from its newest checkpoint
 
 Nothing is lost but the time since then. The checkpoint of a pipeline holds what was in flight
 between the stages, so that the run ends as if it had not been interrupted, bit for bit; that of a
-parameter server holds w and the duals that go with it. A run that has no checkpoint yet begins
-again.
+parameter server holds w and the duals that go with it; that of averaging workers holds every
+replica. A run that has no checkpoint yet begins again.
 
 Keys that do not make it another run may be given anew, among them epochs, stages, workers,
 servers, wire, checkpoint_every, checkpoint_minutes and max_failures. With other stages (or delays)
 a pipeline goes on from the whole model, and fills anew; with other workers the samples and their
-duals are divided anew, with other servers w is.
+duals are divided anew, with other servers w is, and averaging replicas begin at their mean.
 
 examples:
   raylab resume runs/try1

@@ -13,7 +13,12 @@ from raylab.cli.help import simulate_help
 from raylab.cli.report import write_report
 from raylab.cli.session import say_result, write
 from raylab.cli.train import start_keys
-from raylab.config import SimulationConfig, apply_pairs, simulation_config
+from raylab.config import (
+    AveragingSimulationConfig,
+    SimulationConfig,
+    apply_pairs,
+    simulation_config,
+)
 
 __all__ = ["run"]
 
@@ -43,6 +48,12 @@ def run(argv: Sequence[str]) -> int:
         )
     pairs = [_listed(pair) for pair in given.settings]
     config = simulation_config(apply_pairs(start_keys(given.name), pairs))
+    if isinstance(config, AveragingSimulationConfig):
+        from raylab.drivers.averaging.simulated import simulate_averaging
+
+        summary = simulate_averaging(config, progress=not given.quiet)
+        say_result(summary, as_json=given.json)
+        return 0
     _simulate(config, as_json=given.json, progress=not given.quiet)
     return 0
 

@@ -4,11 +4,17 @@ A configuration is parsed once, at the edge; inside, only typed objects go about
 imports torch or Ray, so that help and complaints come at once.
 """
 
+from raylab.config.averaging import (
+    AVERAGING_METHODS,
+    AveragingConfig,
+    AveragingSimulationConfig,
+)
 from raylab.config.experiments import experiment_names, experiment_summary, read_experiment
 from raylab.config.families import (
     ALL_METHODS,
     FAMILIES,
     Family,
+    NetworkConfig,
     RunConfiguration,
     family_of,
 )
@@ -25,10 +31,14 @@ from raylab.config.simulation import SimulationConfig
 
 __all__ = [
     "ALL_METHODS",
+    "AVERAGING_METHODS",
     "FAMILIES",
     "METHODS",
     "SERVER_METHODS",
+    "AveragingConfig",
+    "AveragingSimulationConfig",
     "Family",
+    "NetworkConfig",
     "ParameterServerConfig",
     "PipelineConfig",
     "RunConfiguration",

@@ -8,12 +8,15 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
+from raylab.config.averaging import AVERAGING_METHODS, AveragingConfig
 from raylab.config.parameter_server import SERVER_METHODS, ParameterServerConfig
 from raylab.config.pipeline import METHODS, PipelineConfig
 
-__all__ = ["ALL_METHODS", "FAMILIES", "Family", "RunConfiguration", "family_of"]
+__all__ = ["ALL_METHODS", "FAMILIES", "Family", "NetworkConfig", "RunConfiguration", "family_of"]
 
-RunConfiguration = PipelineConfig | ParameterServerConfig
+NetworkConfig = PipelineConfig | AveragingConfig
+"""The keys of a run that trains a network on images."""
+RunConfiguration = NetworkConfig | ParameterServerConfig
 """The keys of one run."""
 
 
@@ -46,6 +49,12 @@ FAMILIES = (
         title="a network as a pipeline of stages",
         methods=METHODS,
         config=PipelineConfig,
+    ),
+    Family(
+        name="averaging",
+        title="replicas of a network that average",
+        methods=AVERAGING_METHODS,
+        config=AveragingConfig,
     ),
     Family(
         name="parameter_server",

@@ -1,7 +1,7 @@
 """Files and command lines into configurations; every complaint names rule, value and way out.
 
 FILE.yaml -- read_yaml --> mapping -- apply_pairs(key=value ...) --> mapping
-                                   -- run_config --> PipelineConfig or ParameterServerConfig
+                                   -- run_config --> the configuration of its family
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from raylab.config.averaging import AVERAGING_METHODS, AveragingSimulationConfig
 from raylab.config.families import ALL_METHODS, RunConfiguration, family_of
 from raylab.config.parameter_server import EPISODES, SHARED
 from raylab.config.pipeline import METHODS, PipelineConfig
@@ -153,13 +154,17 @@ def pipeline_config(values: Mapping[str, Any]) -> PipelineConfig:
     return config
 
 
-def simulation_config(values: Mapping[str, Any]) -> SimulationConfig:
+def simulation_config(
+    values: Mapping[str, Any],
+) -> SimulationConfig | AveragingSimulationConfig:
     """Return the validated configuration of a simulation.
 
     Raises:
-        ConfigError: as `run_config`, or the method is none of the parameter server's.
+        ConfigError: as `run_config`, or the method is one that is not simulated.
     """
     method = values.get("method", "dis_dfsdca")
+    if method in AVERAGING_METHODS:
+        return _checked(AveragingSimulationConfig, values)
     for key, alien in (("method", SHARED), ("problem", EPISODES)):
         if values.get(key) == alien:
             raise ConfigError(
@@ -173,7 +178,7 @@ def simulation_config(values: Mapping[str, Any]) -> SimulationConfig:
         )
     if method in METHODS:
         raise ConfigError(
-            f"`method` must be one of a server and its workers, {', '.join(SIMULATED)}, but "
+            f"`method` must be one of {', '.join([*AVERAGING_METHODS, *SIMULATED])}, but "
             f"got {method}, which is a pipeline's: raylab plan pipeline {method} predicts it"
         )
     return _checked(SimulationConfig, values)

@@ -1,4 +1,4 @@
-"""What the commands do with a configuration of either family."""
+"""What the commands do with a configuration of any family."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raylab.config import (
+    AveragingConfig,
     ParameterServerConfig,
     PipelineConfig,
     RunConfiguration,
@@ -16,7 +17,7 @@ from raylab.drivers.result import Result
 from raylab.errors import ConfigError
 from raylab.records import RunFolder, Storage
 
-__all__ = ["resolved", "resume", "train"]
+__all__ = ["resolved", "resume", "train", "with_method"]
 
 _ALWAYS = {
     *("epochs", "wire", "wait_s", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints"),
@@ -27,6 +28,11 @@ _MAY_CHANGE: dict[type[RunConfiguration], set[str]] = {
         *("stages", "delay", "carrier", "cpus_per_stage", "gpus_per_stage"),
         *("evaluate_every", "eval_batch_size", "report_every", "timeline", "tensorboard"),
         *("recompute", "barrier", "data_root", "download"),
+    },
+    AveragingConfig: {
+        *("workers", "cpus_per_worker", "gpus_per_worker", "resize_s", "timeout_s"),
+        *("evaluate_every", "eval_batch_size", "report_every", "tensorboard"),
+        *("data_root", "download"),
     },
     ParameterServerConfig: {
         *("workers", "messages", "tolerance", "certify_every", "cpus_per_worker"),
@@ -61,6 +67,10 @@ def train(
         from raylab.drivers.server.command import run_server
 
         return run_server(config, progress=progress, resume=resume, resume_step=resume_step)
+    if isinstance(config, AveragingConfig):
+        from raylab.drivers.averaging.command import run_averaging
+
+        return run_averaging(config, progress=progress, resume=resume, resume_step=resume_step)
     from raylab.drivers.pipeline.command import run_pipeline
 
     return run_pipeline(config, progress=progress, resume=resume, resume_step=resume_step)
@@ -72,9 +82,22 @@ def resolved(config: RunConfiguration) -> RunConfiguration:
         from raylab.drivers.server.command import resolve_server
 
         return resolve_server(config)
+    if isinstance(config, AveragingConfig):
+        from raylab.drivers.averaging.resolved import resolve_averaging
+
+        return resolve_averaging(config)
     from raylab.drivers.resolve import resolve
 
     return resolve(config)
+
+
+def with_method(config: RunConfiguration, method: str) -> RunConfiguration:
+    """Return `config` for another method of its family, without the keys that are not its own."""
+    if isinstance(config, AveragingConfig):
+        from raylab.drivers.averaging.resolved import with_method as averaging_with
+
+        return config.model_copy(update=averaging_with(method))
+    return config.model_copy(update={"method": method})
 
 
 def resume(
@@ -116,6 +139,6 @@ def resume(
 
 
 def _goes_further(config: RunConfiguration, before: Mapping[str, Any]) -> bool:
-    if isinstance(config, PipelineConfig):
+    if isinstance(config, (PipelineConfig, AveragingConfig)):
         return bool(config.epochs > before["epochs"])
     return any(getattr(config, name) != before.get(name) for name in _ENDS)

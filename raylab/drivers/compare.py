@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from raylab.config import PipelineConfig, RunConfiguration
-from raylab.drivers.commands import resolved, train
+from raylab.drivers.commands import resolved, train, with_method
 from raylab.errors import ConfigError, RaylabError
 
 __all__ = ["Comparison", "compare", "plan_comparison"]
@@ -21,7 +21,18 @@ _FIGURES = (
     *("duality_gap", "gradient_norm", "primal", "greedy_return"),
 )
 _SUMMARY = ("samples_per_s", "staleness_mean", "time_s", "epochs", "ended_by")
-_FREE = ("name", "stages", "delay", "data", "measured", "plan", "workers", "options", "resolved")
+_FREE = (
+    "name",
+    "stages",
+    "delay",
+    "data",
+    "measured",
+    "plan",
+    "workers",
+    "options",
+    "resolved",
+    "tau",
+)
 """Keys that a run writes down more exactly than they were asked for."""
 
 
@@ -63,8 +74,8 @@ def plan_comparison(
     for method in methods:
         for seed in seeds:
             label = method if len(seeds) == 1 else f"{method}-seed{seed}"
-            update = {"method": method, "seed": seed, "storage": str(folder), "name": label}
-            mine = resolved(config.model_copy(update=update))
+            update = {"seed": seed, "storage": str(folder), "name": label}
+            mine = resolved(with_method(config, method).model_copy(update=update))
             found.append(_placed(mine, folder, label))
     return found
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from raylab.config import PipelineConfig
+from raylab.config import AveragingConfig, AveragingSimulationConfig, NetworkConfig, PipelineConfig
 from raylab.errors import ConfigError
 from raylab.optimizers import RECIPES, linear_scaling
 from raylab.records import new_run_name
@@ -20,7 +20,10 @@ _MOMENTUM = ("sgd", "nag", "lars", "clars")
 """Optimisers that have one."""
 
 
-def resolve(config: PipelineConfig) -> PipelineConfig:
+C = TypeVar("C", PipelineConfig, AveragingConfig, AveragingSimulationConfig)
+
+
+def resolve(config: C) -> C:
     """Return `config` with recipe and defaults as numbers; resolving it again changes nothing.
 
     Raises:
@@ -45,7 +48,7 @@ def resolve(config: PipelineConfig) -> PipelineConfig:
     )
 
 
-def _resolved_rate(config: PipelineConfig) -> dict[str, float | None]:
+def _resolved_rate(config: NetworkConfig) -> dict[str, float | None]:
     if config.recipe is None:
         name = config.optimizer.lower()
         return {
@@ -72,14 +75,16 @@ def _resolved_rate(config: PipelineConfig) -> dict[str, float | None]:
             f"{config.base_batch_size} with recipe={config.recipe}: leave one of them out"
         )
     return {
-        "lr": _first(config.lr, recipe.learning_rate(config.batch_size, config.accumulate)),
+        "lr": _first(
+            config.lr, recipe.learning_rate(config.batch_size, _batches_of_an_update(config))
+        ),
         "momentum": _first(config.momentum, recipe.momentum),
         "weight_decay": _first(config.weight_decay, recipe.weight_decay),
     }
 
 
-def _rate_without_recipe(config: PipelineConfig, name: str) -> float:
-    samples = config.batch_size * config.accumulate
+def _rate_without_recipe(config: NetworkConfig, name: str) -> float:
+    samples = config.batch_size * _batches_of_an_update(config)
     if config.lr is not None and config.base_batch_size is not None:
         return linear_scaling(config.lr, samples, config.base_batch_size)
     if config.base_batch_size is not None:
@@ -92,7 +97,16 @@ def _rate_without_recipe(config: PipelineConfig, name: str) -> float:
     return float(_first(config.lr, 0.05 if name in ("sgd", "nag") else 1e-3))
 
 
-def _resolved_schedule(config: PipelineConfig) -> dict[str, Any]:
+def _batches_of_an_update(config: NetworkConfig) -> int:
+    """Return M of a pipeline; of averaged gradients W, as each worker has a batch in an update."""
+    if isinstance(config, PipelineConfig):
+        return config.accumulate
+    if isinstance(config, AveragingConfig) and config.method == "minibatch_sgd":
+        return config.workers if isinstance(config.workers, int) else config.workers[-1]
+    return 1
+
+
+def _resolved_schedule(config: NetworkConfig) -> dict[str, Any]:
     recipe = RECIPES[config.recipe].schedule if config.recipe else None
     kind = config.schedule or (recipe.kind if recipe else None)
     kind = kind or ("steps" if config.milestones else "constant")

@@ -55,7 +55,7 @@ class RunPlace:
         named = given.name and not given.name.startswith(_RAYS_NAME)
         self.name = str(given.name) if named else new_run_name(method)
         self.most_failures = (given.failure_config or FailureConfig()).max_failures
-        self._kept = (given.checkpoint_config or CheckpointConfig()).num_to_keep
+        self.kept = (given.checkpoint_config or CheckpointConfig()).num_to_keep
         self._filesystem = given.storage_filesystem
         self._storage = Storage.at(given.storage_path or "~/raylab_results", self._filesystem)
         self.tensorboard = tensorboard
@@ -73,7 +73,7 @@ class RunPlace:
 
     def checkpoints(self, folder: RunFolder) -> CheckpointStore:
         """Return where the checkpoints of a run go."""
-        return CheckpointStore(folder.folder.child("checkpoints"), self._kept)
+        return CheckpointStore(folder.folder.child("checkpoints"), self.kept)
 
     def events(self, folder: RunFolder) -> EventWriter:
         """Return what writes TensorBoard's events, if it is to.

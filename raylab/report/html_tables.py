@@ -48,6 +48,7 @@ _FIGURES = (
 _SUMMARY = (
     ("samples/s", "samples_per_s", ",.1f"),
     ("mean staleness (updates)", "staleness_mean", ",.3f"),
+    ("waited for the network", "blocked_share", ".1%"),
     ("time (s)", "time_s", ",.1f"),
 )
 
@@ -96,6 +97,13 @@ def _of_stages(run: RunRecord) -> list[tuple[str, str]]:
 
 def _of_workers(run: RunRecord) -> list[tuple[str, str]]:
     config = run.config
+    if "tau" in config:
+        numbers = [f"{name} = {_shown(config[name])}" for name in ("tau", "delay", "xi")]
+        return [
+            ("Workers", f"W = {_shown(run.rows[-1].get('workers', config['workers']))}"),
+            ("Averages", ", ".join(numbers)),
+            ("Model", " on ".join(_shown(config[k]) for k in ("model", "data") if k in config)),
+        ]
     names = (("Step", "eta"), ("Local steps", "local_steps"), ("Stragglers", "straggler"))
     return [
         ("Workers", f"K = {_shown(run.rows[-1].get('workers', config['workers']))}"),

@@ -12,6 +12,7 @@ from typing import Any
 import plotly.io
 from plotly.offline import get_plotlyjs
 
+from raylab.report.averaging import replicas
 from raylab.report.certificates import certificates, speed_up
 from raylab.report.curves import learning_curves, throughput
 from raylab.report.figure import Figure
@@ -36,6 +37,7 @@ _PARTS = (
     blocked,
     timelines,
     staleness,
+    replicas,
     memory,
 )
 """In the order of the page; figures of one section stand together."""

@@ -15,9 +15,10 @@ def final_table(title: str, summary: Mapping[str, Any]) -> Table:
 
     Args:
         title: of the run.
-        summary: with `metrics` (the last row), `samples_per_s`, `staleness_mean` and `time_s`; of a
-            parameter server with `ended_by` and `figure`, too; of a simulation with `clock` and
-            `simulated_in_s`.
+        summary: with `metrics` (the last row), `samples_per_s`, `staleness_mean` and `time_s`; of
+            averaging replicas with `blocked_share` instead of a staleness; of a parameter server
+            with `ended_by` and `figure`, too; of a simulation with
+            `clock` and `simulated_in_s`.
     """
     last = summary["metrics"]
     table = Table(title=title, title_justify="left", title_style="bold")
@@ -49,7 +50,10 @@ def final_table(title: str, summary: Mapping[str, Any]) -> Table:
     virtual = summary.get("clock") == "virtual"
     rate = "steps/s" if plays else "samples/s"
     table.add_row(f"{rate}, virtual" if virtual else rate, format(summary["samples_per_s"], ".1f"))
-    table.add_row("mean staleness (updates)", format(summary["staleness_mean"], ".3f"))
+    if summary.get("blocked_share") is not None:
+        table.add_row("waited for the network", format(summary["blocked_share"], ".1%"))
+    else:
+        table.add_row("mean staleness (updates)", format(summary["staleness_mean"], ".3f"))
     if virtual:
         table.add_row("virtual time (s)", format(summary["time_s"], ".4g"))
         table.add_row("time of the simulation (s)", format(summary["simulated_in_s"], ".1f"))

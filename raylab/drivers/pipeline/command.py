@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
-import torch
 from torch import nn
-from torch.optim import Optimizer
 
 from raylab.config import PipelineConfig
-from raylab.data import DataSet, load
+from raylab.data import DataSet
+from raylab.drivers.ingredients import data_of, model_of, optimizer_of, schedule_of
 from raylab.drivers.pipeline.trainer import PipelineTrainer
 from raylab.drivers.resolve import resolve
 from raylab.drivers.result import Result
 from raylab.drivers.run_place import run_config
-from raylab.errors import ConfigError
-from raylab.models import build
-from raylab.optimizers import Schedule, make_optimizer
 
 __all__ = ["plan_pipeline", "run_pipeline"]
 
@@ -74,26 +69,17 @@ def plan_pipeline(config: PipelineConfig, *, measure: bool) -> dict[str, Any]:
 
 
 def _trainer(config: PipelineConfig) -> tuple[PipelineTrainer, DataSet]:
-    data = load(
-        config.data,
-        batch_size=config.batch_size,
-        eval_batch_size=config.eval_batch_size,
-        seed=config.seed,
-        augment=config.augment,
-        image_size=config.image_size,
-        root=config.data_root,
-        download=config.download,
-    )
+    data = data_of(config)
     # The spec with nothing left to a default, and the path of a file absolute.
     config = config.model_copy(update={"data": data.name})
     trainer = PipelineTrainer(
-        _model(config, data),
+        model_of(config, data),
         nn.CrossEntropyLoss(),
         method=config.method,
         stages=config.stages,
         accumulate=config.accumulate,
-        optimizer=_optimizer(config),
-        schedule=_schedule(config),
+        optimizer=optimizer_of(config),
+        schedule=schedule_of(config),
         delay=config.delay,
         weight_version=config.weight_version,
         barrier=config.barrier,
@@ -120,50 +106,6 @@ def _trainer(config: PipelineConfig) -> tuple[PipelineTrainer, DataSet]:
         config=config.model_dump(exclude={"measured"}),
     )
     return trainer, data
-
-
-def _schedule(config: PipelineConfig) -> Schedule:
-    return Schedule(
-        kind=config.schedule or "constant",
-        warmup_epochs=config.warmup_epochs or 0.0,
-        milestones=tuple(config.milestones or ()),
-        gamma=0.1 if config.gamma is None else config.gamma,
-        epochs=config.epochs,
-        power=config.power or 2.0,
-        freeze_fc_epochs=config.freeze_fc_epochs,
-    )
-
-
-def _model(config: PipelineConfig, data: DataSet) -> nn.Sequential:
-    channels, height, _ = data.input_shape
-    shape = {"in_channels": channels, "num_classes": data.num_classes, "image_size": height}
-    _refuse("model_options", config.model_options, {"name": "model=NAME"}, "is set by")
-    _refuse("model_options", config.model_options, dict.fromkeys(shape, "the data"), "follows from")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        try:
-            return build(config.model, **shape, **config.model_options)
-        except TypeError as error:
-            if not config.model_options:
-                raise
-            raise ConfigError(
-                f"`model_options` must fit {config.model}, but got {config.model_options}: {error}"
-            ) from error
-
-
-def _optimizer(config: PipelineConfig) -> Callable[[Iterable[nn.Parameter]], Optimizer]:
-    own = {key: f"{key}=VALUE" for key in ("lr", "momentum", "weight_decay")}
-    own["name"] = "optimizer=NAME"
-    _refuse("optimizer_options", config.optimizer_options, own, "is set by")
-    given = {"momentum": config.momentum, "weight_decay": config.weight_decay}
-    options = {key: value for key, value in given.items() if value is not None}
-    return make_optimizer(config.optimizer, config.lr or 0.0, **options, **config.optimizer_options)
-
-
-def _refuse(key: str, options: Collection[str], elsewhere: dict[str, str], verb: str) -> None:
-    for name in options:
-        if name in elsewhere:
-            raise ConfigError(f"`{key}.{name}` is no option: {name} {verb} {elsewhere[name]}")
 
 
 def _resources(config: PipelineConfig) -> dict[str, float] | None:

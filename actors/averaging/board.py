@@ -1,0 +1,52 @@
+"""What the workers of a run tell its driver while it waits for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+
+__all__ = ["Board", "open_board"]
+
+
+class Board:
+    """Notes in the order in which they came; it lives as long as the run, whatever workers do."""
+
+    def __init__(self) -> None:
+        self._notes: list[tuple[str, Any]] = []
+        self._failure: Exception | None = None
+        self._outcome: dict[str, Any] = {}
+
+    def put(self, kind: str, note: Any) -> None:
+        """Take a note."""
+        self._notes.append((kind, note))
+
+    def take(self) -> Sequence[tuple[str, Any]]:
+        """Return the notes that have come since the last call."""
+        notes, self._notes = self._notes, []
+        return notes
+
+    def fail(self, failure: Exception) -> None:
+        """Take why the run is not to be tried again; the first reason stays."""
+        self._failure = self._failure or failure
+
+    def finish(self, outcome: dict[str, Any]) -> None:
+        """Take what the run has come to; Ray Train returns no tensors."""
+        self._outcome = outcome
+
+    def outcome(self) -> dict[str, Any]:
+        """Return what the run has come to, {}: nothing yet."""
+        return self._outcome
+
+    def failure(self) -> Exception | None:
+        """Return why the run is not to be tried again, None: it may be."""
+        return self._failure
+
+
+_BoardActor: Any = ray.remote(Board)
+
+
+def open_board() -> Any:
+    """Start a board beside the driver and return its handle; it ends with its last handle."""
+    return _BoardActor.options(num_cpus=0).remote()

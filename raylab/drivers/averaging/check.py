@@ -1,0 +1,70 @@
+"""A batch through model and loss, on the meta device, before any actor starts."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from raylab.algorithms.averaging.flat import trainable
+from raylab.algorithms.averaging.worker import on_device
+from raylab.drivers.averaging.shards import first_batch
+from raylab.errors import ConfigError, DataError, ModelError
+
+__all__ = ["check_fits"]
+
+
+def check_fits(
+    model: nn.Module,
+    loss_fn: Callable[..., Tensor],
+    optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+    batches: Iterable[Any],
+    test: Iterable[Any] | None,
+) -> None:
+    """Check that batch, model, loss and optimiser fit each other.
+
+    Args:
+        model: as it was given; it is not called.
+        loss_fn: (outputs, labels) -> mean loss over the samples.
+        optimizer: from parameters to a torch optimiser.
+        batches: to train with.
+        test: to test with, or None.
+
+    Raises:
+        ConfigError: the optimiser is none.
+        DataError: a batch is not one, or does not fit the model.
+        ModelError: the model has nothing to train, or the loss does not fit it.
+    """
+    x, y = first_batch(batches)
+    if test is not None:
+        first_batch(test)
+    if not trainable(model):
+        raise ModelError("a model must have a parameter to train, but this one has none")
+    twin = copy.deepcopy(model)
+    made = optimizer(trainable(twin))
+    if not isinstance(made, Optimizer):
+        raise ConfigError(
+            f"optimizer must make a torch optimiser of parameters, but it made a "
+            f"{type(made).__name__}"
+        )
+    twin = twin.to("meta").train()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            output = twin(on_device(x, "meta"))
+    except NotImplementedError:  # an operator that cannot tell its shapes: the workers will
+        return
+    except Exception as error:
+        raise DataError(f"the first batch does not fit the model: {error}") from error
+    try:
+        loss = loss_fn(output, on_device(y, "meta"))
+    except NotImplementedError:
+        return
+    except Exception as error:
+        raise ModelError(f"the loss does not fit outputs and labels: {error}") from error
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise ModelError(f"a loss must be one number, but it is of shape {shape}")

@@ -1,0 +1,63 @@
+"""A test with the mean of all replicas; every worker takes a share of the batches."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raylab.algorithms.averaging.collective import Collective, summed
+from raylab.algorithms.averaging.figures import WorkerFigures
+from raylab.algorithms.averaging.worker import WorkerSettings, autocast, on_device
+
+__all__ = ["Evaluation"]
+
+
+class Evaluation:
+    """Tests of one model.
+
+    Args:
+        model: whose weights the caller sets.
+        loss_fn: (outputs, labels) -> mean loss over the samples.
+        settings: of a local replica.
+    """
+
+    def __init__(
+        self, model: nn.Module, loss_fn: Callable[..., Tensor], settings: WorkerSettings
+    ) -> None:
+        self._model = model
+        self._loss_fn = loss_fn
+        self._settings = settings
+
+    @torch.no_grad()
+    def of(
+        self, test: Iterable[Any], ranks: Sequence[int], seats: Sequence[Collective]
+    ) -> dict[str, float]:
+        """Return loss and accuracy over all samples.
+
+        Args:
+            test: re-iterable of (x, y), the same at all workers.
+            ranks: of the local replicas.
+            seats: theirs.
+        """
+        self._model.eval()
+        parts = []
+        for rank in ranks:
+            figures = WorkerFigures()
+            for x, y in itertools.islice(test, rank, None, seats[0].size):
+                with autocast(self._settings):
+                    target = on_device(y, self._settings.device)
+                    output = self._model(on_device(x, self._settings.device))
+                    figures.trained(self._loss_fn(output, target).reshape(()), output, target)
+            found = figures.take()
+            parts.append([found["loss_sum"], found["samples"], found["correct"]])
+        device = self._settings.device
+        flats = [torch.tensor(part, dtype=torch.float64, device=device) for part in parts]
+        loss, samples, correct = summed(seats, flats).tolist()
+        row = {"test_loss": loss / samples} if samples else {}
+        if samples and correct == correct:
+            row["test_accuracy"] = correct / samples
+        return row

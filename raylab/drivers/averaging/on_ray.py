@@ -1,0 +1,160 @@
+"""What every worker of Ray Train's group runs."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+
+from actors.averaging.collective import DistributedCollective, own_group
+from actors.errors import MechanismError
+from raylab.algorithms.averaging.averages import average_of
+from raylab.algorithms.averaging.worker import AveragingWorker, WorkerSettings
+from raylab.drivers.averaging.beginning import begin
+from raylab.drivers.averaging.course import Course, Row
+from raylab.drivers.averaging.keeping import RayKeeper, saved_parts
+from raylab.drivers.averaging.loop import AveragingLoop
+from raylab.drivers.averaging.settings import AveragingSettings
+from raylab.drivers.averaging.timing import average_time_s, step_time_s
+from raylab.errors import RaylabError
+
+__all__ = ["train_worker"]
+
+
+def train_worker(course: Course, board: Any, threads: int) -> None:
+    """Train as one worker of the group; the first one puts rows and weights on the board.
+
+    What a worker computed wrongly would go wrong again: it is put on the board, and a group that
+    Ray Train has started anew ends at once. A worker that is lost, or that cannot reach another,
+    is a reason to start anew.
+
+    Args:
+        course: of the run.
+        board: takes rows and failures, and lives as long as the run.
+        threads: of torch.
+
+    Raises:
+        Exception: the worker failed.
+    """
+    if ray.get(board.failure.remote()) is not None:
+        return
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    torch.set_num_threads(threads)
+    try:
+        _train(course, board)
+    except MechanismError:
+        raise
+    except Exception as error:
+        ray.get(board.fail.remote(_told(error)))
+        raise
+
+
+def _train(course: Course, board: Any) -> None:
+    context = ray.train.get_context()
+    rank, size = context.get_world_rank(), context.get_world_size()
+    device = ray.train.torch.get_device()
+    parts = saved_parts(ray.train.get_checkpoint())
+    # Averages have a group of their own: nothing else is ever in their way.
+    seat = DistributedCollective(own_group(), device)
+    course = _decided(course, parts, size, device)
+    worker = _worker(course, seat, rank, size, device)
+
+    def on_rows(rows: Sequence[Row]) -> None:
+        board.put.remote("rows", rows)
+
+    loop = AveragingLoop(
+        course,
+        [worker],
+        [DistributedCollective(None, device)],
+        on_rows=on_rows,
+        keeper=RayKeeper(),
+        about=_about(course.settings),
+    )
+    if parts:
+        begin(course, loop, [worker], parts)
+    if rank == 0:
+        numbers = {"workers": size, "step": loop.step, **_about(course.settings)}
+        board.put.remote("began", numbers)
+    loop.run()
+    if rank != 0:
+        return
+    state = {name: tensor.cpu() for name, tensor in loop.model.state_dict().items()}
+    outcome = {"rows": loop.rows, "weights": state, "workers": size}
+    ray.get(board.finish.remote(outcome))
+
+
+def _worker(
+    course: Course, seat: DistributedCollective, rank: int, size: int, device: torch.device
+) -> AveragingWorker:
+    settings = course.settings
+    numbers = settings.numbers()
+    return AveragingWorker(
+        copy.deepcopy(course.model),
+        WorkerSettings(
+            rule=numbers,
+            worker=rank,
+            seed=settings.seed,
+            clip_norm=settings.clip_norm,
+            clip_value=settings.clip_value,
+            precision=settings.precision,
+            device=str(device),
+        ),
+        optimizer=course.optimizer,
+        schedule=course.bound(size),
+        loss_fn=course.loss_fn,
+        average=functools.partial(
+            average_of,
+            seat,
+            averages=numbers.averages,
+            dtype=settings.average_dtype,
+            top_k=settings.average_top_k,
+        ),
+    )
+
+
+def _decided(
+    course: Course, parts: Sequence[Mapping[str, Any]], size: int, device: torch.device
+) -> Course:
+    """Return the course with tau and the delay as numbers: those before, or measured now."""
+    settings = course.settings
+    if not settings.automatic:
+        return course
+    if parts:
+        about = parts[0]["loop"]["about"]
+        return replace(course, settings=replace(settings, tau=about["tau"], delay=about["delay"]))
+    alone = replace(course, settings=replace(settings, tau=1, delay=0))
+    worker = _worker(alone, DistributedCollective(None, device), 0, size, device)
+    x, y = next(iter(course.batches))
+    worker.settings = replace(worker.settings, rule=replace(worker.settings.rule, tau=2**31))
+    step_s = step_time_s(functools.partial(worker.begin, x, y), device)
+    average_s = 0.0
+    if size > 1:
+        flat = worker.weights.read()
+        average_s = average_time_s(flat.numel() * flat.element_size(), device)
+    return replace(course, settings=settings.decided(step_s, average_s))
+
+
+def _about(settings: AveragingSettings) -> dict[str, Any]:
+    numbers = settings.numbers()
+    return {
+        "method": settings.method,
+        "seed": settings.seed,
+        "tau": numbers.tau,
+        "delay": numbers.delay,
+        "xi": numbers.xi,
+    }
+
+
+def _told(error: Exception) -> Exception:
+    """Return an error that travels: raylab's own as it is, another by its text."""
+    if isinstance(error, RaylabError):
+        return type(error)(str(error))
+    return RaylabError(f"a worker failed: {type(error).__name__}: {error}")
