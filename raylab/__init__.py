@@ -23,6 +23,7 @@ from raylab.errors import (
 )
 
 if TYPE_CHECKING:
+    from actors.groups.warm import WarmActors
     from raylab.drivers.averaging.trainer import AveragingTrainer
     from raylab.drivers.pipeline.trainer import PipelineTrainer
     from raylab.drivers.result import Result
@@ -43,6 +44,7 @@ __all__ = [
     "ResourceError",
     "Result",
     "Schedule",
+    "WarmActors",
     "__version__",
 ]
 
@@ -54,6 +56,7 @@ _LATER = {
     "PipelineTrainer": "raylab.drivers.pipeline.trainer",
     "Result": "raylab.drivers.result",
     "Schedule": "raylab.optimizers",
+    "WarmActors": "actors.groups.warm",
 }
 
 

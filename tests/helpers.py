@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import functools
+import os
 import random
+import select
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -196,3 +198,16 @@ class _Epochs:
 
     def __iter__(self) -> Any:
         return iter(self._epochs[self._epoch])
+
+
+def wait_until_gone(pid: int, timeout_s: float = 30) -> None:
+    """Wait for the end of a process that may have ended already."""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        ready, _, _ = select.select([handle], [], [], timeout_s)
+        assert ready, f"process {pid} is still there"
+    finally:
+        os.close(handle)

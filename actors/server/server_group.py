@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from typing_extensions import Self
+
 from actors.groups.group import Group
 from actors.groups.placement import Post
 from actors.server.company import Company, Return
@@ -22,12 +24,16 @@ class ServerGroup(Group):
 
     Args:
         workers: K at the beginning.
+        fewest: workers that are placed with the server; the others, and those that come later,
+            have a placement group each, so that the cluster has the place of one that goes. None:
+            all of them.
         server: what the server needs, by Ray's names.
         worker: what each worker needs.
         threads: of torch's operators in each process.
         seed: of the processes' global generators.
         wait_s: how long to wait for the cluster to have the resources.
         wire: that carries messages.
+        tags: `method` and `run`, of the metrics.
 
     Raises:
         PlacementError: the resources are not there in time; the message says what is missing.
@@ -37,29 +43,45 @@ class ServerGroup(Group):
         self,
         workers: int,
         *,
+        fewest: int | None = None,
         server: Mapping[str, float],
         worker: Mapping[str, float],
         threads: int,
         seed: int,
         wait_s: float,
         wire: WireKind = "zmq",
+        tags: Mapping[str, str] | None = None,
     ) -> None:
+        common = (threads, seed, dict(tags or {}))
+
         def post(index: int) -> Post:
-            arguments = (index, threads, seed)
+            arguments = (index, *common)
             return Post(actor=WorkerActor, arguments=arguments, resources=worker)
 
         self._post = post
         self._wire = wire
-        posts = {SERVER: Post(actor=ServerActor, arguments=(threads, seed), resources=server)}
-        posts |= {k + 1: post(k) for k in range(workers)}
+        self._first = workers
+        posts = {SERVER: Post(actor=ServerActor, arguments=common, resources=server)}
+        posts |= {
+            k + 1: post(k) for k in range(workers if fewest is None else min(fewest, workers))
+        }
         super().__init__(posts, wait_s, noun="actor")
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        try:
+            self.resize(self._first)
+        except BaseException:
+            self.close()
+            raise
+        return self
 
     @property
     def workers(self) -> list[int]:
         """The workers that are there, ascending."""
         return [member - 1 for member in self.members if member != SERVER]
 
-    def resize(self, workers: int, wait_s: float) -> None:
+    def resize(self, workers: int, wait_s: float | None = None) -> None:
         """Have workers 0 to `workers` - 1, while nothing runs.
 
         Raises:
@@ -69,7 +91,7 @@ class ServerGroup(Group):
             self.remove(worker + 1)
         new = range(len(self.workers), workers)
         if new:
-            self.add({k + 1: self._post(k) for k in new}, wait_s)
+            self.add({k + 1: self._post(k) for k in new}, wait_s, apart=True)
 
     def supply(
         self, supplies: Mapping[int, Supply], question: Callable[[Any], Any]

@@ -174,12 +174,14 @@ class ServerRun:
         """
         return ServerGroup(
             self._elastic.first(),
+            fewest=self._elastic.fewest,
             server={"CPU": needs["CPU"]},
             worker=needs,
             threads=threads_of(needs),
             seed=self._asked.seed,
             wait_s=self._means.wait_s,
             wire=self._asked.wire,
+            tags={"method": self._asked.method, "run": self._means.name},
         )
 
     def carry_out(self, group: ServerGroup, losses: Losses, view: RunView) -> Mapping[str, Tensor]:
@@ -206,8 +208,8 @@ class ServerRun:
         try:
             group.resize(wanted, self._elastic.wait_s)
         except PlacementError as error:
-            self._elastic.stay(before)
-            say(f"going on with {before} workers: {error}")
+            self._elastic.stay(len(group.workers))
+            say(f"going on with {len(group.workers)} workers: {error}")
         else:
             say(f"going on with {wanted} workers in place of {before}")
 
@@ -230,9 +232,9 @@ class ServerRun:
             keepings=dict(enumerate(keepings)),
         )
         group.load(company)
-        if recut and rules.sums is not None:
+        if saved is not None and recut and rules.sums is not None:
             sums = group.examine(rules.sums)
-            program = replace(company.program, adopt=functools.partial(_adopt, sums))
+            program = replace(company.program, adopt=functools.partial(_adopt, sums, saved.step))
             company = replace(company, program=program)
 
         def watch(news: ServerNews) -> int:
@@ -263,5 +265,5 @@ class ServerRun:
         )
 
 
-def _adopt(sums: Mapping[int, Any], rule: Any) -> None:
-    rule.adopt(sums)
+def _adopt(sums: Mapping[int, Any], step: int, rule: Any) -> None:
+    rule.adopt(sums, step)
