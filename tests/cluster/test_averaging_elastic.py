@@ -19,7 +19,7 @@ from torch.optim import SGD
 from raylab import AveragingTrainer
 from tests.reference.networks import batches, mlp64
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ class Waiting:
 
 
 def wait_for(there: Callable[[], bool], thread: threading.Thread) -> None:
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 400
     while not there():
         assert thread.is_alive(), "the run has ended"
         assert time.monotonic() < deadline
@@ -91,7 +91,7 @@ def test_a_run_grows_with_the_cluster_and_shrinks_with_it(one_node, tmp_path):
     one_node.remove_node(node, allow_graceful=False)
     wait_for((signs / "workers-1").exists, thread)
     (signs / "enough").touch()
-    thread.join(200)
+    thread.join(400)
     (result,) = found
     rows = result.table.to_pylist()
     assert [row["epoch"] for row in rows if row["epoch"]] == [1, 2]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import logging
 from collections.abc import Mapping, Sequence
@@ -16,12 +15,11 @@ import torch
 
 from actors.averaging.collective import DistributedCollective, own_group
 from actors.errors import MechanismError
-from raylab.algorithms.averaging.averages import average_of
-from raylab.algorithms.averaging.worker import AveragingWorker, WorkerSettings
 from raylab.drivers.averaging.beginning import begin
 from raylab.drivers.averaging.course import Course, Row
 from raylab.drivers.averaging.keeping import RayKeeper, saved_parts
 from raylab.drivers.averaging.loop import AveragingLoop
+from raylab.drivers.averaging.replica import replica_of
 from raylab.drivers.averaging.settings import AveragingSettings
 from raylab.drivers.averaging.timing import average_time_s, step_time_s
 from raylab.errors import RaylabError
@@ -65,7 +63,7 @@ def _train(course: Course, board: Any) -> None:
     # Averages have a group of their own: nothing else is ever in their way.
     seat = DistributedCollective(own_group(), device)
     course = _decided(course, parts, size, device)
-    worker = _worker(course, seat, rank, size, device)
+    worker = replica_of(course, seat, worker=rank, size=size, device=str(device))
 
     def on_rows(rows: Sequence[Row]) -> None:
         board.put.remote("rows", rows)
@@ -91,35 +89,6 @@ def _train(course: Course, board: Any) -> None:
     ray.get(board.finish.remote(outcome))
 
 
-def _worker(
-    course: Course, seat: DistributedCollective, rank: int, size: int, device: torch.device
-) -> AveragingWorker:
-    settings = course.settings
-    numbers = settings.numbers()
-    return AveragingWorker(
-        copy.deepcopy(course.model),
-        WorkerSettings(
-            rule=numbers,
-            worker=rank,
-            seed=settings.seed,
-            clip_norm=settings.clip_norm,
-            clip_value=settings.clip_value,
-            precision=settings.precision,
-            device=str(device),
-        ),
-        optimizer=course.optimizer,
-        schedule=course.bound(size),
-        loss_fn=course.loss_fn,
-        average=functools.partial(
-            average_of,
-            seat,
-            averages=numbers.averages,
-            dtype=settings.average_dtype,
-            top_k=settings.average_top_k,
-        ),
-    )
-
-
 def _decided(
     course: Course, parts: Sequence[Mapping[str, Any]], size: int, device: torch.device
 ) -> Course:
@@ -131,7 +100,8 @@ def _decided(
         about = parts[0]["loop"]["about"]
         return replace(course, settings=replace(settings, tau=about["tau"], delay=about["delay"]))
     alone = replace(course, settings=replace(settings, tau=1, delay=0))
-    worker = _worker(alone, DistributedCollective(None, device), 0, size, device)
+    seat = DistributedCollective(None, device)
+    worker = replica_of(alone, seat, worker=0, size=size, device=str(device))
     x, y = next(iter(course.batches))
     worker.settings = replace(worker.settings, rule=replace(worker.settings.rule, tau=2**31))
     step_s = step_time_s(functools.partial(worker.begin, x, y), device)

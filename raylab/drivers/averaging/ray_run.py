@@ -211,14 +211,21 @@ def _fit(trainer: TorchTrainer, board: Any, bears: int) -> None:
         if failure is not None:
             raise failure from error
         raise RaylabError(
-            f"a run bears {bears} losses of a worker, but "
-            f"this was one more: {error}: raylab resume PATH goes on from the last checkpoint"
+            f"a run bears {bears} losses of a worker, but this was one more: raylab resume PATH "
+            f"goes on from the last checkpoint: {_in_a_line(error)}"
         ) from error
     except SystemExit:  # what Ray Train makes of Ctrl-C, when it has ended the workers
         raise KeyboardInterrupt from None
     failure = ray.get(board.failure.remote())
     if failure is not None:
         raise failure
+
+
+def _in_a_line(error: TrainingFailedError) -> str:
+    """Return what Ray Train tells of a failure, without its traces."""
+    failures = getattr(error, "worker_failures", {})
+    told = [f"worker {rank}: {str(each).partition(chr(10))[0]}" for rank, each in failures.items()]
+    return "; ".join(told) or str(error).partition("\n")[0]
 
 
 @contextlib.contextmanager

@@ -9,22 +9,19 @@ What is computed is computed as on W workers: the same loop, the same rule. The 
 
 from __future__ import annotations
 
-import copy
-import functools
 import time
 from typing import Any
 
 import torch
 from torch import nn
 
-from raylab.algorithms.averaging.averages import average_of
 from raylab.algorithms.averaging.collective import SerialCollectives
 from raylab.algorithms.averaging.flat import FlatTensors, trainable
-from raylab.algorithms.averaging.worker import AveragingWorker, WorkerSettings
 from raylab.config import AveragingSimulationConfig
 from raylab.drivers.averaging.check import check_fits
 from raylab.drivers.averaging.course import Course, Row
 from raylab.drivers.averaging.loop import AveragingLoop
+from raylab.drivers.averaging.replica import replica_of
 from raylab.drivers.averaging.resolved import resolve_averaging, settings_of
 from raylab.drivers.averaging.rows import summary_figures
 from raylab.drivers.averaging.settings import AveragingSettings
@@ -48,30 +45,8 @@ class Replicas:
     """
 
     def __init__(self, course: Course, size: int, **options: Any) -> None:
-        numbers = course.settings.numbers()
-        settings = course.settings
         self.workers = [
-            AveragingWorker(
-                copy.deepcopy(course.model),
-                WorkerSettings(
-                    rule=numbers,
-                    worker=worker,
-                    seed=settings.seed,
-                    clip_norm=settings.clip_norm,
-                    clip_value=settings.clip_value,
-                    precision=settings.precision,
-                ),
-                optimizer=course.optimizer,
-                schedule=course.bound(size),
-                loss_fn=course.loss_fn,
-                average=functools.partial(
-                    average_of,
-                    seat,
-                    averages=numbers.averages,
-                    dtype=settings.average_dtype,
-                    top_k=settings.average_top_k,
-                ),
-            )
+            replica_of(course, seat, worker=worker, size=size)
             for worker, seat in enumerate(SerialCollectives(size).seats)
         ]
         self.loop = AveragingLoop(course, self.workers, SerialCollectives(size).seats, **options)
