@@ -75,6 +75,16 @@ class WarmActors:
         """The actors that wait to be taken."""
         return sum(len(each.handles) for _, each in self._kept)
 
+    @property
+    def resources(self) -> dict[str, float]:
+        """What they hold, by Ray's names."""
+        held: dict[str, float] = {}
+        for (_, _, needs), _ in self._kept:
+            for _, resources in needs:
+                for name, amount in resources:
+                    held[name] = held.get(name, 0.0) + amount
+        return held
+
     def take(self, posts: Sequence[Post], strategy: str) -> Kept | None:
         """Hand over actors for `posts`, None if there are none like these."""
         wanted = _key(posts, strategy)

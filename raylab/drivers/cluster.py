@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import ray
 from ray.util.placement_group import placement_group_table
 
+from actors.groups.warm import warm_actors
 from raylab.errors import ConfigError
 
 __all__ = ["connect", "room", "stage_resources", "threads_of"]
@@ -75,20 +76,27 @@ def stage_resources(
 def room(needs: Mapping[str, float]) -> int:
     """Return how many bundles of resources the cluster could give now, those aside that others wait
     for in a placement group; negative: how many they miss. A group that the whole cluster could
-    not hold is not waited for.
+    not hold is not waited for. What warm actors hold can be given, and is given to those who wait.
 
     Args:
         needs: of a bundle.
     """
     free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
     total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    for group in placement_group_table().values():
+    warm = warm_actors()
+    waiting = [each for each in placement_group_table().values() if each["state"] == "PENDING"]
+    if warm is not None and waiting:
+        warm.clear()
+    elif warm is not None:
+        held = warm.resources
+        free = {name: free.get(name, 0.0) + held.get(name, 0.0) for name in free | held}
+    for group in waiting:
         asked: dict[str, float] = {}
         for bundle in group["bundles"].values():
             for name, amount in bundle.items():
                 asked[name] = asked.get(name, 0.0) + amount
         possible = all(amount <= total.get(name, 0.0) for name, amount in asked.items())
-        if group["state"] == "PENDING" and possible:
+        if possible:
             free = {name: free.get(name, 0.0) - asked.get(name, 0.0) for name in free | asked}
     return min(math.floor(free.get(name, 0.0) / amount + 1e-6) for name, amount in needs.items())
 

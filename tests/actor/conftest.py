@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import ray
 
-from actors.groups.warm import WarmActors
+from actors.groups.warm import WarmActors, warm_actors
 from raylab.drivers.commits import Commits
 
 
@@ -27,6 +27,14 @@ def session() -> Iterator[None]:
     with WarmActors():
         yield
     ray.shutdown()
+
+
+@pytest.fixture
+def cold(session: None) -> None:
+    """End the stages that other tests have left: nobody else in the cluster gets their place."""
+    warm = warm_actors()
+    assert warm is not None
+    warm.clear()
 
 
 @pytest.fixture

@@ -198,6 +198,7 @@ def test_a_range_of_workers_shrinks_for_others_who_wait_and_grows_again(
     assert [key for key, _ in groupby(row["workers"] for row in found.table.to_pylist())] == rounds
 
 
+@pytest.mark.usefixtures("cold")
 def test_an_interrupted_run_leaves_nothing_behind(tmp_path, when_saved):
     def interrupt() -> None:
         raise KeyboardInterrupt

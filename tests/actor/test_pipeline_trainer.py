@@ -369,6 +369,7 @@ def test_errors_survive_the_way_out_of_an_actor(error):
     assert str(caught.value.cause) == str(error)
 
 
+@pytest.mark.usefixtures("cold")
 def test_the_stage_that_dies_is_noticed(tmp_path):
     model = mlp64(5)
     data = _Endless(batches("mlp", 1, seed=1)[0], tmp_path / "pid")
@@ -429,6 +430,7 @@ PipelineTrainer(
 """
 
 
+@pytest.mark.usefixtures("cold")
 def test_ctrl_c_leaves_no_process_and_no_socket_behind(tmp_path):
     address = ray.get_runtime_context().gcs_address
     before = set(Path(tempfile.gettempdir()).glob("raylab-*"))

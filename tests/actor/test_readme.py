@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import ray
 
-pytestmark = [pytest.mark.actor, pytest.mark.usefixtures("session")]
+pytestmark = [pytest.mark.actor, pytest.mark.usefixtures("session", "cold")]
 
 README = Path(__file__).parents[2] / "README.md"
 

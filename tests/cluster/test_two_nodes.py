@@ -11,8 +11,8 @@ from ray.cluster_utils import Cluster
 from ray.train import RunConfig
 from torch.nn import functional as F
 
+from actors.groups.opening import Opening
 from actors.pipeline.stage_actor import StageActor
-from actors.pipeline.supervisor import Supervisor
 from actors.wires.link import Link
 from raylab import PipelineTrainer
 from tests.helpers import run_pipeline, torch_optimiser
@@ -33,13 +33,13 @@ def two_nodes(nodes) -> Iterator[Cluster]:
 @pytest.mark.usefixtures("two_nodes")
 def test_stages_on_two_nodes_talk_over_encrypted_tcp(tmp_path, monkeypatch):
     seen: list[tuple[Link, str]] = []
-    transport = Supervisor._transport
+    transport = Opening._transport
 
-    def watched(self: Supervisor, link: Link) -> str:
+    def watched(self: Opening, link: Link) -> str:
         seen.append((link, transport(self, link)))
         return seen[-1][1]
 
-    monkeypatch.setattr(Supervisor, "_transport", watched)
+    monkeypatch.setattr(Opening, "_transport", watched)
     model, data = conv_bn64(1), batches("conv", 6, ragged=True, seed=2)
     result = PipelineTrainer(
         model,

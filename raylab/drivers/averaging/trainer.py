@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from actors.checkpoint_plan import CheckpointPlan
+from actors.groups.warm import warm_actors
 from raylab.algorithms.stage.settings import ScheduleFactory
 from raylab.drivers.averaging.check import check_fits
 from raylab.drivers.averaging.course import Course
@@ -219,6 +220,9 @@ class AveragingTrainer:
         )
         folder = self._place.folder(resume)
         own = connect()
+        if (warm := warm_actors()) is not None:
+            # Ray Train places its workers itself, and does not ask others to make room.
+            warm.clear()
         wait_s, resize_s, timeout_s = self._waits
         settings = self.settings
         plan = GroupPlan(
