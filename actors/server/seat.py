@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from actors.server.exchange import ServerSide
 from actors.server.messages import News, Reply
+from actors.wires.doorbell import Doorbell
 from actors.wires.mailbox import Inbox, Outbox
 
 __all__ = ["Seat"]
@@ -47,6 +48,17 @@ class Seat:
             news, self.news = self.news, None
             self.outbox.put(self.side.packed(news))
             moved = True
+        return moved
+
+    def send(self, bell: Doorbell[tuple[str, int]], worker: int) -> bool:
+        """Send what there is a credit for, and let `bell` tell of credits for the rest; tell
+        whether anything was sent.
+        """
+        moved = self.flush()
+        if self.waiting:
+            bell.watch(("out", worker), self.outbox.sockets)
+        else:
+            bell.leave(("out", worker))
         return moved
 
     @property

@@ -155,7 +155,7 @@ class ServerRunner:
             if ("in", worker) in ready or not seat.inbox.sockets:
                 moved |= self._hear(worker, seat)
             if worker in self._seats and seat.waiting:
-                moved |= self._flush(worker, seat)
+                moved |= seat.send(self._bell, worker)
         if self._shards is not None:
             moved |= self._hear_shards(self._shards, ready)
         self._keep()
@@ -255,16 +255,8 @@ class ServerRunner:
                 seat.replies.append(order.message)
             else:
                 seat.news = order.message
-            self._flush(order.worker, seat)
+            seat.send(self._bell, order.worker)
         self._report()
-
-    def _flush(self, worker: int, seat: Seat) -> bool:
-        moved = seat.flush()
-        if seat.waiting:
-            self._bell.watch(("out", worker), seat.outbox.sockets)
-        else:
-            self._bell.leave(("out", worker))
-        return moved
 
     def _report(self) -> None:
         rows, self.loop.rows = self.loop.rows, []

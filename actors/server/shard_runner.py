@@ -105,7 +105,7 @@ class ShardRunner:
             moved |= self._follow()
         for worker, seat in self._seats.items():
             if seat.waiting:
-                moved |= self._flush(worker, seat)
+                moved |= seat.send(self._bell, worker)
         return self._acknowledge() or moved
 
     def settle(self, timeout_s: float) -> None:
@@ -150,15 +150,7 @@ class ShardRunner:
             seat.replies.append(news)
         else:
             seat.news = news
-        self._flush(told_.worker, seat)
-
-    def _flush(self, worker: int, seat: Seat) -> bool:
-        moved = seat.flush()
-        if seat.waiting:
-            self._bell.watch(("out", worker), seat.outbox.sockets)
-        else:
-            self._bell.leave(("out", worker))
-        return moved
+        seat.send(self._bell, told_.worker)
 
     def _acknowledge(self) -> bool:
         """Tell the first server what has come, and what was measured, as far as there is room."""

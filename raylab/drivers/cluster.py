@@ -13,7 +13,7 @@ from ray.util.placement_group import placement_group_table
 from actors.groups.warm import warm_actors
 from raylab.errors import ConfigError
 
-__all__ = ["connect", "room", "stage_resources", "threads_of"]
+__all__ = ["connect", "resources_asked", "room", "stage_resources", "threads_of"]
 
 _started: set[str] = set()
 """Addresses of the local Rays that were started here: a second run shares their CPUs, too."""
@@ -71,6 +71,11 @@ def stage_resources(
             f"{dict(asked)}: add CPU, for instance 0.5"
         )
     return [dict(each) for _ in range(stages)]
+
+
+def resources_asked(cpus: float | None, gpus: float = 0.0) -> dict[str, float] | None:
+    """Return what a configuration asks for each actor; None: nothing is said, the default."""
+    return None if cpus is None and not gpus else {"CPU": cpus or 1.0, "GPU": gpus}
 
 
 def room(needs: Mapping[str, float]) -> int:

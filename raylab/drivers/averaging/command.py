@@ -7,6 +7,7 @@ from torch import nn
 from raylab.config import AveragingConfig
 from raylab.drivers.averaging.resolved import resolve_averaging
 from raylab.drivers.averaging.trainer import AveragingTrainer
+from raylab.drivers.cluster import resources_asked
 from raylab.drivers.ingredients import data_of, model_of, optimizer_of, schedule_of
 from raylab.drivers.result import Result
 from raylab.drivers.run_place import run_config
@@ -58,7 +59,7 @@ def run_averaging(
         checkpoint_every=config.checkpoint_every,
         checkpoint_minutes=config.checkpoint_minutes,
         tensorboard=config.tensorboard,
-        resources_per_worker=_resources(config),
+        resources_per_worker=resources_asked(config.cpus_per_worker, config.gpus_per_worker),
         wait_s=config.wait_s,
         resize_s=config.resize_s,
         timeout_s=config.timeout_s,
@@ -77,9 +78,3 @@ def run_averaging(
         resume=resume,
         resume_step=resume_step,
     )
-
-
-def _resources(config: AveragingConfig) -> dict[str, float] | None:
-    if config.cpus_per_worker is None and not config.gpus_per_worker:
-        return None
-    return {"CPU": config.cpus_per_worker or 1.0, "GPU": config.gpus_per_worker}

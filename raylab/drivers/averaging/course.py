@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from actors.checkpoint_plan import CheckpointPlan
 from raylab.algorithms.stage.settings import OptimizerFactory, ScheduleFactory
 from raylab.drivers.averaging.settings import AveragingSettings
-from raylab.drivers.averaging.shards import batches_of
+from raylab.drivers.batches import batches_of
 from raylab.errors import ConfigError
 from raylab.optimizers import Schedule
 

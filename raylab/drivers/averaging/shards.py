@@ -9,17 +9,10 @@ from typing import Any
 import torch
 
 from raylab.algorithms.stage.settings import draw_key
+from raylab.drivers.batches import batches_of, first_of
 from raylab.errors import DataError
 
-__all__ = ["Shards", "batches_of", "first_batch"]
-
-
-def batches_of(batches: Iterable[Any]) -> int | None:
-    """Return how many batches an epoch has; None: they do not say."""
-    try:
-        return len(batches)  # type: ignore[arg-type]
-    except TypeError:
-        return None
+__all__ = ["Shards", "first_batch"]
 
 
 def first_batch(batches: Iterable[Any]) -> tuple[Any, Any]:
@@ -28,17 +21,7 @@ def first_batch(batches: Iterable[Any]) -> tuple[Any, Any]:
     Raises:
         DataError: there is none, it is not one, or there can be no second time.
     """
-    if not isinstance(batches, Iterable):
-        raise DataError(f"batches must be iterable, but got {type(batches).__name__}")
-    iterator = iter(batches)
-    if iterator is batches:
-        raise DataError(
-            "batches must give a new iterator every time, but got a one-shot iterator "
-            f"({type(batches).__name__}): give a list, a DataLoader or an object with __iter__"
-        )
-    for batch in iterator:
-        return _pair(batch)
-    raise DataError("batches must not be empty, but there is not one")
+    return _pair(first_of(batches))
 
 
 class Shards:

@@ -27,7 +27,7 @@ from raylab.drivers.averaging.settings import (
     at_least,
     workers_of,
 )
-from raylab.drivers.averaging.shards import batches_of
+from raylab.drivers.batches import batches_of
 from raylab.drivers.cluster import connect, stage_resources
 from raylab.drivers.result import Result
 from raylab.drivers.run_place import RunPlace

@@ -8,6 +8,7 @@ from torch import nn
 
 from raylab.config import PipelineConfig
 from raylab.data import DataSet
+from raylab.drivers.cluster import resources_asked
 from raylab.drivers.ingredients import data_of, model_of, optimizer_of, schedule_of
 from raylab.drivers.pipeline.trainer import PipelineTrainer
 from raylab.drivers.resolve import resolve
@@ -95,7 +96,7 @@ def _trainer(config: PipelineConfig) -> tuple[PipelineTrainer, DataSet]:
         balance=config.balance,
         timeline=config.timeline,
         tensorboard=config.tensorboard,
-        resources_per_stage=_resources(config),
+        resources_per_stage=resources_asked(config.cpus_per_stage, config.gpus_per_stage),
         wait_s=config.wait_s,
         recompute=config.recompute,
         checkpoint_every=config.checkpoint_every,
@@ -106,9 +107,3 @@ def _trainer(config: PipelineConfig) -> tuple[PipelineTrainer, DataSet]:
         config=config.model_dump(exclude={"measured"}),
     )
     return trainer, data
-
-
-def _resources(config: PipelineConfig) -> dict[str, float] | None:
-    if config.cpus_per_stage is None and not config.gpus_per_stage:
-        return None
-    return {"CPU": config.cpus_per_stage or 1.0, "GPU": config.gpus_per_stage}

@@ -14,6 +14,7 @@ from torch.optim import SGD, Optimizer
 
 from actors.pipeline.supervisor import Supervisor
 from raylab.algorithms.stage.settings import ScheduleFactory
+from raylab.drivers.batches import batches_of
 from raylab.drivers.cluster import connect, stage_resources, threads_of
 from raylab.drivers.pipeline.checkpointing import RunCheckpoints, checkpoint_plan
 from raylab.drivers.pipeline.fit import PipelineFit
@@ -22,7 +23,7 @@ from raylab.drivers.pipeline.plan import first_cuts, plan_of
 from raylab.drivers.pipeline.run import PipelineRun
 from raylab.drivers.pipeline.settings import Balance, Delay, PipelineSettings, Precision, at_least
 from raylab.drivers.pipeline.traced_chain import TracedChain, traced_chain
-from raylab.drivers.pipeline.user_batches import batches_of, bound, feed_of
+from raylab.drivers.pipeline.user_batches import bound, feed_of
 from raylab.drivers.result import Result
 from raylab.drivers.run_place import RunPlace
 from raylab.drivers.told import told

@@ -12,11 +12,12 @@ from actors.errors import BatchError
 from actors.pipeline.batch import as_tensors
 from actors.pipeline.stage_actor import Feed
 from raylab.algorithms.stage.settings import ScheduleFactory
+from raylab.drivers.batches import batches_of, first_of
 from raylab.drivers.pipeline.settings import PipelineSettings, at_least
 from raylab.errors import ConfigError, DataError
 from raylab.optimizers import Schedule
 
-__all__ = ["batches_of", "bound", "feed_of", "first_batch"]
+__all__ = ["bound", "feed_of", "first_batch"]
 
 _Tensors = tuple[Tensor, ...]
 
@@ -65,28 +66,10 @@ def first_batch(batches: Iterable[Any]) -> tuple[_Tensors, _Tensors]:
     Raises:
         DataError: there is none, it is not one, or there can be no second time.
     """
-    if not isinstance(batches, Iterable):
-        raise DataError(f"batches must be iterable, but got {type(batches).__name__}")
-    iterator = iter(batches)
-    if iterator is batches:
-        raise DataError(
-            "batches must give a new iterator every time, but got a one-shot iterator "
-            f"({type(batches).__name__}): give a list, a DataLoader or an object with __iter__"
-        )
     try:
-        return as_tensors(next(iterator), "the first batch")
-    except StopIteration:
-        raise DataError("batches must not be empty, but there is not one") from None
+        return as_tensors(first_of(batches), "the first batch")
     except BatchError as error:
         raise DataError(str(error)) from error
-
-
-def batches_of(batches: Iterable[Any]) -> int | None:
-    """Return how many batches an epoch has; None: they do not say."""
-    try:
-        return len(batches)  # type: ignore[arg-type]
-    except TypeError:
-        return None
 
 
 def bound(
