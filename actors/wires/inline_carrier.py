@@ -17,6 +17,12 @@ _AS_THEY_ARE = {torch.float32, torch.float64, torch.int64, torch.int32, torch.ui
 """What numpy knows too, so that a contiguous tensor's memory is its buffer."""
 
 
+_ALIGNMENT = 64
+"""Bytes: of all memory that torch allocates. The kernels of BLAS take other paths, which add in
+another order, for memory that begins elsewhere, and where ZeroMQ puts a frame is chance: without
+this a run would not be the same from its seed."""
+
+
 class InlineCarrier:
     """Refers to the tensors' memory, which ZeroMQ's thread reads later; keeps nothing itself.
 
@@ -33,7 +39,7 @@ class InlineCarrier:
         """Nothing is held."""
 
     def receive(self, specs: Sequence[TensorSpec], frames: Sequence[Buffer]) -> InlineArrival:
-        """Return tensors that share the frames' memory."""
+        """Return tensors in the frames' memory, or in memory of torch where that is not aligned."""
         return InlineArrival(
             [_tensor(spec, frame) for spec, frame in zip(specs, frames, strict=True)]
         )
@@ -66,11 +72,11 @@ def _plain(tensor: Tensor) -> Tensor:
 
 def _tensor(spec: TensorSpec, frame: Buffer) -> Tensor:
     body = memoryview(frame)
-    if body.readonly:
-        # torch would hand out writable memory all the same; what Ray maps must not be written.
-        body = memoryview(bytearray(body))
-    # As bytes first: operators read whole elements from where the processor expects them.
-    flat = torch.frombuffer(body, dtype=torch.uint8)
-    if flat.data_ptr() % spec.dtype.itemsize:
-        flat = flat.clone()
-    return flat.view(spec.dtype).reshape(spec.shape)
+    # torch would hand out writable memory even of what Ray maps, which must not be written.
+    if not body.readonly:
+        flat = torch.frombuffer(body, dtype=torch.uint8)
+        if flat.data_ptr() % _ALIGNMENT == 0:
+            return flat.view(spec.dtype).reshape(spec.shape)
+    copy = torch.empty(spec.shape, dtype=spec.dtype)
+    flat_bytes(copy).numpy().data[:] = body.cast("B")
+    return copy
