@@ -31,6 +31,8 @@ _COMMANDS = {
     "resume": ("raylab.cli.resume", "go on with a run that was interrupted"),
     "compare": ("raylab.cli.compare", "train with several methods under one seed and budget"),
     "report": ("raylab.cli.report", "make a page of a run or of several"),
+    "cluster": ("raylab.cli.cluster", "make and check the files that describe clusters"),
+    "submit": ("raylab.cli.submit", "run a command on a cluster, as a job"),
 }
 
 _DESCRIPTION = """\
