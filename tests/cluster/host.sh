@@ -3,7 +3,7 @@
 # behind (raylets that have ended would otherwise be waited for as zombies).
 #
 # host.sh NAME ADDRESS KEYS KEEP...
-#   KEYS: a folder with `host` (the host's key) and `user.pub` (who may log in)
+#   KEYS: a folder with `host` (a key), `user.pub` (who may log in) and `NAME.profile` (of shells)
 #   KEEP: folders that the host has in common with all others, wherever they are
 set -euo pipefail
 name=$1 address=$2 keys=$3
@@ -30,8 +30,8 @@ chmod 1777 /tmp
 mount -t tmpfs tmpfs /dev/shm
 mkdir -m 700 /root/.ssh
 cp "$keys/user.pub" /root/.ssh/authorized_keys
-cp "$keys/profile" /root/.profile
-cp "$keys/profile" /root/.bashrc
+cp "$keys/$name.profile" /root/.profile
+cp "$keys/$name.profile" /root/.bashrc
 /usr/sbin/sshd -f /dev/null -h "$keys/host" -E /root/sshd.log \
   -o ListenAddress="$address" -o PidFile=none -o UsePAM=no -o UseDNS=no -o StrictModes=no \
   -o PermitRootLogin=prohibit-password -o PasswordAuthentication=no

@@ -11,6 +11,8 @@ All of it ends with the LAN's first process, and that with the test, however it 
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import shlex
 import shutil
@@ -18,7 +20,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -61,12 +63,13 @@ class Hosts:
     """Some hosts, as a context.
 
     Args:
-        count: of hosts.
+        cpus: that Ray shall see on each of them.
         shared: an empty folder that all of them see, in the same place as here.
     """
 
-    def __init__(self, count: int, shared: Path) -> None:
-        self._lan = Lan(hosts=count)
+    def __init__(self, cpus: Sequence[int], shared: Path) -> None:
+        self._lan = Lan(hosts=len(cpus))
+        self._cpus = cpus
         self._shared = shared
         self._keys = shared / "keys"
         self._processes: list[subprocess.Popen[str]] = []
@@ -123,28 +126,37 @@ class Hosts:
         for process in processes:
             process.communicate()
 
-    def command(self, host: int, command: str) -> list[str]:
-        """Return what runs a line of a login shell on a host."""
-        inside = ["nsenter", f"--target={self._first[host + 1]}", "--all", "--wd=/root"]
-        return [*inside, "env", "-i", "HOME=/root", "TERM=dumb", "bash", "--login", "-c", command]
+    @contextlib.contextmanager
+    def running(self, host: int, command: str) -> Iterator[subprocess.Popen[str]]:
+        """Run a line of a login shell on a host beside the block, which may read what it writes.
 
-    def run(self, host: int, command: str, timeout_s: float = 120) -> str:
+        What is still running after it has its host's time to end.
+        """
+        inside = ["nsenter", f"--target={self._first[host + 1]}", "--all", "--wd=/root"]
+        shell = ["env", "-i", "HOME=/root", "TERM=dumb", "bash", "--login", "-c", command]
+        process = subprocess.Popen(
+            [*inside, *shell],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        with process:
+            try:
+                yield process
+            finally:
+                process.kill()
+
+    def run(self, host: int, command: str, timeout_s: float = 300) -> str:
         """Run a line of a login shell on a host; return what it wrote.
 
         Raises:
             AssertionError: it failed; the message has what it wrote.
         """
-        done = subprocess.run(
-            self.command(host, command),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-        )
-        assert done.returncode == 0, f"{command}: exit code {done.returncode}\n{done.stdout}"
-        return done.stdout
+        with self.running(host, command) as process:
+            said, _ = process.communicate(timeout=timeout_s)
+        assert process.returncode == 0, f"{command}: exit code {process.returncode}\n{said}"
+        return said
 
     def kill(self, pid: int) -> None:
         """Kill a process of a host, by its number here."""
@@ -170,14 +182,20 @@ class Hosts:
         names = {"localhost": "127.0.0.1", **dict(zip(self._lan.names, self.addresses, strict=True))}
         lines = [f"{address} {name}\n" for name, address in names.items()]
         (self._keys / "names").write_text("".join(lines))
-        settings = {
-            "PATH": f"{Path(sys.executable).parent}:{_SBIN}",
-            "PYTHONPATH": str(PROJECT),
-            "OMP_NUM_THREADS": "1",
-            "RAY_USAGE_STATS_ENABLED": "0",
-        }
-        lines = [f"export {name}={shlex.quote(value)}\n" for name, value in settings.items()]
-        (self._keys / "profile").write_text("".join(lines))
+        for name, cpus in zip(self._lan.names, self._cpus, strict=True):
+            settings = {
+                "PATH": f"{Path(sys.executable).parent}:{_SBIN}",
+                "PYTHONPATH": str(PROJECT),
+                "OMP_NUM_THREADS": "1",
+                "RAY_USAGE_STATS_ENABLED": "0",
+                "RAY_OVERRIDE_RESOURCES": json.dumps({"CPU": cpus}),
+                # A node that is lost is missed, and one that is wanted is begun, after a second or
+                # ten: by default it is 5 and 30.
+                "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+                "AUTOSCALER_HEARTBEAT_TIMEOUT_S": "10",
+            }
+            lines = [f"export {key}={shlex.quote(value)}\n" for key, value in settings.items()]
+            (self._keys / f"{name}.profile").write_text("".join(lines))
 
     def _common(self) -> list[str]:
         """Return the folders that all hosts have from this machine."""
@@ -205,7 +223,7 @@ class Hosts:
         return pid
 
 
-def until(there: Callable[[], object], what: str, timeout_s: float = 90) -> None:
+def until(there: Callable[[], object], what: str, timeout_s: float = 300) -> None:
     """Wait for what another process brings about."""
     deadline = time.monotonic() + timeout_s
     while not there():
