@@ -1,4 +1,4 @@
-"""Make kuberay_schema.json from KubeRay's definition of RayJob, which holds that of RayCluster, too.
+"""Make kuberay_schema.json from KubeRay's definition of RayJob, which holds RayCluster's, too.
 
     python -m cluster.kuberay_schema v1.7.0 ray.io_rayjobs.yaml > cluster/kuberay_schema.json
 
@@ -62,6 +62,10 @@ def _kept(schema: dict[str, Any]) -> dict[str, Any]:
             kept[key] = _kept(value)
         elif key in _RULES:
             kept[key] = value
+    if "required" in kept:
+        # A server fills defaults in before it looks.
+        given = [name for name in kept["required"] if "default" not in schema["properties"][name]]
+        kept["required"] = given
     if "properties" in kept and not schema.get("x-kubernetes-preserve-unknown-fields"):
         kept.setdefault("additionalProperties", False)
     return kept
@@ -77,7 +81,10 @@ def _count(part: Any, counts: dict[str, int]) -> None:
 
 def _parts_of(part: dict[str, Any]) -> list[dict[str, Any]]:
     inner = [part.get(key) for key in ("items", "additionalProperties")]
-    return [*part.get("properties", {}).values(), *(each for each in inner if isinstance(each, dict))]
+    return [
+        *part.get("properties", {}).values(),
+        *(each for each in inner if isinstance(each, dict)),
+    ]
 
 
 class _Parts:

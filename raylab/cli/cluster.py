@@ -39,7 +39,7 @@ token authentication, and a dashboard that only the head itself reaches.
 examples:
   raylab cluster render --provider aws --gpu-type a10g --max-workers 8 --output cluster.yaml
   raylab cluster render --provider gcp --project mine --gpu-type l4 --market spot
-  raylab cluster render --provider azure --gpu-type a100-80gb --wheel dist/raylab_train-0.1.0-py3-none-any.whl
+  raylab cluster render --provider azure --gpu-type t4 --wheel raylab_train-0.1.0-py3-none-any.whl
   raylab cluster render --provider local --head-ip 10.0.0.1 --worker-ips 10.0.0.2,10.0.0.3 \\
       --ssh-user me
   raylab cluster render --provider kuberay --gpu-type t4 --kubernetes gke
@@ -212,7 +212,9 @@ def _check(argv: Sequence[str]) -> int:
     workers = ", ".join(
         f"{fewest} to {most} {name}" for name, (fewest, most) in checked.workers.items() if most
     )
-    write(f"{given.file} can be used: {checked.kind}, {checked.provider}, {workers or 'no workers'}")
+    write(
+        f"{given.file} can be used: {checked.kind}, {checked.provider}, {workers or 'no workers'}"
+    )
     for note in checked.notes:
         write(f"note: {note}")
     return 0

@@ -77,7 +77,9 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"a cluster's file must be readable, but {path} is not: {error}") from None
+        raise ConfigError(
+            f"a cluster's file must be readable, but {path} is not: {error}"
+        ) from None
 
 
 def _parsed(path: Path, text: str) -> list[Mapping[str, Any]]:

@@ -1,4 +1,4 @@
-"""What can be wrong with a RayCluster or RayJob for KubeRay: its schema, and what is no part of it."""
+"""What can be wrong with a RayCluster or RayJob: KubeRay's schema, and what is no part of it."""
 
 from __future__ import annotations
 

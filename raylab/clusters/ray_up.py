@@ -6,6 +6,7 @@ import contextlib
 import copy
 import difflib
 import io
+import itertools
 import json
 import re
 import shlex
@@ -47,7 +48,7 @@ def problems(config: Mapping[str, Any]) -> list[str]:
     found = [*_provider(provider), *_unfilled(config)]
     try:
         prepared = prepared_config(config)
-    except _Refused as error:
+    except _RefusedError as error:
         return [*found, str(error)]
     found += _node_types(prepared)
     found += _token(prepared)
@@ -80,7 +81,7 @@ def notes(config: Mapping[str, Any]) -> Iterator[str]:
             yield f"{local} is not on this machine{way_out}"
 
 
-class _Refused(Exception):
+class _RefusedError(Exception):
     """Ray does not take the file."""
 
 
@@ -97,14 +98,14 @@ def prepared_config(config: Mapping[str, Any]) -> dict[str, Any]:
             prepared: dict[str, Any] = prepare_config(copy.deepcopy(dict(config)))
             validate_config(prepared)
     except jsonschema.ValidationError as error:
-        raise _Refused(schema_problem(error)) from None
+        raise _RefusedError(schema_problem(error)) from None
     except (click.ClickException, SystemExit):
         lines = [line.strip() for line in said.getvalue().splitlines() if line.strip()]
-        raise _Refused(" ".join(lines) or "Ray refuses it") from None
+        raise _RefusedError(" ".join(lines) or "Ray refuses it") from None
     except KeyError as error:
-        raise _Refused(f"the key {error} must be there") from None
+        raise _RefusedError(f"the key {error} must be there") from None
     except (AttributeError, TypeError, ValueError, RuntimeError, NotImplementedError) as error:
-        raise _Refused(f"Ray says: {error}") from None
+        raise _RefusedError(f"Ray says: {error}") from None
     return prepared
 
 
@@ -227,7 +228,7 @@ def _words(command: str) -> list[str]:
 def _values(words: Sequence[str], option: str) -> list[str]:
     """Return what an option is given as, both as --option=value and as --option value."""
     joined = [word.split("=", 1)[1] for word in words if word.startswith(f"{option}=")]
-    apart = [after for word, after in zip(words, words[1:], strict=False) if word == option]
+    apart = [after for word, after in itertools.pairwise(words) if word == option]
     return [value.rstrip(";") for value in (*joined, *apart)]
 
 
@@ -238,7 +239,8 @@ def _own_machines(config: Mapping[str, Any], prepared: Mapping[str, Any]) -> Ite
     addresses = [provider["head_ip"], *provider["worker_ips"]]
     twice = sorted({str(each) for each in addresses if addresses.count(each) > 1})
     if twice:
-        yield f"a machine must stand once in head_ip and worker_ips, but got {', '.join(twice)} twice"
+        said = ", ".join(twice)
+        yield f"a machine must stand once in head_ip and worker_ips, but got {said} twice"
     if config.get("max_workers", 0) > len(provider["worker_ips"]):
         yield (
             f"max_workers must be at most the {len(provider['worker_ips'])} of worker_ips, but got "

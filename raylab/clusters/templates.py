@@ -43,7 +43,9 @@ def fill(template: str, values: Mapping[str, Any]) -> str:
 
     def block(match: re.Match[str]) -> str:
         indent, value = match[1], values[match[2]]
-        lines = yaml.safe_dump(value, sort_keys=False, width=10_000, allow_unicode=True).splitlines()
+        lines = yaml.safe_dump(
+            value, sort_keys=False, width=10_000, allow_unicode=True
+        ).splitlines()
         return "\n".join(indent + line for line in lines)
 
     text = _BLOCK.sub(block, template)
