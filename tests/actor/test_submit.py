@@ -20,7 +20,8 @@ import pytest
 from raylab.cli.main import main
 from raylab.drivers.submit import ClusterJobs
 
-pytestmark = pytest.mark.actor
+# A head and its dashboard are a dozen processes, each of which takes its time to start.
+pytestmark = [pytest.mark.actor, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
 
