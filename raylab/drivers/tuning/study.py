@@ -8,8 +8,9 @@ Of a trial the study holds
 
     params               the keys of the space that were chosen, by name; a choice that is a list
                          stands as its JSON
-    values               of the objectives, in order, when it has ended by itself; of one that was
-                         ended early the last one that it reported
+    values               of the objectives, in order, when it has ended by itself, infinite where a run
+                         has not come to its `until`; of one that was ended early the last one that
+                         it reported
     intermediate values  by report, from 1; where there is one objective
     state                RUNNING    begun and not ended, also by a process that is no more
                          COMPLETE   ended by itself
@@ -66,6 +67,8 @@ class TrialNotes(TypedDict, total=False):
     epochs: float
     steps: int
     """Of the last report."""
+    at: list[float | None]
+    """Of every report, when it came, in the scheduler's unit: epochs, steps or seconds."""
 
 
 def trial_folder(number: int) -> str:
@@ -78,7 +81,7 @@ def trial_folder(number: int) -> str:
 
 
 class TuningStudy:
-    """A study, and what is written into it trial by trial. Made by `create` or `open`.
+    """A study, and what is written into it trial by trial. Made by `made` or `open`.
 
     Args:
         study: Optuna's.
@@ -91,14 +94,14 @@ class TuningStudy:
         self._id = storage.get_study_id_from_name(study.study_name)
 
     @classmethod
-    def create(
+    def made(
         cls,
         folder: Path,
         name: str,
         objectives: Sequence[tuple[str, StudyDirection]],
         config: Mapping[str, Any],
     ) -> TuningStudy:
-        """Make the study of a new tuning run.
+        """Make the study of a tuning run, or go on making it, or leave it as it is.
 
         Args:
             folder: of the tuning.
@@ -112,10 +115,10 @@ class TuningStudy:
             study_name=name,
             directions=[direction for _, direction in objectives],
             pruner=optuna.pruners.NopPruner(),
+            load_if_exists=True,
         )
         study.set_metric_names([name for name, _ in objectives])
         study.set_user_attr("config", dict(config))
-        study.set_user_attr("spent_s", 0.0)
         return cls(study, storage)
 
     @classmethod
