@@ -244,7 +244,9 @@ def _complaint(fields: Mapping[str, FieldInfo], key: str, value: Any, inside: st
         return f"`method` must be one of {', '.join(ALL_METHODS)}, but got {shown(value)}{hint}"
     if field is None:
         close = difflib.get_close_matches(key, fields, n=1)
-        hint = f"did you mean {inside}{close[0]}?" if close else "raylab train --help lists the keys"
+        hint = (
+            f"did you mean {inside}{close[0]}?" if close else "raylab train --help lists the keys"
+        )
         if inside and not close:
             hint = f"there are {', '.join(fields)}"
         return f"a key must be one that is known, but got `{inside}{key}`: {hint}"

@@ -4,11 +4,12 @@ lr: {uniform: [0.001, 1.0], log: true}     a number, both ends included
 tau: {int: [1, 16], log: true}             a whole number
 delay: {int: [0, 15], below: tau}          less than what was chosen for tau
 accumulate: {choice: [1, 2, 4]}            one of these
-xi: {uniform: [0, 0.9], when: {method: dasgd}}     a key only where others are so; else as in train
+xi: {uniform: [0, 0.9], when: {method: dasgd}}    only where others are so; else as in train
 """
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import math
@@ -20,7 +21,7 @@ from raylab.config.families import Family, family_of
 from raylab.config.parse import lay, run_config, shown
 from raylab.errors import ConfigError
 
-__all__ = ["Domain", "family_of_space", "space_of"]
+__all__ = ["Domain", "base_of", "family_of_space", "space_of"]
 
 _KINDS = ("uniform", "int", "choice")
 _FORMS = (
@@ -100,13 +101,25 @@ def space_of(given: Mapping[str, Any], train: Mapping[str, Any]) -> tuple[Domain
         ConfigError: a key or a value is none of a run's, or conditions do not go together.
     """
     if not given:
-        raise ConfigError("a space must have a key, for instance lr: {uniform: [0.001, 1], log: true}")
+        raise ConfigError(
+            "a space must have a key, for instance lr: {uniform: [0.001, 1], log: true}"
+        )
     domains = {key: _domain(key, rule) for key, rule in given.items()}
-    family = family_of_space(domains, train)
+    family_of_space(domains, train)
+    base = base_of(given, train)
     for domain in domains.values():
-        _check_key(domain, family, train)
+        _check_key(domain, train, base)
         _check_conditions(domain, domains, train)
     return tuple(domains[key] for key in _ordered(domains))
+
+
+def base_of(given: Mapping[str, Any], train: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of `train` with a method, the first one of those that are searched over."""
+    rule = given.get("method")
+    methods = rule.get("choice") if isinstance(rule, Mapping) else None
+    if "method" in train or not isinstance(methods, Sequence) or not methods:
+        return dict(train)
+    return {**train, "method": methods[0]}
 
 
 def family_of_space(domains: Mapping[str, Domain], train: Mapping[str, Any]) -> Family:
@@ -166,12 +179,16 @@ def _domain(key: str, rule: Any) -> Domain:
 def _choice(key: str, rule: Mapping[str, Any], when: Mapping[str, tuple[Any, ...]]) -> Domain:
     choices = rule["choice"]
     if not isinstance(choices, Sequence) or isinstance(choices, str) or not choices:
-        raise ConfigError(f"`space.{key}.choice` must be a list of values, but got {shown(choices)}")
+        raise ConfigError(
+            f"`space.{key}.choice` must be a list of values, but got {shown(choices)}"
+        )
     if len({repr(_label(each)) for each in choices}) < len(choices):
         raise ConfigError(f"`space.{key}.choice` must not repeat itself, but got {shown(choices)}")
     for name in ("log", "step", "below"):
         if name in rule:
-            raise ConfigError(f"`{name}` belongs to numbers, but space.{key} is a choice: leave it out")
+            raise ConfigError(
+                f"`{name}` belongs to numbers, but space.{key} is a choice: leave it out"
+            )
     return Domain(key=key, kind="choice", choices=tuple(choices), when=when)
 
 
@@ -203,7 +220,7 @@ def _conditions(key: str, given: Any) -> dict[str, tuple[Any, ...]]:
     }
 
 
-def _check_key(domain: Domain, family: Family, train: Mapping[str, Any]) -> None:
+def _check_key(domain: Domain, train: Mapping[str, Any], base: Mapping[str, Any]) -> None:
     outer = domain.key.partition(".")[0]
     if outer in _OWN:
         raise ConfigError(f"`{outer}` is not searched over: a tuning gives it to its runs")
@@ -213,7 +230,7 @@ def _check_key(domain: Domain, family: Family, train: Mapping[str, Any]) -> None
             "one of them"
         )
     for value in domain.ends:
-        values = json.loads(json.dumps(dict(train)))
+        values = copy.deepcopy(dict(base))
         lay(values, domain.key, value)
         try:
             run_config(values)
@@ -286,4 +303,6 @@ def _number(value: Any) -> bool:
 
 
 def _label(value: Any) -> Any:
-    return value if value is None or isinstance(value, (str, int, float, bool)) else json.dumps(value)
+    return (
+        value if value is None or isinstance(value, (str, int, float, bool)) else json.dumps(value)
+    )

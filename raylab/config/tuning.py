@@ -20,7 +20,7 @@ from raylab.config.families import Family
 from raylab.config.kinds import Count, Natural, Positive, Text
 from raylab.config.objectives import Objective, objectives_of
 from raylab.config.parse import checked, run_config, shown
-from raylab.config.space import Domain, family_of_space, space_of
+from raylab.config.space import Domain, base_of, family_of_space, space_of
 from raylab.errors import ConfigError
 
 __all__ = [
@@ -141,6 +141,11 @@ class TuningConfig:
     name: str | None
     given: Mapping[str, Any]
 
+    @property
+    def base(self) -> dict[str, Any]:
+        """The keys of a run with nothing chosen but a method."""
+        return base_of(self.given, self.train)
+
     def plain(self) -> dict[str, Any]:
         """Return all keys as a file has them; `tuning_config` makes the same of them."""
         return {
@@ -178,7 +183,7 @@ def tuning_config(values: Mapping[str, Any]) -> TuningConfig:
                 f"a tuning gives its runs their folders, but got train.{own}: say {own}= of the "
                 "tuning itself"
             )
-    run_config(keys.train)
+    run_config(base_of(keys.space, keys.train))
     space = space_of(keys.space, keys.train)
     family = family_of_space({each.key: each for each in space}, keys.train)
     objectives = objectives_of(keys.objectives, family.name)
@@ -186,7 +191,7 @@ def tuning_config(values: Mapping[str, Any]) -> TuningConfig:
     _check_search(search, space, objectives)
     budget = checked(BudgetConfig, keys.budget, "budget.")
     if budget.trials is None and budget.minutes is None:
-        budget = BudgetConfig(trials=_DEFAULT_TRIALS)
+        budget = budget.model_copy(update={"trials": _DEFAULT_TRIALS})
     return TuningConfig(
         family=family,
         train=keys.train,
@@ -203,9 +208,7 @@ def tuning_config(values: Mapping[str, Any]) -> TuningConfig:
     )
 
 
-def _scheduler(
-    scheduler: SchedulerConfig, objectives: tuple[Objective, ...]
-) -> SchedulerConfig:
+def _scheduler(scheduler: SchedulerConfig, objectives: tuple[Objective, ...]) -> SchedulerConfig:
     one = len(objectives) == 1 and objectives[0].until is None
     if scheduler.name is None:
         scheduler = scheduler.model_copy(update={"name": "asha" if one else "none"})

@@ -1,8 +1,8 @@
 """A thread that carries out one run after another, and hands their reports over one by one.
 
 ```
-on_row(row) ──▶ a report? ──▶ queue ──▶ next()        and waits until next() is called again,
-                                                      so that a trial that is not to go on ends there
+on_row(row) ──▶ a report? ──▶ queue ──▶ next()      and waits until next() is called again, so that
+                                                    a trial that is not to go on ends there
 ```
 """
 
@@ -86,7 +86,7 @@ class Driving:
             outcome = Outcome(error=None)
             try:
                 run()
-            except BaseException as error:  # noqa: BLE001 - told to whoever asks for a report
+            except BaseException as error:
                 outcome = Outcome(error=error)
             self._news.put(outcome)
 
@@ -132,5 +132,5 @@ class Driving:
             with self._around():
                 while (job := self._jobs.get()) is not None:
                     job()
-        except BaseException as error:  # noqa: BLE001 - as above
+        except BaseException as error:
             self._news.put(Outcome(error=error))

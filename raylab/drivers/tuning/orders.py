@@ -28,8 +28,8 @@ class Orders:
     Args:
         config: of the search.
         folder: of the tuning.
-        cpus: of the machine, where it is the search's own: trials get shares of them that fit; None:
-            a cluster.
+        cpus: of the machine, where it is the search's own: trials get shares of them that fit;
+            None: a cluster.
         patient: trials wait at their reports for word of whether to go on.
     """
 

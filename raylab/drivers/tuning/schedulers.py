@@ -33,16 +33,20 @@ def scheduler_of(config: TuningConfig) -> TrialScheduler:
     """
     given = config.scheduler
     if given.name == "none":
-        return FIFOScheduler()
+        return FIFOScheduler()  # type: ignore[no-untyped-call]
     objective = config.objectives[0]
-    judge = {"time_attr": given.unit, "metric": objective.name, "mode": objective.mode}
+    judge: dict[str, Any] = {
+        "time_attr": given.unit,
+        "metric": objective.name,
+        "mode": objective.mode,
+    }
     if given.name == "median":
         return MedianStoppingRule(
             **judge,
             grace_period=given.grace,
             min_samples_required=given.others,
             # A trial that has nobody to be compared with goes on: it is not paused for others.
-            min_time_slice=float("inf"),  # type: ignore[arg-type]
+            min_time_slice=float("inf"),
         )
     most = given.most or _epochs(config)
     if not given.grace < most:
@@ -52,8 +56,8 @@ def scheduler_of(config: TuningConfig) -> TrialScheduler:
         )
     return ASHAScheduler(
         **judge,
-        max_t=most * (1 - _SHORT),  # type: ignore[arg-type]
-        grace_period=given.grace,  # type: ignore[arg-type]
+        max_t=most * (1 - _SHORT),
+        grace_period=given.grace,
         reduction_factor=given.reduction,
         stop_last_trials=False,
     )
@@ -63,12 +67,10 @@ def _epochs(config: TuningConfig) -> float:
     for domain in config.space:
         if domain.key == "epochs":
             return float(max(domain.ends))
-    return float(resolved(run_config(config.train)).epochs or 1)
+    return float(resolved(run_config(config.base)).epochs or 1)
 
 
-def remind(
-    scheduler: TrialScheduler, trials: Iterable[FrozenTrial], config: TuningConfig
-) -> None:
+def remind(scheduler: TrialScheduler, trials: Iterable[FrozenTrial], config: TuningConfig) -> None:
     """Tell a new scheduler what trials reported before it was there.
 
     Args:
@@ -90,14 +92,13 @@ def remind(
         scheduler.on_trial_complete(nobody, past, results[-1])
 
 
-class _Past(SimpleNamespace):
+class _Past:
     """A trial that was, for a scheduler."""
 
-    def __init__(self, trial_id: str) -> None:
-        super().__init__(trial_id=trial_id, status="TERMINATED")
+    status = "TERMINATED"
 
-    def __hash__(self) -> int:
-        return hash(self.trial_id)
+    def __init__(self, trial_id: str) -> None:
+        self.trial_id = trial_id
 
 
 def _reports(trial: FrozenTrial) -> Sequence[tuple[float, float]]:

@@ -12,6 +12,7 @@ suggest ┤
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -54,8 +55,8 @@ class StudySearch(OptunaSearch):
         self._left = [trial.number for trial in study.trials(TrialState.RUNNING)]
         self._at: dict[int, dict[int, float | None]] = {}
         one = len(config.objectives) == 1
-        names = [each.name for each in config.objectives]
-        modes = [each.mode for each in config.objectives]
+        names: list[str] = [each.name for each in config.objectives]
+        modes: list[str] = [each.mode for each in config.objectives]
         super().__init__(
             space=lambda trial: suggest(trial, config),
             metric=names[0] if one else names,
@@ -63,7 +64,7 @@ class StudySearch(OptunaSearch):
         )
 
     def _setup_study(self, mode: str | list[str]) -> None:  # noqa: ARG002 - Ray's
-        self._ot_study = self._study.optuna
+        self._ot_study: Any = self._study.optuna
 
     def suggest(self, trial_id: str) -> Any:
         """Return the order of the next trial, or that there is none."""
@@ -71,7 +72,10 @@ class StudySearch(OptunaSearch):
             number = self._begin(trial_id)
             if number is None:
                 return Searcher.FINISHED
-            labels = super().suggest(trial_id)
+            with warnings.catch_warnings():
+                # It takes a disk's time: every choice is written down as it is made.
+                warnings.filterwarnings("ignore", "Define-by-run function", UserWarning)
+                labels = super().suggest(trial_id) or {}
             try:
                 order = self._order(number, labels)
             except InputError as error:
@@ -98,8 +102,8 @@ class StudySearch(OptunaSearch):
     def on_trial_complete(
         self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Tell the study how a trial has ended. Of one that failed its error is told, by `fail`; one
-        that has reported nothing goes on when the search does.
+        """Tell the study how a trial has ended. One that failed is told with its error, by `fail`;
+        one that has reported nothing goes on when the search does.
         """
         if error or not result:
             return
@@ -112,7 +116,9 @@ class StudySearch(OptunaSearch):
             self._study.end(number, TrialState.COMPLETE, values, notes)
         elif notes["ended"] == "finished":
             names = ", ".join(each.name for each in self._config.objectives)
-            self.fail(number, f"a run must come to {names}, but no row of it has all of them", notes)
+            self.fail(
+                number, f"a run must come to {names}, but no row of it has all of them", notes
+            )
         else:
             self._study.end(number, TrialState.PRUNED, notes=notes)
 

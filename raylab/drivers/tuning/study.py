@@ -8,9 +8,9 @@ Of a trial the study holds
 
     params               the keys of the space that were chosen, by name; a choice that is a list
                          stands as its JSON
-    values               of the objectives, in order, when it has ended by itself, infinite where a run
-                         has not come to its `until`; of one that was ended early the last one that
-                         it reported
+    values               of the objectives, in order, when it has ended by itself, infinite where a
+                         run has not come to its `until`; of one that was ended early the last one
+                         that it reported
     intermediate values  by report, from 1; where there is one objective
     state                RUNNING    begun and not ended, also by a process that is no more
                          COMPLETE   ended by itself
@@ -25,11 +25,13 @@ long it has searched, in all) and the names of the objectives where Optuna has t
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 import optuna
+from optuna.exceptions import ExperimentalWarning
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
@@ -117,7 +119,9 @@ class TuningStudy:
             pruner=optuna.pruners.NopPruner(),
             load_if_exists=True,
         )
-        study.set_metric_names([name for name, _ in objectives])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            study.set_metric_names([name for name, _ in objectives])
         study.set_user_attr("config", dict(config))
         return cls(study, storage)
 
@@ -135,9 +139,7 @@ class TuningStudy:
         storage = _storage(folder)
         names = [study.study_name for study in storage.get_all_studies()]
         if len(names) != 1:
-            raise ConfigError(
-                f"{folder / DATABASE} must hold one study, but it holds {len(names)}"
-            )
+            raise ConfigError(f"{folder / DATABASE} must hold one study, but it holds {len(names)}")
         study = optuna.load_study(
             study_name=names[0], storage=storage, pruner=optuna.pruners.NopPruner()
         )

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import ray.util
+from actors.groups.within import Within
 from ray.tune import PlacementGroupFactory, Trainable
 
-from actors.groups.within import Within
 from actors.groups.warm import WarmActors
 from raylab.config import run_config
 from raylab.config.objectives import Objective, objectives_of
@@ -70,9 +70,9 @@ class RunTrial(Trainable):
         """Return the run's next report; the last one again when it has ended."""
         news = self._driving.next()
         if isinstance(news, Report):
-            self._last = self._told(news)
-            return self._last
-        return {**self._last, "done": True, **self._ended(news)}
+            self._reported = self._told(news)
+            return self._reported
+        return {**self._reported, "done": True, **self._ended(news)}
 
     def cleanup(self) -> None:
         """End the run, and the actors that were kept for another."""
@@ -81,7 +81,7 @@ class RunTrial(Trainable):
     def _begin(self, order: Mapping[str, Any]) -> None:
         self._began = time.perf_counter()
         self._figures = Figures(_objectives(order))
-        self._last: dict[str, Any] = {"training_iteration": 0, **self._figures.named()}
+        self._reported: dict[str, Any] = {"training_iteration": 0, **self._figures.named()}
         self._trained_before_s = 0.0
         run = _Run(order["train"])
         past = run.past()
@@ -130,7 +130,7 @@ class RunTrial(Trainable):
         }
 
     def _ended(self, outcome: Outcome) -> dict[str, Any]:
-        seconds = self._seconds(self._last.get("time_s", 0.0))
+        seconds = self._seconds(self._reported.get("time_s", 0.0))
         if isinstance(outcome.error, NonFiniteLossError):
             return {**seconds, "ended": "diverged", "error": str(outcome.error)}
         if outcome.error is not None:
@@ -171,6 +171,8 @@ class _Run:
 @contextlib.contextmanager
 def _around() -> Iterator[None]:
     group = ray.util.get_current_placement_group()
+    if group is None:
+        raise RuntimeError("a trial must live in its placement group, but it is in none")
     with Within(group), WarmActors():
         yield
 

@@ -54,8 +54,8 @@ def tune(
 ) -> ray_tune.ResultGrid:
     """Search for the best keys of a run, by many runs.
 
-    What is found lies in the folder <storage>/<name>: best.yaml, result.json and the study. A search
-    that was interrupted, however, goes on by `raylab tune --resume PATH`.
+    What is found lies in the folder <storage>/<name>: best.yaml, result.json and the study. A
+    search that was interrupted, however, goes on by `raylab tune --resume PATH`.
 
     >>> grid = raylab.tune({                                             # doctest: +SKIP
     ...     "train": {"method": "adl", "model": "mlp", "epochs": 4},
@@ -90,7 +90,7 @@ def tune(
 def resume_tuning(
     path: str, pairs: Sequence[str] = (), *, progress: bool = True
 ) -> ray_tune.ResultGrid:
-    """Go on with the search in a folder: with trials that had begun, then with the rest of the budget.
+    """Go on with the search in a folder: trials that had begun, then the rest of the budget.
 
     Args:
         path: of the search's folder.
@@ -139,9 +139,7 @@ def _local(path: str) -> Storage:
     return storage
 
 
-def _carry_out(
-    folder: RunFolder, config: TuningConfig, *, progress: bool
-) -> ray_tune.ResultGrid:
+def _carry_out(folder: RunFolder, config: TuningConfig, *, progress: bool) -> ray_tune.ResultGrid:
     path, name = folder.path, folder.path.name
     names = [each.name for each in config.objectives]
     with _alone(path), _quiet(), TuningView(

@@ -13,7 +13,7 @@ from ray.tune import Callback
 
 from raylab.config.objectives import Objective
 from raylab.drivers.tuning.best import front
-from raylab.drivers.tuning.study import TrialNotes, TuningStudy
+from raylab.drivers.tuning.study import TuningStudy
 from raylab.report import TrialLine, TuningView
 
 __all__ = ["Watch"]
@@ -42,40 +42,36 @@ class Watch(Callback):
         self._before_s = study.spent_s
         self._began = self._noted = time.monotonic()
 
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+    def on_trial_start(self, *_: Any, **info: Any) -> None:
         """Show it."""
-        self._line(trial).state = "running"
+        self._line(info["trial"]).state = "running"
 
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
+    def on_trial_result(self, *_: Any, **info: Any) -> None:
         """Show its report."""
-        line = self._line(trial)
+        line, result = self._line(info["trial"]), info["result"]
         line.epoch = result.get("epoch", line.epoch)
         line.values = {each.name: result.get(each.name) for each in self._objectives}
 
-    def on_trial_complete(
-        self, iteration: int, trials: list[Any], trial: Any, **info: Any
-    ) -> None:
+    def on_trial_complete(self, *_: Any, **info: Any) -> None:
         """Show how it has ended."""
-        self._ended(trial)
+        self._ended(info["trial"])
 
-    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+    def on_trial_recover(self, *_: Any, **info: Any) -> None:
         """Note that it has failed, and goes on."""
-        failures = self._study.trial(self._line(trial).number).user_attrs.get("failures", 0) + 1
-        notes: TrialNotes = {"failures": failures, "error": _error(trial)}
-        self._study.note(self._line(trial).number, notes)
-        self._line(trial).state = "waiting"
-        self._view.say(f"trial {self._line(trial).number} goes on after: {notes['error']}")
+        line, error = self._line(info["trial"]), _error(info["trial"])
+        failures = self._study.trial(line.number).user_attrs.get("failures", 0) + 1
+        self._study.note(line.number, {"failures": failures, "error": error})
+        line.state = "waiting"
+        self._view.say(f"trial {line.number} goes on after: {error}")
 
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+    def on_trial_error(self, *_: Any, **info: Any) -> None:
         """Tell the study that it has failed for good."""
-        number, error = self._line(trial).number, _error(trial)
+        number, error = self._line(info["trial"]).number, _error(info["trial"])
         self._study.end(number, TrialState.FAIL, notes={"ended": "failed", "error": error})
         self._view.say(f"trial {number} failed: {error}")
-        self._ended(trial)
+        self._ended(info["trial"])
 
-    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+    def on_step_end(self, *_: Any, **__: Any) -> None:
         """Note how long it has been searched."""
         if time.monotonic() - self._noted > _SPENT_S:
             self.note_time()
