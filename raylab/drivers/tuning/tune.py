@@ -130,13 +130,12 @@ def _check(config: TuningConfig) -> None:
 
 
 def _local(path: str) -> Storage:
-    storage = Storage.at(path)
-    if storage.local is None:
+    if "://" in path:
         raise ConfigError(
             f"a search is kept in a local folder, since its study is a database, but got {path}: "
             "give it a local storage"
         )
-    return storage
+    return Storage.at(path)
 
 
 def _carry_out(folder: RunFolder, config: TuningConfig, *, progress: bool) -> ray_tune.ResultGrid:
