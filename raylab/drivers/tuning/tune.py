@@ -184,6 +184,13 @@ def _carry_out(folder: RunFolder, config: TuningConfig, *, progress: bool) -> ra
 
 
 def study_of(path: Path, name: str, config: TuningConfig) -> TuningStudy:
+    """Return the study in a search's folder, made if need be, with the points to begin with.
+
+    Args:
+        path: of the folder.
+        name: of the study.
+        config: of the search.
+    """
     directions = {"min": StudyDirection.MINIMIZE, "max": StudyDirection.MAXIMIZE}
     study = TuningStudy.made(
         path, name, [(each.name, directions[each.mode]) for each in config.objectives],
