@@ -46,7 +46,7 @@ from raylab.records import RunFolder, Storage, new_run_name
 from raylab.report import TuningView
 from raylab.report.tuning_page import tuning_page
 
-__all__ = ["resume_tuning", "tune"]
+__all__ = ["alone", "resume_tuning", "study_of", "tune"]
 
 _MAY_CHANGE = ("budget", "concurrent", "retries", "scheduler")
 """Keys that a search that goes on may be given anew."""
@@ -133,22 +133,21 @@ def _check(config: TuningConfig) -> None:
 
 
 def _local(path: str) -> Storage:
-    storage = Storage.at(path)
-    if storage.local is None:
+    if "://" in path:
         raise ConfigError(
             f"a search is kept in a local folder, since its study is a database, but got {path}: "
             "give it a local storage"
         )
-    return storage
+    return Storage.at(path)
 
 
 def _carry_out(folder: RunFolder, config: TuningConfig, *, progress: bool) -> ray_tune.ResultGrid:
     path, name = folder.path, folder.path.name
     names = [each.name for each in config.objectives]
-    with _alone(path), _quiet(), TuningView(
+    with alone(path), _quiet(), TuningView(
         f"tuning {name}", names, config.budget.trials, enabled=progress
     ) as view:  # fmt: skip
-        study = _study(path, name, config)
+        study = study_of(path, name, config)
         own = connect()
         cpus = float(ray.cluster_resources().get("CPU", 1)) if own else None  # type: ignore[no-untyped-call]
         minutes = config.budget.minutes
@@ -173,6 +172,7 @@ def _carry_out(folder: RunFolder, config: TuningConfig, *, progress: bool) -> ra
                 name="ray",
                 storage_path=str(path),
                 failure_config=ray_tune.FailureConfig(max_failures=config.retries),
+                checkpoint_config=ray_tune.CheckpointConfig(checkpoint_at_end=False),
                 stop=_Deadline(ends),
                 callbacks=[watch],
                 verbose=0,
@@ -186,7 +186,14 @@ def _carry_out(folder: RunFolder, config: TuningConfig, *, progress: bool) -> ra
     return grid
 
 
-def _study(path: Path, name: str, config: TuningConfig) -> TuningStudy:
+def study_of(path: Path, name: str, config: TuningConfig) -> TuningStudy:
+    """Return the study in a search's folder, made if need be, with the points to begin with.
+
+    Args:
+        path: of the folder.
+        name: of the study.
+        config: of the search.
+    """
     directions = {"min": StudyDirection.MINIMIZE, "max": StudyDirection.MAXIMIZE}
     study = TuningStudy.made(
         path, name, [(each.name, directions[each.mode]) for each in config.objectives],
@@ -209,7 +216,7 @@ def _keep(folder: RunFolder, study: TuningStudy, config: TuningConfig) -> None:
 
 
 @contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
+def alone(path: Path) -> Iterator[None]:
     """Keep others from carrying out the same search; a process that is killed lets go."""
     lock = filelock.FileLock(path / f".{DATABASE}.lock")
     try:
@@ -227,13 +234,19 @@ def _alone(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Tune and Optuna from telling in their words what the view tells."""
+    """Keep Tune and Optuna from telling in their words what the view tells: Tune prints a trial's
+    error, whatever it is told.
+    """
     logger = logging.getLogger("ray.tune")
     level, verbosity = logger.level, optuna.logging.get_verbosity()
     logger.setLevel(logging.CRITICAL)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        with warnings.catch_warnings():
+        with (
+            warnings.catch_warnings(),
+            Path(os.devnull).open("w") as nowhere,
+            contextlib.redirect_stdout(nowhere),
+        ):
             warnings.simplefilter("ignore", ExperimentalWarning)
             yield
     finally:
