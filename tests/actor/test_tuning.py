@@ -123,7 +123,7 @@ def test_the_best_is_what_raylab_train_takes(searched, capsys):
 
 
 def driver(words: Sequence[str], dies: str) -> None:
-    """Search in a process of its own, which is killed at a moment, before what it would do there."""
+    """Search in a process of its own, which is killed before what it would do at a moment."""
     script = f"""
 import os, signal, sys
 import ray
