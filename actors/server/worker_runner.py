@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Protocol
 
 from actors.groups.story import told
@@ -104,18 +103,19 @@ class WorkerRunner:
             StageError: the rule failed; the message tells at what.
         """
         if self._outgoing:
-            if not self._outbox.ready(timeout_s):
+            if not (self._outbox.has_room() or self._outbox.ready(timeout_s)):
                 return False
             self._outbox.put(self._outgoing.popleft())
             return True
         if not self.loop.pieces_left:
             started = time.perf_counter()
-            message = self._inbox.take(timeout_s)
+            message = self._inbox.take(timeout_s, ahead=False)
             self.waited_s += time.perf_counter() - started
             if message is not None:
                 self._heard(message)
             return message is not None
-        while (message := self._inbox.take()) is not None:
+        # What a reply has brought is new; between the pieces of a message newer may come.
+        while self._piece and (message := self._inbox.take(ahead=False)) is not None:
             self._heard(message)
         self._compute()
         return True
@@ -127,7 +127,7 @@ class WorkerRunner:
             return
         if heard.verdict != "none":
             self._outbox.answered()
-        with told(self._who, f"the reply before message {message.index}"):
+        with told(self._who, "the reply before message {}", message.index):
             proof = self.loop.replied(heard)
         self._number = message.index
         if proof is not None:
@@ -138,7 +138,7 @@ class WorkerRunner:
         rule, first = self.loop.rule, not self._piece
         before = 0 if first else rule.samples()
         started = time.perf_counter()
-        with told(self._who, f"the computation of message {self._number}"):
+        with told(self._who, "the computation of message {}", self._number):
             push = self.loop.compute()
         took_s = time.perf_counter() - started
         self._piece = 0 if push is not None else self._piece + 1
@@ -156,5 +156,5 @@ class WorkerRunner:
             self._nap(pause_s)
         if push is not None:
             self.messages += 1
-            push = replace(push, waited_s=self.waited_s)
+            push.waited_s = self.waited_s
             self._outgoing.append(self._side.packed(push))

@@ -62,7 +62,6 @@ class AsySVRGServer(PrimalServer):
             self._phase = self._full_phase(number)
             return
         self._anchor = self._w
-        self._handed_out = True
         self._phase = Phase(number=number, kind="inner", messages=self.settings.inner_messages)
 
     def _full_phase(self, number: int) -> Phase:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from raylab.algorithms.server.base_rules import CertificatePart, ServerCore
 from raylab.algorithms.server.parts import Tensors, add_message, as_tensor, as_vector
@@ -46,6 +47,9 @@ class DualServer(ServerCore):
                 f"{float(np.linalg.norm(w0)):.3g}: use asysvrg, or a problem whose w begins at 0"
             )
         super().__init__(settings, w0)
+        self._step = torch.tensor([self.eta], dtype=torch.float64)
+        self._places: Tensor | None = None
+        """That the last message has changed; None: any."""
         self._shares: dict[int, Vector] = {}
         """g_k by worker."""
         self._begun: dict[int, Vector] = {}
@@ -63,7 +67,9 @@ class DualServer(ServerCore):
 
     def answer(self, worker: int) -> Tensors:
         """Return w, and the step that the duals are moved by."""
-        return (*super().answer(worker), torch.tensor([self.eta], dtype=torch.float64))
+        if float(self._step[0]) != self.eta:
+            self._step = torch.tensor([self.eta], dtype=torch.float64)
+        return (*super().answer(worker), self._step)
 
     def apply(self, worker: int, message: Tensors, staleness: int) -> None:  # noqa: ARG002
         """Move w and the worker's share of it."""
@@ -71,6 +77,11 @@ class DualServer(ServerCore):
         with np.errstate(over="ignore", invalid="ignore"):
             add_message(self.writable(), message, scale)
             add_message(self._share(worker), message, scale)
+        self._places = message[0] if len(message) == 2 else None
+
+    def changed(self) -> Tensor | None:
+        """Return which coordinates the last message has changed; None: any."""
+        return self._places
 
     def scale(self) -> float:
         """Return what a message is multiplied by: 1/(λn) where it is a change of Σ α."""

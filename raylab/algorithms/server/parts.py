@@ -146,8 +146,9 @@ def add_message(target: Vector, message: Tensors, factor: float) -> None:
         target += factor * as_vector(message[0])
         return
     indices, values = message
-    # The coordinates of a message are distinct, so nothing is lost here.
-    target[as_vector(indices)] += factor * as_vector(values)
+    # The coordinates of a message are distinct, so nothing is lost here; numpy takes longer to
+    # convert them one by one.
+    target[as_vector(indices).astype(np.intp)] += factor * as_vector(values)
 
 
 def generator(seed: int, worker: int, number: int, use: int) -> np.random.Generator:
