@@ -92,7 +92,7 @@ class AddingServer:
 
     def apply(self, worker: int, message: Tensors, staleness: int) -> None:  # noqa: ARG002
         """Add it to w, or to a new one, if the one before is on its way to somebody."""
-        if sys.getrefcount(self._w) > 2:  # noqa: PLR2004
+        if sys.getrefcount(self._w) > 2:
             self._w = self._w.copy()
         if len(message) == 1:
             self._w += message[0].numpy()  # type: ignore[union-attr]

@@ -39,4 +39,6 @@ class told:  # noqa: N801
         if getattr(error, "tells_its_story", False):
             return
         doing = self._doing.format(*self._about)
-        raise StageError(f"{self._who} failed at {doing}: {type(error).__name__}: {error}") from error
+        raise StageError(
+            f"{self._who} failed at {doing}: {type(error).__name__}: {error}"
+        ) from error

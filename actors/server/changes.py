@@ -23,6 +23,9 @@ __all__ = ["ChangesIn", "ChangesOut", "Trail", "sent_tensors"]
 _INDEX_BYTES = 4
 _LONGEST, _MOST = 1024, 1 << 18
 """Updates that a trail remembers, and coordinates of all of them."""
+_NEAR_SHARE = 0.25
+"""Of the changes that would be smaller than the vector, how many are worth it between processes
+that share memory."""
 _VECTORS = {torch.float64, torch.float32}
 
 Places = NDArray[np.integer]
@@ -78,7 +81,9 @@ class ChangesOut:
         self._at = -1
         self._length = -1
 
-    def pack(self, answer: Tensors, at: int = 0, trail: Trail | None = None) -> tuple[int, Tensors]:
+    def pack(
+        self, answer: Tensors, at: int = 0, trail: Trail | None = None, *, near: bool = False
+    ) -> tuple[int, Tensors]:
         """Return how an answer is sent, and the tensors to send.
 
         Nobody may write to its tensors any more. How is their number; below 0, its first tensor is
@@ -88,6 +93,8 @@ class ChangesOut:
             answer: to be sent.
             at: updates behind it, as the trail counts them.
             trail: of the updates; None: nothing is known of them.
+            near: whether the receiver shares memory with the sender: then bytes cost less than
+                putting many numbers in their places does.
         """
         count = len(answer)
         vector = answer[0] if count else None
@@ -99,7 +106,8 @@ class ChangesOut:
         if trail is None or not known:
             return count, answer
         each = vector.itemsize
-        places = trail.between(before, at, (length * each - 1) // (each + _INDEX_BYTES))
+        most = (length * each - 1) // (each + _INDEX_BYTES)
+        places = trail.between(before, at, most * _NEAR_SHARE if near else most)
         if places is None:
             return count, answer
         values = torch.from_numpy(vector.numpy().take(places))

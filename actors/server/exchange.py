@@ -74,23 +74,27 @@ class ServerSide:
     def __init__(self) -> None:
         self._changes = ChangesOut()
 
-    def packed(self, told: Reply | News, trail: Trail | None = None) -> Message:
+    def packed(
+        self, told: Reply | News, trail: Trail | None = None, *, near: bool = False
+    ) -> Message:
         """Return the message that says this; messages must be sent in the order of packing.
 
         Args:
             told: what to say.
             trail: of the updates of what the answers are; None: answers go whole.
+            near: whether the worker shares memory with the server.
         """
         changes = self._changes
         if isinstance(told, News):
-            how, tensors = changes.pack(told.answer, told.at, trail)
+            how, tensors = changes.pack(told.answer, told.at, trail, near=near)
             return Message(Kind.NEWS, told.version, tensors, words=(told.era, how))
-        certificate, proving, certified = -1, 0, ()
+        certificate, proving = -1, 0
+        certified: Tensors = ()
         if told.certify is not None:
             certificate, proven, at = told.certify
-            proving, certified = changes.pack(proven, at, trail)
+            proving, certified = changes.pack(proven, at, trail, near=near)
         opening = told.opening or ()
-        how, tensors = changes.pack(told.answer, told.at, trail)
+        how, tensors = changes.pack(told.answer, told.at, trail, near=near)
         words = (
             _VERDICTS.index(told.verdict),
             told.rewind,

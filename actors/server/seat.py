@@ -52,12 +52,12 @@ class Seat:
         """
         moved = False
         while self.replies and self.outbox.has_room():
-            self.outbox.put(self.side.packed(self.replies.popleft(), trail))
+            self.outbox.put(self.side.packed(self.replies.popleft(), trail, near=self.outbox.near))
             moved = True
         # The last credit is for a reply.
         if self.news is not None and not self.replies and self.outbox.has_room(2):
             news, self.news = self.news, None
-            self.outbox.put(self.side.packed(news, trail))
+            self.outbox.put(self.side.packed(news, trail, near=self.outbox.near))
             moved = True
         return moved
 

@@ -86,7 +86,9 @@ class Envelope:
         carries = carrier.carries
         for spec in self._specs:
             if spec.carried is not carries:
-                raise MailboxError(f"{link}: its two ends have chosen different carriers of tensors")
+                raise MailboxError(
+                    f"{link}: its two ends have chosen different carriers of tensors"
+                )
         if self._specs or carries:
             self._arrival = carrier.receive(self._specs, self._frames)
 
@@ -136,7 +138,7 @@ def encode(sequence: int, message: Message, carrier: TensorCarrier = INLINE) -> 
             full.append(tensor)
         else:
             code |= _PACKED
-            packed.append(elements(tensor))
+            packed.append(elements(tensor).data)
             packed.append(_PADDING[size % 8])
         about.append(_TENSORS[len(shape)].pack(code, len(shape), *shape))
         begin += 2 + 8 * len(shape)
@@ -192,7 +194,10 @@ def unpack(frames: Sequence[Buffer], link: str = "a link") -> Envelope:
         if header.readonly:
             # torch would hand out writable memory all the same; what Ray maps must not be written.
             header = memoryview(bytearray(header))
-        begun, tensors, coming, specs = False, [], [], []
+        begun = False
+        tensors: list[Tensor | None] = []
+        coming: list[int] = []
+        specs: list[TensorSpec] = []
         for code, shape in told:
             tensor = None
             if code != _ABSENT:

@@ -48,6 +48,11 @@ class SendEnd(Protocol):
         """What a poller may wait at for credits, or for the end of the link."""
         ...
 
+    @property
+    def near(self) -> bool:
+        """Whether large frames cost the receiver no more than a look at the sender's memory."""
+        ...
+
     def credits(self, timeout_s: float) -> int:
         """Return the credits that have come back, waiting up to `timeout_s` for the first."""
         ...
@@ -188,6 +193,11 @@ class Outbox:
         if self._credits < count:
             self._collect(0.0)
         return self._credits >= count
+
+    @property
+    def near(self) -> bool:
+        """Whether the receiver shares memory with this process."""
+        return self._end.near
 
     @property
     def sockets(self) -> Sequence[Any]:

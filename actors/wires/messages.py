@@ -50,10 +50,12 @@ credit to be told so.
 
 
 class Message(NamedTuple):
-    """One message; `tensors` are empty for markers and tokens, `words` are whole numbers besides."""
+    """One message; `tensors` are empty for markers and tokens, `words` are whole numbers beside
+    them.
+    """
 
     kind: Kind
-    index: int
+    index: int  # type: ignore[assignment]  # a tuple's method, which nobody needs here
     tensors: Tensors = ()
     part: int = 0
     parts: int = 1

@@ -1,12 +1,12 @@
 """Large frames between two processes of one node, by memory that both have mapped.
 
     sender    offer ────────────── with the hello ─────────────▶  receiver opens it, or cannot
-    sender    frames ──▶ slot; ticket, header ── by the socket ──▶ frames in the slot, then it is free
+    sender    frames ──▶ slot; ticket ── with the header ─────▶ frames in the slot; it is free
 
 A socket copies a frame into the kernel and out of it again, in pieces, and wakes a thread at both
-ends for every piece; here it is copied once, whole, and read where it is. The ticket keeps the order of the socket, and
-tells the receiver that the slot is full. A byte in the slot tells the sender that it is free again;
-where none is free, the frames go by the socket.
+ends for every piece; here it is copied once, whole, and read where it is. The ticket keeps the
+order of the socket, and tells the receiver that the slot is full. A byte in the slot tells the
+sender that it is free again; where none is free, the frames go by the socket.
 
 The memory has no name: it is a file descriptor of the sender, which the receiver opens in /proc,
 and nothing is left of it however the two end. Where that does not work (other systems than Linux,
@@ -31,10 +31,8 @@ from typing_extensions import Buffer
 
 from actors.errors import LinkError
 
-__all__ = ["MEMORY_BYTES", "NodeMemory", "TheirMemory", "is_ticket"]
+__all__ = ["NodeMemory", "TheirMemory", "is_ticket"]
 
-MEMORY_BYTES = 65_536
-"""Frames from this size on are worth it."""
 _MOST_BYTES = 1 << 26
 _SLOTS, _LENT = 3, 2
 """Of a link; and how many of them the receiver may keep at a time."""
@@ -78,7 +76,7 @@ class NodeMemory:
         if slot is None:
             return None
         at = _BEGIN
-        memory = memoryview(slot.array)
+        memory = slot.array.data
         for view in views:
             memory[at : at + view.nbytes] = view
             at += _padded(view.nbytes)
@@ -88,8 +86,7 @@ class NodeMemory:
 
     def close(self) -> None:
         """Give everything back; a slot that is still full later, as its ticket may be under way."""
-        for slot in self._slots:
-            _closed.append(slot)
+        _closed.extend(self._slots)
         self._slots.clear()
         for slot in [each for each in _closed if each.array[0] == _FREE]:
             _closed.remove(slot)
@@ -113,6 +110,8 @@ class NodeMemory:
     def _new(self, size: int) -> _Slot:
         self._serial += 1
         descriptor = os.memfd_create("raylab", os.MFD_CLOEXEC)
+        # Room for messages that grow; a page that is never written to is none.
+        size = 1 << (size - 1).bit_length()
         os.ftruncate(descriptor, size)
         return _Slot(descriptor, self._serial, size)
 
@@ -144,8 +143,8 @@ class TheirMemory:
     def take(self, frame: Buffer) -> list[Buffer]:
         """Return the frames of a message whose header comes behind a ticket.
 
-        Those of the ticket are the slot itself, which is free once nobody has them any more; or copies, if others
-        are kept for long.
+        Those of the ticket are the slot itself, which is free once nobody has them any more; or
+        copies, if others are kept for long.
 
         Raises:
             LinkError: the sender is gone before its memory was ever opened.
@@ -159,7 +158,7 @@ class TheirMemory:
         at = _BEGIN
         lends = len(self._loans) < _LENT
         loan = slot.array[:]
-        whole = memoryview(loan)
+        whole = loan.data
         for (length,) in sizes:
             body = whole[at : at + length]
             frames.append(body if lends else bytearray(body))

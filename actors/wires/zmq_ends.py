@@ -12,7 +12,7 @@ import zmq
 from typing_extensions import Buffer
 
 from actors.errors import MailboxError
-from actors.wires.node_memory import MEMORY_BYTES, NodeMemory, TheirMemory, is_ticket
+from actors.wires.node_memory import NodeMemory, TheirMemory, is_ticket
 from actors.wires.zmq_watch import Closed, Watch
 
 __all__ = ["ZmqReceiveEnd", "ZmqSendEnd"]
@@ -61,7 +61,7 @@ class ZmqSendEnd:
         if not bodies:
             self._socket.send(header)
             return
-        if self._in_memory(bodies) and (ticket := self._memory.put(bodies)) is not None:
+        if self._in_memory() and (ticket := self._memory.put(bodies)) is not None:
             self._socket.send(b"".join([ticket, header]))
             return
         self._socket.send(header, _MORE)
@@ -69,11 +69,16 @@ class ZmqSendEnd:
         for place, body in enumerate(bodies):
             self._socket.send(body, _MORE if place < last else 0, copy=False)
 
-    def _in_memory(self, bodies: Sequence[Buffer]) -> bool:
+    def _in_memory(self) -> bool:
         if self._accepted is None:
             # Its answer may be there, behind credits.
             self._back += self._come(0.0)
-        return bool(self._accepted) and any(memoryview(b).nbytes >= MEMORY_BYTES for b in bodies)
+        return bool(self._accepted)
+
+    @property
+    def near(self) -> bool:
+        """Whether the receiver has opened this process's memory."""
+        return bool(self._accepted)
 
     @property
     def sockets(self) -> Sequence[Any]:
@@ -130,6 +135,8 @@ class ZmqReceiveEnd:
         self._place = place
         self._file = file
         self._memory: TheirMemory | None = None
+        self._answer = b""
+        """To the sender's offer, told when it would have been of use."""
 
     def accept(self, timeout_s: float) -> None:
         """Wait for the sender; then nobody else need find the way here, so unlink it.
@@ -144,13 +151,11 @@ class ZmqReceiveEnd:
             raise MailboxError(f"{self.name} was greeted with {hello.bytes!r}")
         self._watch.follow(hello.get(zmq.SRCFD))
         if hello.more:
-            offer = self._socket.recv()
+            self._answer = _ACCEPTED
             try:
-                self._memory = TheirMemory(self.name, offer)
+                self._memory = TheirMemory(self.name, self._socket.recv())
             except OSError:
-                self._tell(_DECLINED)
-            else:
-                self._tell(_ACCEPTED)
+                self._answer = _DECLINED
         if self._file is not None:
             self._file.unlink(missing_ok=True)
 
@@ -168,7 +173,11 @@ class ZmqReceiveEnd:
         while frame.more:
             frame = self._socket.recv(_NOBLOCK, copy=False)
             frames.append(frame.buffer)
-        if self._memory is not None and len(frames) == 1 and is_ticket(frames[0]):
+        if len(frames) > 1:
+            if self._answer:
+                self._tell(self._answer)
+                self._answer = b""
+        elif self._memory is not None and is_ticket(frames[0]):
             return self._memory.take(frames[0])
         return frames
 

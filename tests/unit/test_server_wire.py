@@ -129,9 +129,7 @@ def test_a_worker_has_the_bits_of_the_server_however_little_changes(seed):
             places = torch.randperm(DIM)[: draw.choice([0, 1, 5, DIM])].to(torch.int32)
             w[places.long()] += draw.choice([1.0, float("nan"), -0.0])
             trail.add(None if draw.random() < 0.1 else places)
-        told: Reply | News = reply(
-            task=TASK, answer=(w, torch.tensor([version])), at=trail.at
-        )
+        told: Reply | News = reply(task=TASK, answer=(w, torch.tensor([version])), at=trail.at)
         if draw.random() < 0.3:
             told = News(era=1, version=version, answer=(w,), at=trail.at)
         elif draw.random() < 0.3:
@@ -182,3 +180,13 @@ def test_what_changes_nearly_everywhere_goes_whole():
     trail.add(torch.arange(2 * DIM // 3 - 1))
     assert out.pack((vector,), trail.at, trail)[0] == -1
     assert ChangesOut().pack((vector,), trail.at, trail)[0] == 1
+
+
+def test_between_processes_that_share_memory_many_changes_are_not_worth_telling():
+    out, trail = ChangesOut(), Trail()
+    vector = answer(0)[0]
+    found = []
+    for count in (1, DIM // 7, DIM // 5):
+        trail.add(torch.arange(count))
+        found.append(out.pack((vector,), trail.at, trail, near=True)[0])
+    assert found == [1, -1, 1]

@@ -13,6 +13,7 @@ lost worker has applied since its state was last kept can be taken back.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,7 +48,8 @@ class DualServer(ServerCore):
                 f"{float(np.linalg.norm(w0)):.3g}: use asysvrg, or a problem whose w begins at 0"
             )
         super().__init__(settings, w0)
-        self._step = torch.tensor([self.eta], dtype=torch.float64)
+        self._told = (math.nan, torch.empty(0))
+        """The step, and as it is told to workers."""
         self._places: Tensor | None = None
         """That the last message has changed; None: any."""
         self._shares: dict[int, Vector] = {}
@@ -65,18 +67,18 @@ class DualServer(ServerCore):
         self._disturbed = -1
         """The newest certificate that a loss may have been in the middle of."""
 
-    def answer(self, worker: int) -> Tensors:
+    def answer(self, worker: int) -> Tensors:  # noqa: ARG002
         """Return w, and the step that the duals are moved by."""
-        if float(self._step[0]) != self.eta:
-            self._step = torch.tensor([self.eta], dtype=torch.float64)
-        return (*super().answer(worker), self._step)
+        eta, step = self._told
+        if eta != self.eta:
+            step = torch.tensor([self.eta], dtype=torch.float64)
+            self._told = (self.eta, step)
+        return (as_tensor(self._w), step)
 
     def apply(self, worker: int, message: Tensors, staleness: int) -> None:  # noqa: ARG002
         """Move w and the worker's share of it."""
-        scale = self.scale()
         with np.errstate(over="ignore", invalid="ignore"):
-            add_message(self.writable(), message, scale)
-            add_message(self._share(worker), message, scale)
+            add_message(message, self.scale(), self.writable(), self._share(worker))
         self._places = message[0] if len(message) == 2 else None
 
     def changed(self) -> Tensor | None:
