@@ -25,7 +25,7 @@ _COMPLAINT = "raylab: error: "
 
 # A command's module is imported when the command is used, and imports torch and Ray only to work.
 _COMMANDS = {
-    "plan": ("raylab.cli.plan", "cut a network into stages, predict every method"),
+    "plan": ("raylab.cli.plan", "predict a pipeline on its stages, or averaging over a network"),
     "train": ("raylab.cli.train", "train a network with one of the methods"),
     "simulate": ("raylab.cli.simulate", "run a server and its workers under virtual time"),
     "resume": ("raylab.cli.resume", "go on with a run that was interrupted"),
@@ -44,6 +44,7 @@ examples:
   raylab train adl stages=2 accumulate=2 data=digits epochs=3
   raylab simulate dis_dfsdca workers=1,4,16,64 straggler=paper
   raylab plan pipeline adl stages=4
+  raylab plan averaging --table paper
   raylab compare methods=bp,ddg,fr,adl epochs=3 name=first
   raylab report runs/try1 runs/try2
   raylab train --help

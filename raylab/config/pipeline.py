@@ -45,7 +45,9 @@ class PipelineConfig(BaseModel):
     model: Text = Field(
         "resnet20",
         description="network: resnet8, 20, 56, 110, 164, 1202 or another CIFAR depth; resnet18, "
-        "50, 101, 152; vgg11_bn, vgg16_bn, densenet121, mobilenet_v2; mlp, fcn5, cnn5",
+        "50, 101, 152, densenet121, mobilenet_v2; for small images vgg11_bn, vgg16_bn, googlenet, "
+        "resnext29, dpn92, resnet50_32px, resnet101_32px, densenet121_32px, mobilenet_v2_32px; "
+        "mlp, fcn5, cnn5",
     )
     model_options: dict[str, Any] = Field(
         {}, description="options of the network, e.g. model_options.width=64 for fcn5 and cnn5"

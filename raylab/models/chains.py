@@ -13,9 +13,9 @@ def chain(model: nn.Module) -> nn.Sequential:
     """Return `model` as an nn.Sequential whose children are its blocks, sharing its modules.
 
     A pipeline may be cut between any two children. An nn.Sequential is a chain already and is
-    returned as it is. A torchvision ResNet, DenseNet or MobileNetV2 is cut before and after each
-    residual block, dense layer or inverted residual. Nothing is copied: loading a state into the
-    chain, or training it, changes the original.
+    returned as it is. A torchvision ResNet, DenseNet, MobileNetV2 or GoogLeNet is cut before and
+    after each residual block, dense layer, inverted residual or inception. Nothing is copied:
+    loading a state into the chain, or training it, changes the original.
 
     >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
     >>> chain(model) is model
@@ -41,7 +41,8 @@ def chain(model: nn.Module) -> nn.Sequential:
         if result is not None:
             return result
     raise ModelError(
-        "a model must be an nn.Sequential, or a torchvision ResNet, DenseNet or MobileNetV2 with "
-        f"its own forward, but got {cls.__module__}.{cls.__qualname__}; give an nn.Sequential or "
-        "a list of blocks, each a module of one tensor to one tensor"
+        "a model must be an nn.Sequential, or a torchvision ResNet, DenseNet, MobileNetV2 or "
+        "GoogLeNet (without auxiliary classifiers) with its own forward, but got "
+        f"{cls.__module__}.{cls.__qualname__}; give an nn.Sequential or a list of blocks, each a "
+        "module of one tensor to one tensor"
     )

@@ -1,8 +1,9 @@
-"""torchvision's ResNets, DenseNets and MobileNetV2 as chains of blocks.
+"""torchvision's ResNets, DenseNets, MobileNetV2 and GoogLeNet as chains of blocks.
 
     ResNet       stem ─ layer1_block1 … layer4_blockn ─ head
     DenseNet     stem ─ denseblock1_layer1 … ─ transition1 ─ … ─ denseblock4_layern ─ head
     MobileNetV2  stem ─ block1 … block17 ─ last_conv ─ head
+    GoogLeNet    stem ─ inception3a ─ inception3b ─ … ─ inception5b ─ head
 
 A chain holds the very modules of the original: the two compute the same, and training or loading
 one changes the other. The in-place ReLUs of the original stay, since within a block none of them is
@@ -80,6 +81,8 @@ def chain_torchvision(model: nn.Module) -> nn.Sequential | None:
         named = _densenet_blocks(model)
     elif _is(model, _models.MobileNetV2):
         named = _mobilenet_blocks(model)
+    elif _is(model, _models.GoogLeNet) and not (model.aux_logits or model.transform_input):
+        named = _googlenet_blocks(model)
     else:
         return None
     chain = nn.Sequential(OrderedDict(named))
@@ -95,7 +98,7 @@ def chain_torchvision(model: nn.Module) -> nn.Sequential | None:
 def _is(model: nn.Module, cls: type[nn.Module]) -> bool:
     return isinstance(model, cls) and all(
         getattr(type(model), name, None) is getattr(cls, name, None)
-        for name in ("forward", "_forward_impl")
+        for name in ("forward", "_forward_impl", "_forward")
     )
 
 
@@ -133,6 +136,18 @@ def _mobilenet_blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         yield f"block{index}", Block(block)
     yield "last_conv", Block(last)
     yield "head", Block(nn.AdaptiveAvgPool2d(1), nn.Flatten(), parts["classifier"])
+
+
+def _googlenet_blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    parts = dict(model.named_children())
+    stem = [parts[name] for name in ("conv1", "maxpool1", "conv2", "conv3", "maxpool2")]
+    yield "stem", Block(*stem)
+    for name, module in parts.items():
+        if name.startswith("inception"):
+            # A pool stands with the block before it: fewer features cross a cut there.
+            pool = {"inception3b": "maxpool3", "inception4e": "maxpool4"}.get(name)
+            yield name, Block(module, parts[pool]) if pool else Block(module)
+    yield "head", Block(parts["avgpool"], nn.Flatten(), parts["dropout"], parts["fc"])
 
 
 def build_resnet(

@@ -1,5 +1,14 @@
-"""Costs into decisions: where to cut a chain, which link delays hide the messages."""
+"""Costs into decisions: cuts of a chain, delays that hide messages, periods of averages."""
 
+from raylab.planner.all_reduce import ALL_REDUCES, AllReduce, Network, all_reduce_s, scaled_ring_s
+from raylab.planner.averaging import (
+    AVERAGING_METHODS,
+    AveragingMethod,
+    AveragingPlan,
+    Period,
+    averaging_plan,
+    plan_from_measured,
+)
 from raylab.planner.costs import LinkCost, MessageCost, PipelineCosts, StageCost
 from raylab.planner.delays import choose_link_delays, predicted_period_s
 from raylab.planner.interfaces import cut_features
@@ -8,13 +17,22 @@ from raylab.planner.partition import balanced_cuts, best_cuts, one_move, stage_c
 from raylab.planner.trace import BlockTrace, trace_blocks
 
 __all__ = [
+    "ALL_REDUCES",
+    "AVERAGING_METHODS",
+    "AllReduce",
+    "AveragingMethod",
+    "AveragingPlan",
     "BlockMemory",
     "BlockTrace",
     "Held",
     "LinkCost",
     "MessageCost",
+    "Network",
+    "Period",
     "PipelineCosts",
     "StageCost",
+    "all_reduce_s",
+    "averaging_plan",
     "balanced_cuts",
     "best_cuts",
     "block_memory",
@@ -23,7 +41,9 @@ __all__ = [
     "held",
     "memory_matrix",
     "one_move",
+    "plan_from_measured",
     "predicted_period_s",
+    "scaled_ring_s",
     "stage_bytes",
     "stage_costs",
     "trace_blocks",

@@ -1,5 +1,6 @@
 """Records into what a person sees: progress bar, final table, and the page of a run."""
 
+from raylab.report.averaging_plan import averaging_tables, published_tables
 from raylab.report.compare_table import compare_table
 from raylab.report.plan import plan_tables
 from raylab.report.progress import Progress
@@ -10,9 +11,11 @@ from raylab.report.workers_table import workers_table
 __all__ = [
     "Progress",
     "RunRecord",
+    "averaging_tables",
     "compare_table",
     "final_table",
     "plan_tables",
+    "published_tables",
     "read_run",
     "read_runs",
     "workers_table",

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich import box
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
+
+from raylab.report.plan_parts import bytes_text, count_text, plan_table, time_text
 
 __all__ = ["plan_tables"]
 
@@ -39,48 +40,31 @@ def plan_tables(plan: Mapping[str, Any]) -> list[RenderableType]:
     return [*parts, _methods(plan), _choice(plan)]
 
 
-def _table(title: str, columns: Sequence[str], left: int) -> Table:
-    table = Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-    )
-    for position, name in enumerate(columns):
-        if position < left:
-            table.add_column(name, overflow="fold")
-        else:
-            table.add_column(name, justify="right", no_wrap=True)
-    return table
-
-
 def _stages(plan: Mapping[str, Any]) -> Table:
     times = ["forward", "backward"] if plan["measured"] else []
     share = "time" if plan["measured"] else "work"
-    table = _table("stages", ["", "blocks", share, "parameters", *times, "memory"], 2)
+    table = plan_table("stages", ["", "blocks", share, "parameters", *times, "memory"], 2)
     for stage in plan["stages"]:
         row = [
             str(stage["stage"]),
             _blocks(stage["blocks"]),
             f"{stage['share']:.0%}",
-            _count(stage["parameters"]),
+            count_text(stage["parameters"]),
         ]
         if times:
-            row += [_time(stage["forward_s"]), _time(stage["backward_s"])]
-        table.add_row(*row, _bytes(stage["bytes"]))
+            row += [time_text(stage["forward_s"]), time_text(stage["backward_s"])]
+        table.add_row(*row, bytes_text(stage["bytes"]))
     return table
 
 
 def _links(plan: Mapping[str, Any]) -> Table:
     measured = plan["measured"]
     columns = ["", "features and gradients, each"]
-    table = _table("links", [*columns, *(["one way", "handling"] if measured else [])], 1)
+    table = plan_table("links", [*columns, *(["one way", "handling"] if measured else [])], 1)
     for link in plan["links"]:
-        row = [f"{link['link']} – {link['link'] + 1}", _bytes(link["bytes"])]
+        row = [f"{link['link']} – {link['link'] + 1}", bytes_text(link["bytes"])]
         if measured:
-            row += [_time(link["message_s"]), _time(link["handling_s"])]
+            row += [time_text(link["message_s"]), time_text(link["handling_s"])]
         table.add_row(*row)
     return table
 
@@ -90,14 +74,14 @@ def _methods(plan: Mapping[str, Any]) -> Table:
     speed = ["samples/s"] if measured else []
     columns = ["", "link delays", *speed, "over bp", "staleness", "memory"]
     title = "methods, predicted" if measured else "methods, at best: messages free"
-    table = _table(title, columns, 2)
+    table = plan_table(title, columns, 2)
     for row in plan["methods"]:
         chosen = row["method"] == plan["choice"]["method"]
         name = row["method"] + (" *" if row["asked"] else "")
         cells = [name, " ".join(str(d) for d in row["delays"] or [])]
         if measured:
             cells.append(f"{row['samples_per_s']:.0f}")
-        cells += [f"{row['speed_up']:.2f}×", f"{row['staleness']:.2f}", _bytes(row["bytes"])]
+        cells += [f"{row['speed_up']:.2f}×", f"{row['staleness']:.2f}", bytes_text(row["bytes"])]
         table.add_row(*cells, style="bold" if chosen else None)
     notes = ["* as asked for; memory of the fullest stage"]
     if any(row["method"] in _LOCAL for row in plan["methods"]):
@@ -116,23 +100,3 @@ def _blocks(names: Sequence[str]) -> str:
     if len(names) <= 2:
         return ", ".join(names)
     return f"{names[0]} … {names[-1]} ({len(names)})"
-
-
-def _count(number: int) -> str:
-    for unit, size in (("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return str(number)
-
-
-def _bytes(number: float) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number:.0f} B"
-
-
-def _time(seconds: float) -> str:
-    if seconds < 1e-3:
-        return f"{1e6 * seconds:.0f} µs"
-    return f"{1e3 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"

@@ -54,3 +54,36 @@ def test_measured_cuts_are_written_down_and_repeat_the_run(capsys, tmp_path):
 
 def _weights(run: Path) -> dict[str, torch.Tensor]:
     return torch.load(run / "checkpoints" / "final" / "model.pt", weights_only=True)
+
+
+def test_a_step_and_an_average_are_measured_and_planned_from(capsys):
+    words = ["--model", "mlp", "--batch", "8", "--samples", "800", "--measure", "--json"]
+    assert main(["plan", "averaging", *words]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    plan = json.loads(out.splitlines()[-1])
+    measured = plan["measured"]
+    assert (measured["workers"], measured["nodes"], measured["backend"]) == (2, 1, "gloo")
+    assert measured["step_s"] == plan["step_s"] > 0
+    (average,) = plan["averages"]
+    assert average["all_reduce_s"] == measured["all_reduce_s"] > 0
+    assert plan["choice"]["tau"] == plan["choice"]["delay"] + 1 >= 2
+    assert plan["choice"]["hidden"]
+    dasgd = plan["methods"][-1]
+    assert dasgd["epoch_s"] == pytest.approx(plan["step_s"] * 800 / (8 * 2))
+
+
+def test_a_measured_network_stands_for_more_workers_and_a_given_step_is_not_timed(capsys):
+    words = ["--parameters", "1000", "--step-ms", "5", "--measure", "--workers", "64", "--json"]
+    assert main(["plan", "averaging", *words]) == 0
+    plan = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (plan["workers"], plan["measured"]["step_s"], plan["step_s"]) == (64, None, 0.005)
+    (average,) = plan["averages"]
+    grown = (1 - 1 / 64) / (1 - 1 / 2)
+    assert average["all_reduce_s"] == pytest.approx(grown * plan["measured"]["all_reduce_s"])
+
+
+def test_an_average_of_one_is_not_measured(capsys):
+    words = ["--model", "mlp", "--measure", "--measured-workers", "1"]
+    assert main(["plan", "averaging", *words]) == 2
+    assert "between at least 2 workers, but got 1" in capsys.readouterr().err

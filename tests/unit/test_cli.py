@@ -114,8 +114,9 @@ def test_python_m_raylab_is_raylab():
     [
         ("tran", "but got 'tran': did you mean train?"),
         ("train", "NAME or FILE.yaml must be given"),
-        ("plan", "what is planned must be pipeline, but got nothing"),
-        ("plan adl", "what is planned must be pipeline, but got 'adl'"),
+        ("plan", "what is planned must be pipeline or averaging, but got nothing"),
+        ("plan adl", "must be pipeline or averaging, but got 'adl': raylab plan pipeline adl"),
+        ("plan avraging", "but got 'avraging': did you mean averaging?"),
         ("plan pipeline", "for instance: raylab plan pipeline adl"),
         ("plan pipeline adll", "but got 'adll': did you mean adl?"),
         ("plan pipeline adl model=mlp stages=9", "but got stages=9 for a chain of 3 blocks"),
@@ -206,7 +207,7 @@ def test_a_plan_fits_the_terminal(capsys, monkeypatch, columns):
 
 
 def test_help_of_plan_has_examples_and_exit_codes(capsys):
-    text = helped(capsys, "plan", "--help")
+    text = helped(capsys, "plan", "pipeline", "--help")
     for said in ("raylab plan pipeline adl stages=4", "--counted", "--json", "  130  interrupted"):
         assert said in text
 

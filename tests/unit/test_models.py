@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 import subprocess
 import sys
@@ -13,13 +14,15 @@ from torch import Tensor, nn
 import raylab.models
 from raylab._torchvision import import_torchvision
 from raylab.errors import ConfigError, ModelError
-from raylab.models import build, chain, cnn5, fcn5, mlp, names, resnet_cifar, vgg
+from raylab.models import build, chain, cnn5, fcn5, mlp, names, resnet_cifar, resnext, vgg
+from raylab.models.dpn import DualPathBlock
 from raylab.models.resnet_cifar import BasicBlock
 
 pytestmark = pytest.mark.unit
 
 # name: (blocks, parameters), for 3 × 32 × 32 images and 10 classes. The CIFAR ResNets have 0.27 M
-# (20 layers), 0.85 M (56), 1.7 M (110) and 19.4 M (1202) in Table 6 of He et al. 2016.
+# (20 layers), 0.85 M (56), 1.7 M (110) and 19.4 M (1202) in Table 6 of He et al. 2016. ResNeXt-29
+# 8×64d has 34.4 M in Table 7 of Xie et al. 2017.
 SIZES = {
     "resnet8": (5, 75_290),
     "resnet20": (11, 269_722),
@@ -30,6 +33,8 @@ SIZES = {
     "resnet1202": (602, 19_421_274),
     "vgg11_bn": (9, 9_228_362),
     "vgg16_bn": (14, 14_724_042),
+    "resnext29": (11, 34_426_698),
+    "dpn92": (32, 34_998_602),
     "fcn5": (5, 2_366_474),
     "cnn5": (5, 66_218),
     "mlp": (3, 855_050),
@@ -39,13 +44,37 @@ SIZES = {
     "resnet152": (52, 58_164_298),
     "densenet121": (63, 6_964_106),
     "mobilenet_v2": (20, 2_236_682),
+    "resnet50_32px": (18, 23_520_842),
+    "resnet101_32px": (35, 42_512_970),
+    "densenet121_32px": (63, 6_956_426),
+    "mobilenet_v2_32px": (20, 2_236_682),
+    "googlenet": (11, 5_602_474),
 }
 # Built without storage only: their blocks are those of resnet110 and resnet50, many times over.
-TOO_LARGE = {"resnet1202", "resnet101", "resnet152"}
+TOO_LARGE = {"resnet1202", "resnet101", "resnet152", "resnet101_32px"}
 RUN = [name for name in SIZES if name not in TOO_LARGE]
 
-# Small instances of torchvision's three families; all kinds of blocks, two or three of each.
-TORCHVISION = ["resnet_basic", "resnet_bottleneck", "densenet", "densenet_frugal", "mobilenet_v2"]
+# Small instances of torchvision's families; all kinds of blocks, two or three of each.
+TORCHVISION = [
+    "resnet_basic",
+    "resnet_bottleneck",
+    "densenet",
+    "densenet_frugal",
+    "mobilenet_v2",
+    "googlenet",
+]
+
+# The networks of DASGD's Table I on 32×32 images: channels, height and width before the last block.
+LAST_FEATURES = {
+    "googlenet": (1024, 8, 8),
+    "vgg16_bn": (512, 1, 1),
+    "resnet50_32px": (2048, 4, 4),
+    "resnet101_32px": (2048, 4, 4),
+    "densenet121_32px": (1024, 4, 4),
+    "mobilenet_v2_32px": (1280, 4, 4),
+    "resnext29": (1024, 8, 8),
+    "dpn92": (2688, 4, 4),
+}
 
 
 def make_torchvision(name: str) -> nn.Module:
@@ -57,6 +86,8 @@ def make_torchvision(name: str) -> nn.Module:
         return models.ResNet(models.resnet.Bottleneck, [2, 3, 2, 1], num_classes=7)
     if name == "mobilenet_v2":
         return models.mobilenet_v2(num_classes=7)
+    if name == "googlenet":
+        return models.googlenet(num_classes=7, aux_logits=False, init_weights=False)
     return models.DenseNet(
         8, (2, 3, 3, 2), 16, num_classes=7, drop_rate=0.1, memory_efficient=name.endswith("frugal")
     )
@@ -131,7 +162,7 @@ def test_the_weights_are_drawn_from_the_global_generator() -> None:
 def test_an_unknown_name_is_answered_with_the_closest_ones() -> None:
     with pytest.raises(ConfigError, match=r"got 'resnet2O'; did you mean 'resnet20'"):
         build("resnet2O")
-    with pytest.raises(ConfigError, match=r"must be one of resnet8, .*, mobilenet_v2.*got 'gpt'$"):
+    with pytest.raises(ConfigError, match=r"must be one of resnet8, .*, googlenet.*got 'gpt'$"):
         build("gpt")
 
 
@@ -148,9 +179,12 @@ def test_a_size_that_is_no_positive_integer_is_refused(setting: str, value: obje
         build("cnn5", **{setting: value})  # type: ignore[arg-type]
 
 
-def test_densenet_refuses_an_image_of_which_nothing_would_be_left() -> None:
-    with pytest.raises(ConfigError, match="`image_size >= 29` must hold"):
-        build("densenet121", image_size=28)
+@pytest.mark.parametrize(("name", "least"), [("densenet121", 29), ("densenet121_32px", 8)])
+def test_densenet_refuses_an_image_of_which_nothing_would_be_left(name: str, least: int) -> None:
+    with pytest.raises(ConfigError, match=f"`image_size >= {least}` must hold for {name!r}"):
+        build(name, image_size=least - 1)
+    with torch.device("meta"):
+        assert build(name, image_size=least)(torch.empty(2, 3, least, least)).shape == (2, 10)
 
 
 def test_options_reach_the_network() -> None:
@@ -161,7 +195,12 @@ def test_options_reach_the_network() -> None:
     with torch.device("meta"):
         assert build("mobilenet_v2", dropout=0.5)[-1][-1][0].p == 0.5
         assert build("densenet121", drop_rate=0.5)[1].layer.drop_rate == 0.5
+        assert build("densenet121_32px", drop_rate=0.5)[1].layer.drop_rate == 0.5
+        assert build("mobilenet_v2_32px", dropout=0.5)[-1][-1][0].p == 0.5
+        assert build("googlenet", dropout=0.5)[-1][2].p == 0.5
+        assert build("resnext29", cardinality=32, width=4)[1].conv2.groups == 32
     assert not build("resnet18", zero_init_residual=True)[1][0].bn2.weight.any()
+    assert not build("resnet50_32px", zero_init_residual=True)[1][0].bn3.weight.any()
 
 
 def test_depths_of_torchvision_are_reached_by_the_longer_name() -> None:
@@ -222,6 +261,56 @@ def test_convolutions_start_with_the_variance_of_he() -> None:
     torch.manual_seed(0)
     weight = resnet_cifar(8)[3].conv2.weight
     assert weight.std().item() == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.02)
+
+
+# The networks of DASGD's Table I
+
+
+@pytest.mark.parametrize("name", LAST_FEATURES)
+def test_a_small_image_is_not_shrunk_by_the_stem(name: str) -> None:
+    with torch.device("meta"):
+        model = build(name)
+        x = torch.empty(2, 3, 32, 32)
+        assert model[0](x).shape[2:] == (32, 32)
+        assert model[:-1](x).shape == (2, *LAST_FEATURES[name])
+
+
+@pytest.mark.parametrize("name", LAST_FEATURES)
+def test_stages_of_a_network_put_together_are_the_network(name: str) -> None:
+    torch.manual_seed(0)
+    model = build(name).eval()
+    cuts = [0, 1, len(model) // 2, len(model) - 1, len(model)]
+    stages = [model[a:b] for a, b in itertools.pairwise(cuts)]
+    together = {key: value for stage in stages for key, value in stage.state_dict().items()}
+    assert list(together) == list(model.state_dict())
+    with torch.no_grad():
+        x = whole = images(32)
+        for stage in stages:
+            x = stage(x)
+        assert torch.equal(x, model(whole))
+
+
+def test_dpn92_has_the_parameters_published_for_large_images_but_for_stem_and_head() -> None:
+    smaller_stem, fewer_classes = 3 * 64 * (7 * 7 - 3 * 3), (2688 + 1) * (1000 - 10)
+    assert SIZES["dpn92"][1] == 37_668_392 - smaller_stem - fewer_classes
+
+
+def test_a_dual_path_block_adds_to_the_first_channels_and_appends_to_the_others() -> None:
+    block = DualPathBlock(64 + 6, 32, 64, 6).eval()
+    x = images(8, channels=70)
+    out, made = block(x), block.layers(x)
+    assert out.shape[1] == block.out_channels == 76
+    assert torch.equal(out[:, :64], x[:, :64] + made[:, :64])
+    assert torch.equal(out[:, 64:70], x[:, 64:])
+    assert torch.equal(out[:, 70:], made[:, 64:])
+    first = DualPathBlock(64, 32, 96, 6, first=True, stride=2)
+    assert first(images(9, channels=64)).shape == (2, 96 + 3 * 6, 5, 5)
+
+
+@pytest.mark.parametrize("depth", [2, 28, 30])
+def test_a_depth_of_no_resnext_is_refused(depth: int) -> None:
+    with pytest.raises(ConfigError, match=rf"`depth = 9n \+ 2, n >= 1` must hold.*got {depth}"):
+        resnext(depth)
 
 
 # VGG and the small networks
@@ -390,7 +479,9 @@ def test_a_model_of_unknown_type_is_refused_with_the_way_out() -> None:
             return x
 
     own = OwnForward(import_torchvision().models.resnet.BasicBlock, [1, 1, 1, 1])
-    for model in (nn.Linear(1, 1), Doubled(), own, import_torchvision().models.SqueezeNet()):
+    models = import_torchvision().models
+    auxiliary = models.googlenet(aux_logits=True, init_weights=False)
+    for model in (nn.Linear(1, 1), Doubled(), own, models.SqueezeNet(), auxiliary):
         message = rf"got .*\.{type(model).__name__}; give an nn.Sequential or a list of blocks"
         with pytest.raises(ModelError, match=message):
             chain(model)
