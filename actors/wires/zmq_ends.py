@@ -19,6 +19,8 @@ __all__ = ["ZmqReceiveEnd", "ZmqSendEnd"]
 
 _CREDIT = struct.Struct("<I")
 _HELLO = b"raylab 1 "
+_OFFER = b"\0"
+"""Before what is offered in a hello."""
 _ACCEPTED, _DECLINED = b"+", b"-"
 """Answers to the offer of memory in a hello."""
 _NOBLOCK, _MORE = int(zmq.NOBLOCK), int(zmq.SNDMORE)
@@ -45,13 +47,9 @@ class ZmqSendEnd:
         self._back = 0
         """Credits that have come and have not been asked for."""
         offer = self._memory.offer() if same_node else None
-        hello = _HELLO + name.encode()
-        if offer is None:
-            self._socket.send(hello)
-        else:
+        if offer is not None:
             self._accepted = None
-            self._socket.send(hello, _MORE)
-            self._socket.send(offer)
+        self._socket.send(_HELLO + name.encode() + _OFFER + (offer or b""))
 
     def send(self, frames: Sequence[Buffer]) -> None:
         """Copy a message's large frames to the receiver's memory, or hand them to ZeroMQ's thread,
@@ -147,13 +145,14 @@ class ZmqReceiveEnd:
         if not self._watch.there(timeout_s):
             raise MailboxError(f"nobody connected to {self.name} within {timeout_s:g} s")
         hello = self._socket.recv(copy=False)
-        if hello.bytes != _HELLO + self.name.encode():
-            raise MailboxError(f"{self.name} was greeted with {hello.bytes!r}")
+        greeting, _, offer = hello.bytes.partition(_OFFER)
+        if greeting != _HELLO + self.name.encode():
+            raise MailboxError(f"{self.name} was greeted with {greeting!r}")
         self._watch.follow(hello.get(zmq.SRCFD))
-        if hello.more:
+        if offer:
             self._answer = _ACCEPTED
             try:
-                self._memory = TheirMemory(self.name, self._socket.recv())
+                self._memory = TheirMemory(self.name, offer)
             except OSError:
                 self._answer = _DECLINED
         if self._file is not None:
