@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
+from actors.server.changes import Trail
 from actors.server.exchange import ServerSide
 from actors.server.messages import News, Reply
 from actors.wires.mailbox import Inbox, Outbox
@@ -30,22 +31,33 @@ class Seat:
     """The newest, if it waits for a credit: an older one need not be sent any more."""
     waited_s: float = 0.0
     """That the worker has waited for replies."""
+    watched: bool = False
+    """Whether somebody waits for credits."""
+
+    @property
+    def polled(self) -> bool:
+        """Whether a poller tells that a message is there."""
+        return bool(self.inbox.sockets)
 
     @property
     def carried_bytes(self) -> int:
         """Bytes of tensors that have passed, both ways."""
         return self.inbox.statistics.bytes + self.outbox.statistics.bytes
 
-    def flush(self) -> bool:
-        """Send what there is a credit for; tell whether that was anything."""
+    def flush(self, trail: Trail) -> bool:
+        """Send what there is a credit for; tell whether that was anything.
+
+        Args:
+            trail: of the updates of what the answers are.
+        """
         moved = False
-        while self.replies and self.outbox.free:
-            self.outbox.put(self.side.packed(self.replies.popleft()))
+        while self.replies and self.outbox.has_room():
+            self.outbox.put(self.side.packed(self.replies.popleft(), trail, near=self.outbox.near))
             moved = True
         # The last credit is for a reply.
-        if self.news is not None and not self.replies and self.outbox.free > 1:
+        if self.news is not None and not self.replies and self.outbox.has_room(2):
             news, self.news = self.news, None
-            self.outbox.put(self.side.packed(news))
+            self.outbox.put(self.side.packed(news, trail, near=self.outbox.near))
             moved = True
         return moved
 

@@ -149,9 +149,9 @@ class ServerRunner:
         moved = False
         for worker, seat in list(self._seats.items()):
             # What has no socket has rung, or is asked every time.
-            if ("in", worker) in ready or not seat.inbox.sockets:
+            if ("in", worker) in ready or not seat.polled:
                 moved |= self._hear(worker, seat)
-            if worker in self._seats and seat.waiting:
+            if seat.waiting and worker in self._seats:
                 moved |= self._flush(worker, seat)
         if self._shards is not None:
             moved |= self._hear_shards(self._shards, ready)
@@ -185,25 +185,27 @@ class ServerRunner:
         self._bell.watch(("in", worker), seat.inbox.sockets)
 
     def _hear(self, worker: int, seat: Seat) -> bool:
-        moved = False
+        """Take one message: what is behind it keeps the poller awake."""
         try:
-            while (message := seat.inbox.take()) is not None:
-                moved = True
-                heard = seat.side.unpacked(message)
-                if isinstance(heard, Push):
-                    # It answers the reply with its task.
-                    seat.outbox.answered()
-                    seat.waited_s = heard.waited_s
-                if self._shards is None:
-                    self._take(worker, heard)
-                else:
-                    self._shards.lead.heard(worker, heard)
-            seat.inbox.check()
+            message = seat.inbox.take(ahead=False)
+            if message is None:
+                seat.inbox.check()
+                return False
+            heard = seat.side.unpacked(message)
+            if isinstance(heard, Push):
+                # It answers the reply with its task.
+                seat.outbox.answered()
+                seat.waited_s = heard.waited_s
+            if self._shards is None:
+                self._take(worker, heard)
+            else:
+                self._shards.lead.heard(worker, heard)
         except LinkError as error:
             self._leave(worker)
             if self.loop.final is None:
                 self.cut.append((worker, str(error)))
-        return moved
+            return False
+        return True
 
     def _hear_shards(self, shards: ShardLinks, ready: set[tuple[str, int]]) -> bool:
         """Take what has come whole, from workers to all shards."""
@@ -214,11 +216,11 @@ class ServerRunner:
         return moved
 
     def _take(self, worker: int, heard: Push | Proof) -> None:
-        kind = "push" if isinstance(heard, Push) else "proof"
-        with told(_WHO, f"{kind} {heard.number} of worker {worker}"):
-            if isinstance(heard, Push):
+        if isinstance(heard, Push):
+            with told(_WHO, "push {} of worker {}", heard.number, worker):
                 orders = self.loop.arrived(worker, heard)
-            else:
+        else:
+            with told(_WHO, "proof {} of worker {}", heard.number, worker):
                 orders = self.loop.proved(worker, heard)
         self._order(orders)
 
@@ -243,14 +245,18 @@ class ServerRunner:
             else:
                 seat.news = order.message
             self._flush(order.worker, seat)
-        self._report()
+        if self.loop.rows:
+            self._report()
 
     def _flush(self, worker: int, seat: Seat) -> bool:
-        moved = seat.flush()
-        if seat.waiting:
-            self._bell.watch(("out", worker), seat.outbox.sockets)
-        else:
-            self._bell.leave(("out", worker))
+        moved = seat.flush(self.loop.trail)
+        waiting = seat.waiting
+        if waiting is not seat.watched:
+            seat.watched = waiting
+            if waiting:
+                self._bell.watch(("out", worker), seat.outbox.sockets)
+            else:
+                self._bell.leave(("out", worker))
         return moved
 
     def _report(self) -> None:

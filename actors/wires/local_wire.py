@@ -54,6 +54,7 @@ class LocalSendEnd:
     """The sender's end; nothing ever waits, so `timeout_s` only asks for the error of a cut."""
 
     sockets: tuple[()] = ()
+    near = False
 
     def __init__(self, channel: _Channel) -> None:
         self._channel = channel

@@ -29,6 +29,7 @@ class RaySendEnd:
     """
 
     sockets: tuple[()] = ()
+    near = False
 
     def __init__(self, name: str, peer: Any, ring: Callable[[], None] = _nobody) -> None:
         self._name = name

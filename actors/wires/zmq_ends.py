@@ -12,29 +12,71 @@ import zmq
 from typing_extensions import Buffer
 
 from actors.errors import MailboxError
+from actors.wires.node_memory import NodeMemory, TheirMemory, is_ticket
 from actors.wires.zmq_watch import Closed, Watch
 
 __all__ = ["ZmqReceiveEnd", "ZmqSendEnd"]
 
 _CREDIT = struct.Struct("<I")
 _HELLO = b"raylab 1 "
+_OFFER = b"\0"
+"""Before what is offered in a hello."""
+_ACCEPTED, _DECLINED = b"+", b"-"
+"""Answers to the offer of memory in a hello."""
+_NOBLOCK, _MORE = int(zmq.NOBLOCK), int(zmq.SNDMORE)
+"""Not the flags themselves, which take longer to pass."""
 
 
 class ZmqSendEnd:
-    """The sender's end of a link."""
+    """The sender's end of a link.
 
-    def __init__(self, name: str, socket: Any, watch: Watch) -> None:
+    Args:
+        name: of the link.
+        socket: connected.
+        watch: of the socket.
+        same_node: whether the receiver is on this node, so that memory may carry large frames.
+    """
+
+    def __init__(self, name: str, socket: Any, watch: Watch, *, same_node: bool = False) -> None:
         self.name = name
         self._socket = socket
         self._watch = watch
-        self._socket.send(_HELLO + name.encode())
+        self._memory = NodeMemory()
+        self._accepted: bool | None = False
+        """Whether the receiver has opened the memory; None: it has not answered yet."""
+        self._back = 0
+        """Credits that have come and have not been asked for."""
+        offer = self._memory.offer() if same_node else None
+        if offer is not None:
+            self._accepted = None
+        self._socket.send(_HELLO + name.encode() + _OFFER + (offer or b""))
 
     def send(self, frames: Sequence[Buffer]) -> None:
-        """Hand one message to ZeroMQ's thread, which reads the frames' memory later."""
+        """Copy a message's large frames to the receiver's memory, or hand them to ZeroMQ's thread,
+        which reads them later.
+        """
         header, *bodies = frames
-        self._socket.send(header, zmq.SNDMORE if bodies else 0)
-        for left, body in zip(range(len(bodies) - 1, -1, -1), bodies, strict=True):
-            self._socket.send(body, zmq.SNDMORE if left else 0, copy=False)
+        if not bodies:
+            self._socket.send(header)
+            return
+        if self._in_memory() and (ticket := self._memory.put(bodies)) is not None:
+            self._socket.send(b"".join([ticket, header]))
+            return
+        self._socket.send(header, _MORE)
+        last = len(bodies) - 1
+        for place, body in enumerate(bodies):
+            self._socket.send(body, _MORE if place < last else 0, copy=False)
+
+    def _in_memory(self) -> bool:
+        if self._accepted is None:
+            # Its answer may be there, behind credits.
+            self._back += self._come(0.0)
+        return bool(self._accepted)
+
+    @property
+    def near(self) -> bool:
+        """Whether the receiver has opened this process's memory."""
+        return bool(self._accepted)
 
     @property
     def sockets(self) -> Sequence[Any]:
@@ -48,17 +90,25 @@ class ZmqSendEnd:
             LinkError: none has come, none can.
             MailboxError: this end is closed, or what came is no credit.
         """
+        back, self._back = self._back, 0
+        return back + self._come(0.0 if back else timeout_s)
+
+    def _come(self, timeout_s: float) -> int:
         count = 0
         while self._watch.there(timeout_s):
-            came = self._socket.recv(zmq.NOBLOCK)
-            if len(came) != _CREDIT.size:
+            came = self._socket.recv(_NOBLOCK)
+            if len(came) == _CREDIT.size:
+                count += _CREDIT.unpack(came)[0]
+                timeout_s = 0.0
+            elif came in (_ACCEPTED, _DECLINED):
+                self._accepted = came == _ACCEPTED
+            else:
                 raise MailboxError(f"{self.name} got {len(came)} bytes that are no credit")
-            count += _CREDIT.unpack(came)[0]
-            timeout_s = 0.0
         return count
 
     def close(self) -> None:
         """Close the socket; what was sent may still arrive for a second."""
+        self._memory.close()
         self._watch.close()
         self._socket = Closed(self.name)
 
@@ -82,6 +132,9 @@ class ZmqReceiveEnd:
         self._watch = watch
         self._place = place
         self._file = file
+        self._memory: TheirMemory | None = None
+        self._answer = b""
+        """To the sender's offer, told when it would have been of use."""
 
     def accept(self, timeout_s: float) -> None:
         """Wait for the sender; then nobody else need find the way here, so unlink it.
@@ -92,9 +145,16 @@ class ZmqReceiveEnd:
         if not self._watch.there(timeout_s):
             raise MailboxError(f"nobody connected to {self.name} within {timeout_s:g} s")
         hello = self._socket.recv(copy=False)
-        if hello.bytes != _HELLO + self.name.encode():
-            raise MailboxError(f"{self.name} was greeted with {hello.bytes!r}")
+        greeting, _, offer = hello.bytes.partition(_OFFER)
+        if greeting != _HELLO + self.name.encode():
+            raise MailboxError(f"{self.name} was greeted with {greeting!r}")
         self._watch.follow(hello.get(zmq.SRCFD))
+        if offer:
+            self._answer = _ACCEPTED
+            try:
+                self._memory = TheirMemory(self.name, offer)
+            except OSError:
+                self._answer = _DECLINED
         if self._file is not None:
             self._file.unlink(missing_ok=True)
 
@@ -107,11 +167,17 @@ class ZmqReceiveEnd:
         """
         if not self._watch.there(timeout_s):
             return None
-        frame = self._socket.recv(zmq.NOBLOCK, copy=False)
+        frame = self._socket.recv(_NOBLOCK, copy=False)
         frames = [frame.buffer]
         while frame.more:
-            frame = self._socket.recv(zmq.NOBLOCK, copy=False)
+            frame = self._socket.recv(_NOBLOCK, copy=False)
             frames.append(frame.buffer)
+        if len(frames) > 1:
+            if self._answer:
+                self._tell(self._answer)
+                self._answer = b""
+        elif self._memory is not None and is_ticket(frames[0]):
+            return self._memory.take(frames[0])
         return frames
 
     @property
@@ -129,8 +195,7 @@ class ZmqReceiveEnd:
 
     def grant(self, count: int) -> None:
         """Send `count` credits back; nobody misses them if the sender has left."""
-        with contextlib.suppress(zmq.Again):
-            self._socket.send(_CREDIT.pack(count), zmq.NOBLOCK)
+        self._tell(_CREDIT.pack(count))
 
     def cut(self) -> None:
         """Break the connection, see `ZmqHub.cut`."""
@@ -138,5 +203,11 @@ class ZmqReceiveEnd:
 
     def close(self) -> None:
         """Close the socket."""
+        if self._memory is not None:
+            self._memory.close()
         self._watch.close()
         self._socket = Closed(self.name)
+
+    def _tell(self, what: bytes) -> None:
+        with contextlib.suppress(zmq.Again):
+            self._socket.send(what, _NOBLOCK)

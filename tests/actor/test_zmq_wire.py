@@ -487,3 +487,29 @@ def test_links_opened_and_closed_one_after_another_leave_no_trace(hub: Callable[
         end.accept(PATIENCE_S)
         sender.close()
         end.close()
+
+
+def test_large_tensors_pass_by_the_nodes_memory_and_arrive_as_they_were(hub):
+    outbox, inbox = pair(hub, "ipc")
+    for number in range(6):
+        put(outbox, torch.full((50_000,), float(number)), index=number)
+        message = taken(inbox)
+        assert message.index == number
+        assert torch.equal(message.tensors[0], torch.full((50_000,), float(number)))
+    # One slot is filled while the message before is still looked at in the other.
+    assert outbox._end._memory._serial == 2
+    assert len(inbox._end._memory._slots) == 2
+
+
+@pytest.mark.parametrize("transport", ["ipc", "tcp"])
+def test_without_common_memory_large_tensors_pass_by_the_socket(hub, transport, monkeypatch):
+    def nowhere(*_: object) -> None:
+        raise OSError("another container")
+
+    monkeypatch.setattr("actors.wires.zmq_ends.TheirMemory", nowhere)
+    outbox, inbox = pair(hub, transport)
+    for number in range(3):
+        put(outbox, torch.full((50_000,), float(number)), index=number)
+        assert torch.equal(taken(inbox).tensors[0], torch.full((50_000,), float(number)))
+    assert outbox._end._accepted is False
+    assert not outbox._end._memory._slots
