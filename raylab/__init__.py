@@ -23,6 +23,7 @@ from raylab.errors import (
 )
 
 if TYPE_CHECKING:
+    from actors.groups.warm import WarmActors
     from raylab.drivers.pipeline.trainer import PipelineTrainer
     from raylab.drivers.result import Result
     from raylab.drivers.server.trainer import ParameterServerTrainer
@@ -41,6 +42,7 @@ __all__ = [
     "ResourceError",
     "Result",
     "Schedule",
+    "WarmActors",
     "__version__",
 ]
 
@@ -51,6 +53,7 @@ _LATER = {
     "PipelineTrainer": "raylab.drivers.pipeline.trainer",
     "Result": "raylab.drivers.result",
     "Schedule": "raylab.optimizers",
+    "WarmActors": "actors.groups.warm",
 }
 
 

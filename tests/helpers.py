@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import functools
+import os
 import random
+import select
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +25,7 @@ from raylab.algorithms.stage.rules import stage_rule
 from raylab.drivers.pipeline.network import Network
 from raylab.drivers.pipeline.programs import programs, recheck_ages, stage_settings
 from raylab.drivers.pipeline.settings import PipelineSettings
+from raylab.optimizers import make_optimizer
 from raylab.planner import cut_features, trace_blocks
 from tests.reference.pipeline import Optimiser
 
@@ -56,7 +59,16 @@ def even_cuts(model: nn.Sequential, stages: int) -> list[int]:
 
 
 def torch_optimiser(optimiser: Optimiser) -> Callable[..., Optimizer]:
-    """Return torch's own optimiser for the reference's formulas."""
+    """Return torch's own optimiser, or the project's, for the reference's formulas."""
+    if optimiser.kind in ("nag", "lars", "clars"):
+        trust = {} if optimiser.kind == "nag" else {"trust": optimiser.trust}
+        return make_optimizer(
+            optimiser.kind,
+            optimiser.lr,
+            momentum=optimiser.momentum,
+            weight_decay=optimiser.weight_decay,
+            **trust,
+        )
     if optimiser.kind == "sgd":
         return functools.partial(
             torch.optim.SGD,
@@ -186,3 +198,16 @@ class _Epochs:
 
     def __iter__(self) -> Any:
         return iter(self._epochs[self._epoch])
+
+
+def wait_until_gone(pid: int, timeout_s: float = 30) -> None:
+    """Wait for the end of a process that may have ended already."""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        ready, _, _ = select.select([handle], [], [], timeout_s)
+        assert ready, f"process {pid} is still there"
+    finally:
+        os.close(handle)

@@ -12,26 +12,26 @@ from ray.exceptions import (
     NodeDiedError,
     ObjectLostError,
     RayActorError,
+    RayError,
     RayTaskError,
     WorkerCrashedError,
 )
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from typing_extensions import Self
 
-from actors.errors import ActorLostError
+from actors.errors import ActorLostError, PlacementError
 from actors.groups.member import Home
+from actors.groups.opening import Opening, carriers
 from actors.groups.placement import Post, place, start
+from actors.groups.warm import Kept, warm_actors
 from actors.wires.carrier import CarrierKind
-from actors.wires.link import CarrierChoice, Link, WireKind, carrier_of
-from actors.wires.process_groups import LOOPBACK
+from actors.wires.link import CarrierChoice, Link, WireKind
 
 __all__ = ["Group"]
 
 _NOTICE_S = 5.0
 """Time that Ray takes at most, as a rule, to notice that a process is gone."""
 _CLOSE_S = 3.0
-_BUSY_HELLO_S = 5.0
-"""A member that runs does not wait longer for one that may be dead already."""
 
 
 @dataclass(slots=True)
@@ -67,6 +67,7 @@ class Group:
         self._noun = noun
         self._placed: dict[int, _Placed] = {}
         self._bundles: list[PlacementGroup] = []
+        self._renewable = True
 
     def __enter__(self) -> Self:
         try:
@@ -82,6 +83,8 @@ class Group:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if error is None and self._renewable:
+            self._hand_over()
         self.close()
 
     @property
@@ -111,27 +114,39 @@ class Group:
     # ------------------------------------------------------------------ members
 
     def add(
-        self, posts: Mapping[int, Post], wait_s: float | None = None, strategy: str | None = None
+        self, posts: Mapping[int, Post], wait_s: float | None = None, *, apart: bool = False
     ) -> None:
         """Place more members, all or none.
 
         Args:
             posts: of the members, by their numbers.
-            wait_s: how long to wait for the resources; None: as for the first.
-            strategy: of their placement group; None: that of the first.
+            wait_s: how long to wait for the resources; None: as long as for the first ones.
+            apart: each has a placement group of its own, which is given back when it goes.
 
         Raises:
             PlacementError: the resources are not there in time.
         """
         wait_s = self._wait_s if wait_s is None else wait_s
-        bundles = place(list(posts.values()), strategy or self._strategy, wait_s, self._noun)
-        self._bundles.append(bundles)
-        for bundle, (index, post) in enumerate(posts.items()):
-            handle = start(post, bundles, bundle)
-            self._placed[index] = _Placed(post, bundles, bundle, handle, _NOWHERE)
+        shares = [[each] for each in posts.items()] if apart else [list(posts.items())]
+        try:
+            for share in shares:
+                self._place(share, wait_s)
+        except PlacementError:
+            for index in posts:
+                if index in self._placed:
+                    self.remove(index)
+            raise
         homes = self.ask(self.handle(index).home.remote() for index in posts)
         for index, home in zip(posts, homes, strict=True):
             self._placed[index].home = home
+
+    def _place(self, share: Sequence[tuple[int, Post]], wait_s: float) -> None:
+        posts = [post for _, post in share]
+        kept = self._taken_over(posts) or self._started(posts, wait_s)
+        self._bundles.append(kept.bundles)
+        for bundle, (index, post) in enumerate(share):
+            handle = kept.handles[bundle]
+            self._placed[index] = _Placed(post, kept.bundles, bundle, handle, _NOWHERE)
 
     def restart(self, index: int) -> Any:
         """Start a member again in the place of one that is lost; return the call that tells its
@@ -182,43 +197,12 @@ class Group:
         Raises:
             MechanismError: the carrier cannot serve two members that live where they do.
         """
-        kinds = self._carriers(links, wire, carrier)
-        carried = [link for link, kind in zip(links, kinds, strict=True) if kind == "distributed"]
-        if carried:
-            one_node = len({home.node_id for home in self.homes}) == 1
-            host = LOOPBACK if one_node else self.homes[0].host
-            first, *_ = self.handles
-            (place,) = self.ask([first.open_store.remote(host)])
-            self.ask(each.join.remote(place, len(self._placed), carried) for each in self.handles)
-
-        def call(index: int, method: str, *arguments: Any) -> Any:
-            handle = self.handle(index)
-            if index in busy:
-                return handle.meanwhile.remote(method, *arguments)
-            return getattr(handle, method).remote(*arguments)
-
-        addresses = self.ask(
-            call(
-                link.target,
-                "listen",
-                link,
-                wire,
-                self._transport(link),
-                self.handle(link.source),
-                self._placed[link.source].home.public_key,
-                kind,
-            )
-            for link, kind in zip(links, kinds, strict=True)
-        )
-        self.ask(
-            call(link.source, "connect", link, address, self.handle(link.target), kind)
-            for link, kind, address in zip(links, kinds, addresses, strict=True)
-            if link.source != link.target
-        )
-        self.ask(
-            call(index, "accept", *([_BUSY_HELLO_S] if index in busy else []))
-            for index in sorted({link.target for link in links})
-        )
+        homes = {index: each.home for index, each in self._placed.items()}
+        kinds = carriers(links, homes, wire, carrier)
+        # Ray and torch.distributed may still have something of this group under way at its end.
+        self._renewable = self._renewable and wire == "zmq" and "distributed" not in kinds
+        handles = {index: each.handle for index, each in self._placed.items()}
+        Opening(handles, homes, self.ask).open(links, kinds, wire, busy)
         return kinds
 
     def ask(self, calls: Iterable[Any]) -> list[Any]:
@@ -259,15 +243,58 @@ class Group:
 
     # ------------------------------------------------------------------ inside
 
-    @staticmethod
-    def _end(handles: Sequence[Any]) -> None:
-        calls = [handle.stop.remote() for handle in handles]
-        calls += [handle.close.remote() for handle in handles]
-        if calls:
-            # One that is stuck in a long operation is killed all the same.
-            ray.wait(calls, num_returns=len(calls), timeout=_CLOSE_S)
+    def _started(self, posts: Sequence[Post], wait_s: float) -> Kept:
+        warm = warm_actors()
+        make_room = None if warm is None else warm.clear
+        bundles = place(posts, self._strategy, wait_s, self._noun, make_room)
+        return Kept(bundles, [start(post, bundles, bundle) for bundle, post in enumerate(posts)])
+
+    def _taken_over(self, posts: Sequence[Post]) -> Kept | None:
+        """Return actors that another group has left, as new members; None: there are none."""
+        warm = warm_actors()
+        kept = None if warm is None else warm.take(posts, self._strategy)
+        if kept is None:
+            return None
+        try:
+            pairs = zip(kept.handles, posts, strict=True)
+            self.ask(handle.renew.remote(*post.arguments) for handle, post in pairs)
+        except ActorLostError:
+            kept.end()
+            return None
+        return kept
+
+    def _hand_over(self) -> None:
+        """Leave the actors of every placement group that has all of its own to who wants them."""
+        warm = warm_actors()
+        if warm is None or not ray.is_initialized():
+            return
+        for bundles in list(self._bundles):
+            mine = {k: each for k, each in self._placed.items() if each.bundles is bundles}
+            members = sorted(mine.values(), key=lambda each: each.bundle)
+            handles = [each.handle for each in members]
+            if len(members) == bundles.bundle_count and self._closed(handles):
+                posts = [each.post for each in members]
+                warm.keep(posts, self._strategy, Kept(bundles, handles))
+                self._bundles.remove(bundles)
+                self._placed = {k: v for k, v in self._placed.items() if k not in mine}
+
+    def _end(self, handles: Sequence[Any]) -> None:
+        # One that is stuck in a long operation is killed all the same.
+        self._closed(handles)
         for handle in handles:
             ray.kill(handle)
+
+    @staticmethod
+    def _closed(handles: Sequence[Any]) -> bool:
+        """Let actors stop and close their boxes; tell whether all have in time."""
+        calls = [handle.stop.remote() for handle in handles]
+        calls += [handle.close.remote() for handle in handles]
+        done, _ = ray.wait(calls, num_returns=len(calls), timeout=_CLOSE_S) if calls else ([], [])
+        try:
+            ray.get(done)
+        except RayError:
+            return False
+        return len(done) == len(calls)
 
     def _answer(self, call: Any) -> Any:
         try:
@@ -277,18 +304,6 @@ class Group:
             raise cause if isinstance(cause, Exception) else error from None
         except (RayActorError, NodeDiedError, WorkerCrashedError, ObjectLostError) as error:
             raise ActorLostError(f"a {self._noun}'s process died: {_first_line(error)}") from error
-
-    def _transport(self, link: Link) -> str:
-        source, target = self._placed[link.source].home, self._placed[link.target].home
-        return "ipc" if source.node_id == target.node_id else "tcp"
-
-    def _carriers(
-        self, links: Sequence[Link], wire: WireKind, asked: CarrierChoice
-    ) -> list[CarrierKind]:
-        places = {k: (each.home.node_id, each.home.gpu) for k, each in self._placed.items()}
-        if wire == "ray" and asked == "auto":
-            asked = "inline"
-        return [carrier_of(link, places[link.source], places[link.target], asked) for link in links]
 
 
 _NOWHERE = Home("", "", 0, b"")

@@ -7,6 +7,7 @@ one answers the driver while it does (`control`), one takes messages of the `ray
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import threading
@@ -182,6 +183,12 @@ class Member:
         """Let what runs end soon."""
         self._stop.set()
         self._ring()
+
+    def renew(self, *arguments: Any) -> None:
+        """Become a new member in the same process; `arguments` as of the constructor."""
+        self.close()
+        type(self).__init__(self, *arguments)
+        gc.collect()
 
     def close(self) -> None:
         """Close every box."""

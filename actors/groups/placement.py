@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,17 @@ class Post:
     resources: Mapping[str, float]
 
 
-def place(posts: Sequence[Post], strategy: str, wait_s: float, noun: str) -> PlacementGroup:
+_ROOM_S = 1.0
+"""Time that a cluster with room for a placement group takes at most, as a rule, to make it."""
+
+
+def place(
+    posts: Sequence[Post],
+    strategy: str,
+    wait_s: float,
+    noun: str,
+    make_room: Callable[[], None] | None = None,
+) -> PlacementGroup:
     """Take a bundle of resources for each, all or none.
 
     Args:
@@ -39,6 +49,7 @@ def place(posts: Sequence[Post], strategy: str, wait_s: float, noun: str) -> Pla
         strategy: of the placement group.
         wait_s: how long to wait for the cluster to have the resources.
         noun: what one of them is called in errors.
+        make_room: called if the resources are not there at once: it may give others back.
 
     Raises:
         PlacementError: the resources are not there in time.
@@ -46,7 +57,10 @@ def place(posts: Sequence[Post], strategy: str, wait_s: float, noun: str) -> Pla
     needed = [dict(post.resources) for post in posts]
     bundles: PlacementGroup = placement_group(needed, strategy=strategy)
     try:
-        ray.get(bundles.ready(), timeout=wait_s)
+        ready = bundles.ready()
+        if make_room is not None and not ray.wait([ready], timeout=min(_ROOM_S, wait_s))[0]:
+            make_room()
+        ray.get(ready, timeout=wait_s)
     except BaseException as error:
         remove_placement_group(bundles)
         if isinstance(error, GetTimeoutError):

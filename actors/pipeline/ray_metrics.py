@@ -12,17 +12,16 @@ driver, a few times a second, and cost the computation nothing.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ray.util.metrics import Counter, Gauge
 
+from actors.groups.metrics_guard import MetricsGuard
 from actors.pipeline.runner import StageRunner
 
 __all__ = ["StageMetrics"]
 
-_log = logging.getLogger(__name__)
 _KEYS = ("stage", "method", "run")
 
 
@@ -37,24 +36,19 @@ class StageMetrics:
     def __init__(self, stage: int, tags: Mapping[str, str]) -> None:
         self._tags = {"stage": str(stage), **{key: tags.get(key, "") for key in _KEYS[1:]}}
         self._batches = 0
-        self._works = True
-        try:
+        self._guard = MetricsGuard("the stage")
+        with self._guard.watching():
             self._batches_total = Counter("raylab_batches_total", "batches begun", _KEYS)
             self._samples_total = Counter("raylab_samples_total", "samples trained with", _KEYS)
             self._staleness = Gauge("raylab_staleness", "mean staleness, updates", _KEYS)
             self._depth = Gauge("raylab_mailbox_depth", "messages in the inboxes", _KEYS)
             self._blocked = Gauge("raylab_blocked_seconds", "time waited since the start", _KEYS)
-        except Exception:
-            self._give_up()
 
     def publish(self, runner: StageRunner, rows: Sequence[Mapping[str, Any]]) -> None:
         """Publish where `runner` stands, and the figures of its new reports."""
-        if not self._works:
-            return
-        try:
-            self._publish(runner, rows)
-        except Exception:
-            self._give_up()
+        if self._guard.works:
+            with self._guard.watching():
+                self._publish(runner, rows)
 
     def _publish(self, runner: StageRunner, rows: Sequence[Mapping[str, Any]]) -> None:
         batches = runner.loop.batches
@@ -68,7 +62,3 @@ class StageMetrics:
                 self._samples_total.inc(row["samples"], self._tags)
             if row.get("gradients"):
                 self._staleness.set(row["staleness_sum"] / row["gradients"], self._tags)
-
-    def _give_up(self) -> None:
-        self._works = False
-        _log.warning("the stage publishes no metrics any more", exc_info=True)

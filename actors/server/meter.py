@@ -36,7 +36,7 @@ class ServerMeter:
 
     def save(self, seats: Collection[Seat]) -> dict[str, Any]:
         """Return what a checkpoint holds of it."""
-        return {"ran_s": self._ran_s(), "bytes": self._carried(seats)}
+        return {"ran_s": self._ran_s(), "bytes": self.carried(seats)}
 
     def restore(self, saved: Mapping[str, Any], samples: int) -> None:
         """Go on from what `save` returned, with so many samples looked at."""
@@ -58,15 +58,16 @@ class ServerMeter:
             "epoch": loop.samples / self._epoch_samples,
             **row,
             "time_s": now.time_s,
-            "bytes": self._carried(seats),
+            "bytes": self.carried(seats),
             "samples_per_s": (now.samples - last.samples) / max(now.time_s - last.time_s, 1e-9),
             # A worker that was replaced counts its waiting anew.
             "blocked_s": max(0.0, now.waited_s - last.waited_s) / max(1, len(seats)),
             "workers": len(loop.workers),
         }
 
+    def carried(self, seats: Collection[Seat]) -> int:
+        """Return the bytes of tensors that have passed, through these links and closed ones."""
+        return self._bytes + sum(seat.carried_bytes for seat in seats)
+
     def _ran_s(self) -> float:
         return time.perf_counter() - self._started
-
-    def _carried(self, seats: Collection[Seat]) -> int:
-        return self._bytes + sum(seat.carried_bytes for seat in seats)

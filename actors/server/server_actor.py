@@ -17,6 +17,7 @@ from actors.groups.part_writer import Keeping
 from actors.server.exchange import SERVER
 from actors.server.loop import Ends, ServerLoop
 from actors.server.protocols import ServerRule
+from actors.server.ray_metrics import ServerMetrics
 from actors.server.seat import Seat
 from actors.server.server_runner import ServerRunner
 from actors.server.shard_links import ShardLinks
@@ -83,10 +84,12 @@ class ServerMember(Member):
     Args:
         threads: of torch's operators in this process.
         seed: of the process's global generators.
+        tags: `method` and `run`, of the server's metrics.
     """
 
-    def __init__(self, threads: int, seed: int) -> None:
+    def __init__(self, threads: int, seed: int, tags: Mapping[str, str]) -> None:
         super().__init__(SERVER, "the server", threads, seed)
+        self._metrics = ServerMetrics(tags)
         self._bell: Doorbell[tuple[str, int]] = Doorbell()
         self._errands = Errands(self._bell.ring)
         self._rule: ServerRule | None = None
@@ -119,6 +122,7 @@ class ServerMember(Member):
         try:
             seats = {worker: self._seat(worker) for worker in program.workers}
             runner.start(seats, part, program.adopt, program.late)
+            self._metrics.begin(runner)
             self._runner = runner
             self._errands.begin()
             while not runner.finished and not self._stop.is_set():
@@ -150,6 +154,7 @@ class ServerMember(Member):
         runner = self._runner
         if runner is None:
             return ServerNews(rows=rows, written=written)
+        self._metrics.publish(runner, rows)
         runner.committed = committed
         cut = [runner.cut.pop(0) for _ in range(len(runner.cut))]
         return ServerNews(
@@ -204,4 +209,4 @@ class ServerMember(Member):
 
 
 ServerActor: Any = ray.remote(concurrency_groups=GROUPS)(ServerMember)  # type: ignore[call-overload]
-"""`ServerMember` as a Ray actor: options, then `remote(threads, seed)`."""
+"""`ServerMember` as a Ray actor: options, then `remote(threads, seed, tags)`."""

@@ -29,6 +29,9 @@ class ServerGroup(Group):
 
     Args:
         workers: K at the beginning.
+        fewest: workers that are placed with the server; the others, and those that come later,
+            have a placement group each, so that the cluster has the place of one that goes. None:
+            all of them. With several servers all workers have one each.
         servers: shards of w.
         server: what each of them needs, by Ray's names.
         worker: what each worker needs.
@@ -36,6 +39,7 @@ class ServerGroup(Group):
         seed: of the processes' global generators.
         wait_s: how long to wait for the cluster to have the resources.
         wire: that carries messages.
+        tags: `method` and `run`, of the metrics.
 
     Raises:
         PlacementError: the resources are not there in time; the message says what is missing.
@@ -45,6 +49,7 @@ class ServerGroup(Group):
         self,
         workers: int,
         *,
+        fewest: int | None = None,
         servers: int = 1,
         server: Mapping[str, float],
         worker: Mapping[str, float],
@@ -52,38 +57,37 @@ class ServerGroup(Group):
         seed: int,
         wait_s: float,
         wire: WireKind = "zmq",
+        tags: Mapping[str, str] | None = None,
     ) -> None:
+        common = (threads, seed, dict(tags or {}))
+
         def post(index: int) -> Post:
-            arguments = (index, threads, seed)
+            arguments = (index, *common)
             return Post(actor=WorkerActor, arguments=arguments, resources=worker)
 
         self._post = post
         self._wire = wire
-        posts = {SERVER: Post(actor=ServerActor, arguments=(threads, seed), resources=server)}
-        crew = {k + 1: post(k) for k in range(workers)}
         self.servers = servers
         """Shards of w."""
-        self._crew: Mapping[int, Post] = {}
-        if servers > 1:
-            posts |= {
-                shard_member(s): Post(
-                    actor=ShardActor, arguments=(s, threads, seed), resources=server
-                )
-                for s in range(1, servers)
-            }
-            self._crew = crew
-            super().__init__(posts, wait_s, strategy="SPREAD", noun="actor")
-        else:
-            super().__init__(posts | crew, wait_s, noun="actor")
+        self._first = workers
+        near = workers if fewest is None else min(fewest, workers)
+        posts = {SERVER: Post(actor=ServerActor, arguments=common, resources=server)}
+        if servers == 1:
+            posts |= {k + 1: post(k) for k in range(near)}
+        for s in range(1, servers):
+            arguments = (s, threads, seed)
+            member = shard_member(s)
+            posts[member] = Post(actor=ShardActor, arguments=arguments, resources=server)
+        strategy = "PACK" if servers == 1 else "SPREAD"
+        super().__init__(posts, wait_s, strategy=strategy, noun="actor")
 
     def __enter__(self) -> Self:
         super().__enter__()
-        if self._crew:
-            try:
-                self.add(self._crew, strategy="PACK")
-            except BaseException:
-                self.close()
-                raise
+        try:
+            self.resize(self._first)
+        except BaseException:
+            self.close()
+            raise
         return self
 
     @property
@@ -96,7 +100,7 @@ class ServerGroup(Group):
         """The members that are shards of the server, the first one first."""
         return [shard_member(shard) for shard in range(self.servers)]
 
-    def resize(self, workers: int, wait_s: float) -> None:
+    def resize(self, workers: int, wait_s: float | None = None) -> None:
         """Have workers 0 to `workers` - 1, while nothing runs.
 
         Raises:
@@ -106,7 +110,7 @@ class ServerGroup(Group):
             self.remove(worker + 1)
         new = range(len(self.workers), workers)
         if new:
-            self.add({k + 1: self._post(k) for k in new}, wait_s, strategy="PACK")
+            self.add({k + 1: self._post(k) for k in new}, wait_s, apart=True)
 
     def supply(
         self, supplies: Mapping[int, Supply], question: Callable[[Any], Any]

@@ -67,6 +67,8 @@ class ServerRunner:
         self._uncommitted = -1
         self._since = (loop.version, time.perf_counter())
         self._meter = ServerMeter(epoch_samples)
+        self.begun_with = self.totals()
+        """What had been counted where the run goes on from."""
         self._suspending = False
         self._late: dict[int, tuple[float, Seat]] = {}
 
@@ -94,6 +96,7 @@ class ServerRunner:
             self._meter.restore(part["figures"], self.loop.samples)
             self._since = (self.loop.version, time.perf_counter())
             self.committed = part["step"]
+            self.begun_with = self.totals()
         if adopt is not None:
             adopt(self.loop.rule if self._shards is None else self._shards.lead.rule)
         late = late or {}
@@ -159,6 +162,16 @@ class ServerRunner:
         if self._shards is not None:
             self._shards.flush()
         return moved
+
+    def totals(self) -> dict[str, int]:
+        """Return how much there has been of what only grows, from whichever thread."""
+        loop = self.loop
+        return {
+            "messages": loop.messages,
+            "samples": loop.samples,
+            "refused": loop.refused,
+            "bytes": self._meter.carried(list(self._seats.values())),
+        }
 
     def settle(self, timeout_s: float) -> None:
         """Wait until workers and shards have taken what was sent to them."""

@@ -16,6 +16,7 @@ from actors.groups.member import GROUPS, Member
 from actors.groups.part_writer import Keeping
 from actors.server.exchange import SERVER
 from actors.server.protocols import Cut, WorkerRule
+from actors.server.ray_metrics import WorkerMetrics
 from actors.server.shard_log import shard_member
 from actors.server.slices import Slices
 from actors.server.worker_loop import WorkerLoop
@@ -53,10 +54,13 @@ class WorkerMember(Member):
         worker: from 0.
         threads: of torch's operators in this process.
         seed: of the process's global generators.
+        tags: `method` and `run`, of the worker's metrics.
     """
 
-    def __init__(self, worker: int, threads: int, seed: int) -> None:
+    def __init__(self, worker: int, threads: int, seed: int, tags: Mapping[str, str]) -> None:
         super().__init__(worker + 1, f"worker {worker}", threads, seed)
+        self._runner: WorkerRunner | None = None
+        self._metrics = WorkerMetrics(worker, tags)
         self._worker = worker
         self._supplies: Any = None
         self._rule: WorkerRule | None = None
@@ -109,6 +113,8 @@ class WorkerMember(Member):
             slices=None if program.cut is None else Slices(program.cut, len(others)),
             shards=others,
         )
+        self._metrics.begin()
+        self._runner = runner
         try:
             try:
                 runner.run(self._stop.is_set)
@@ -125,6 +131,8 @@ class WorkerMember(Member):
     @ray.method(concurrency_group="control")
     def progress(self) -> list[tuple[int, Any]]:
         """Return the parts of checkpoints that were written since the last call."""
+        if self._runner is not None:
+            self._metrics.publish(self._runner)
         return self._news()[1]
 
 
@@ -133,4 +141,4 @@ def _die() -> None:
 
 
 WorkerActor: Any = ray.remote(concurrency_groups=GROUPS)(WorkerMember)  # type: ignore[call-overload]
-"""`WorkerMember` as a Ray actor: options, then `remote(worker, threads, seed)`."""
+"""`WorkerMember` as a Ray actor: options, then `remote(worker, threads, seed, tags)`."""

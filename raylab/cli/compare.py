@@ -143,10 +143,12 @@ def _compare(
             sys.stderr.write(f"{text}\n")
 
     with ray_session():
+        from raylab import WarmActors
         from raylab.drivers.compare import compare, plan_comparison
 
         planned = plan_comparison(config, methods, seeds)
-        outcomes = list(compare(planned, progress=not quiet, say=say))
+        with WarmActors():
+            outcomes = list(compare(planned, progress=not quiet, say=say))
     paths = [each["path"] for each in outcomes if not each["error"]]
     if not paths:
         return outcomes, None

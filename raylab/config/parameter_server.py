@@ -73,15 +73,15 @@ class ParameterServerConfig(BaseModel):
     strength: NotNegative = Field(0.1, description="lambda, weight of the l2 term")
     data: Text | None = Field(
         None,
-        description="libsvm:PATH (text, also .bz2, .xz, .gz), digits or npz:PATH for softmax_mlp, "
-        "pca:n=N,d=D for pca, sparse:n=N,d=D,density=P (generated); null: "
+        description="libsvm:PATH (text, also .bz2, .xz, .gz), npz:PATH (x_train, y_train: features "
+        "or images), digits, pca:n=N,d=D for pca, sparse:n=N,d=D,density=P (generated); null: "
         f"{DATA}, for cartpole nothing",
     )
 
     workers: Count | list[Count] | None = Field(
         None,
         description="K; null: 4, but 1 for sdca, dfsdca; or the fewest and the most, e.g. [2,8]: "
-        "as many as the cluster has room for, more as soon as it has",
+        "as many as the cluster has room for, more as soon as it has, fewer for others who wait",
     )
     servers: Count = Field(
         1,

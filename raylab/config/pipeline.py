@@ -116,12 +116,23 @@ class PipelineConfig(BaseModel):
         "of bp, ddg, fr, adl, dsp: the part of the true gradient in what is applied; 0: none",
     )
 
-    optimizer: Text = Field("sgd", description="sgd, adam, adamw or another class of torch.optim")
+    optimizer: Text = Field(
+        "sgd",
+        description="sgd, adam, adamw or another class of torch.optim; nag; lars and clars, with a "
+        "rate for every layer, for large batches",
+    )
     lr: Positive | None = Field(
-        None, description="learning rate; null: the recipe's, else 0.05 for sgd, 0.001 for others"
+        None,
+        description="learning rate; null: the recipe's, else 0.05 for sgd and nag, 0.1 for lars "
+        "and clars per 128 samples of an update, 0.001 for others",
+    )
+    base_batch_size: Count | None = Field(
+        None,
+        description="samples an update that lr is meant for: it grows with batch_size and "
+        "accumulate in proportion; null: lr is what it is",
     )
     momentum: NotNegative | None = Field(
-        None, description="momentum; null: the recipe's, else 0.9 for sgd"
+        None, description="momentum; null: the recipe's, else 0.9 for sgd, nag, lars, clars"
     )
     weight_decay: NotNegative | None = Field(
         None, description="weight decay; null: the recipe's, else the optimizer's own"
@@ -131,13 +142,20 @@ class PipelineConfig(BaseModel):
     )
     recipe: Text | None = Field(
         None,
-        description="a paper's settings of sgd, for keys that are null: ddg, fr, adl (CIFAR-10), "
-        "adl_imagenet; they set lr, momentum, weight_decay and the schedule",
+        description="a paper's settings, for keys that are null: ddg, fr, adl (CIFAR-10), "
+        "adl_imagenet of sgd, lars, clars (CIFAR-10) of these; they set lr, momentum, weight_decay "
+        "and the schedule",
     )
-    schedule: Literal["constant", "steps", "cosine"] | None = Field(
+    schedule: Literal["constant", "steps", "cosine", "polynomial"] | None = Field(
         None,
-        description="of the learning rate after the warm-up; cosine falls to 0 at the last epoch; "
-        "null: the recipe's, else steps if there are milestones, else constant",
+        description="of the learning rate after the warm-up; cosine and polynomial fall to 0 at "
+        "the last epoch; null: the recipe's, else steps if there are milestones, else constant",
+    )
+    power: Positive | None = Field(
+        None, description="of polynomial, 1 falls in a line; null: the recipe's, else 2"
+    )
+    freeze_fc_epochs: NotNegative = Field(
+        0.0, description="epochs at the start in which linear layers are kept as they are"
     )
     warmup_epochs: NotNegative | None = Field(
         None, description="epochs over which the rate rises from 0; null: the recipe's, else 0"

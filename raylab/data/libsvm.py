@@ -147,10 +147,10 @@ def _read(path: str, columns: int | None) -> tuple[Any, Any]:
         ) from error
     if matrix.shape[0] == 0:
         raise DataError(f"{path} must hold at least one row, but it is empty")
-    finite = np.isfinite(labels)
-    row_of_value = np.repeat(np.arange(len(labels)), np.diff(matrix.indptr))
-    finite[row_of_value[~np.isfinite(matrix.data)]] = False
-    if not finite.all():
+    if not (np.isfinite(labels).all() and np.isfinite(matrix.data).all()):
+        finite = np.isfinite(labels)
+        row_of_value = np.repeat(np.arange(len(labels)), np.diff(matrix.indptr))
+        finite[row_of_value[~np.isfinite(matrix.data)]] = False
         raise DataError(
             f"labels and values must be finite, but row {int(np.argmin(finite)) + 1} of {path} "
             "has one that is not; leave such values out, or the row"

@@ -11,7 +11,7 @@ import numpy as np
 from raylab.data.arrays import Array, Arrays, channels_first, make_arrays, split_of
 from raylab.errors import DataError
 
-__all__ = ["NpzFile"]
+__all__ = ["NpzFile", "load_npz"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +39,7 @@ class NpzFile:
         Raises:
             DataError: the file is missing or no .npz, or an array is missing or unfit.
         """
-        arrays = self._load()
+        arrays = load_npz(self.path, ("x_train", "y_train", "x_test", "y_test"))
         images, labels = {}, {}
         for part in ("train", "test"):
             images[part] = self._images(f"x_{part}", arrays[f"x_{part}"])
@@ -56,34 +56,6 @@ class NpzFile:
             )
         except DataError as error:
             raise DataError(f"{self.path}: {error}") from error
-
-    def _load(self) -> dict[str, Array]:
-        keys = ("x_train", "y_train", "x_test", "y_test")
-        try:
-            file = np.load(self.path, allow_pickle=False)
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise DataError(f"{self.path} must be an .npz file, but it holds a single array")
-            with file:
-                missing = [key for key in keys if key not in file]
-                if missing:
-                    raise DataError(
-                        f"{self.path} must hold the arrays {', '.join(keys)}, but "
-                        f"{', '.join(missing)} is missing; it has {', '.join(file) or 'none'}"
-                    )
-                return {key: file[key] for key in keys}
-        except FileNotFoundError as error:
-            raise DataError(
-                f"`npz:PATH` must name a file, but there is none at {self.path}; write one with "
-                "numpy.savez(PATH, x_train=..., y_train=..., x_test=..., y_test=...)"
-            ) from error
-        except DataError:
-            raise
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            # ValueError: an array of Python objects, or not numpy's format at all
-            raise DataError(
-                f"{self.path} must be an .npz file of plain arrays, but numpy could not read it "
-                f"as one: {error}; write it with numpy.savez"
-            ) from error
 
     def _images(self, key: str, images: Array) -> Array:
         if images.dtype != np.uint8:
@@ -112,3 +84,36 @@ class NpzFile:
                 "one-hot labels are not read: save their argmax"
             )
         return labels
+
+
+def load_npz(path: str, keys: tuple[str, ...]) -> dict[str, Array]:
+    """Return arrays of an .npz file.
+
+    Raises:
+        DataError: the file is missing or no .npz, or an array is missing.
+    """
+    try:
+        file = np.load(path, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise DataError(f"{path} must be an .npz file, but it holds a single array")
+        with file:
+            missing = [key for key in keys if key not in file]
+            if missing:
+                raise DataError(
+                    f"{path} must hold the arrays {', '.join(keys)}, but "
+                    f"{', '.join(missing)} is missing; it has {', '.join(file) or 'none'}"
+                )
+            return {key: file[key] for key in keys}
+    except FileNotFoundError as error:
+        raise DataError(
+            f"`npz:PATH` must name a file, but there is none at {path}; write one with "
+            f"numpy.savez(PATH, {', '.join(f'{key}=...' for key in keys)})"
+        ) from error
+    except DataError:
+        raise
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        # ValueError: an array of Python objects, or not numpy's format at all
+        raise DataError(
+            f"{path} must be an .npz file of plain arrays, but numpy could not read it "
+            f"as one: {error}; write it with numpy.savez"
+        ) from error

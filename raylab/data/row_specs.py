@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from raylab.data.feature_rows import feature_rows, holds_features
 from raylab.data.generated_rows import SparseRows, pca_rows
 from raylab.data.image_rows import image_rows
 from raylab.data.libsvm import libsvm_rows
@@ -44,7 +45,8 @@ def open_rows(spec: str, *, folder: Path | None = None, seed: int = 0) -> RowSou
             on. The rows stand in a fixed, keyed order, so that shards are alike; `shuffle=no` keeps
             that of the file.
             `digits`, `npz:PATH`: training images, flattened, from 0 to 1, for `softmax_mlp`; in a
-            fixed, keyed order too.
+            fixed, keyed order too. Of an .npz file whose x_train is float of shape (N, D), these
+            rows as they are, and y_train may be any numbers.
             `pca:n=N,d=D`: normal vectors, centred, of norm 1 (HUO 3.5.2).
             `sparse:n=N,d=D,density=P`: sparse unit rows, labels ±1; RCV1's shape is
             n=677399,d=47236,density=0.0016.
@@ -73,6 +75,8 @@ def open_rows(spec: str, *, folder: Path | None = None, seed: int = 0) -> RowSou
         return image_rows(Digits())
     if kind == "npz":
         path = _path(spec, rest)
+        if holds_features(path):
+            return feature_rows(path)
         modified_ns = path.stat().st_mtime_ns if path.exists() else 0
         return image_rows(NpzFile(path=str(path), modified_ns=modified_ns))
     options = {"seed": seed} | _options(spec, rest)

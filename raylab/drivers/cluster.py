@@ -8,10 +8,11 @@ import os
 from collections.abc import Mapping
 
 import ray
+from ray.util.placement_group import placement_group_table
 
 from raylab.errors import ConfigError
 
-__all__ = ["connect", "stage_resources", "threads_of"]
+__all__ = ["connect", "room", "stage_resources", "threads_of"]
 
 _started: set[str] = set()
 """Addresses of the local Rays that were started here: a second run shares their CPUs, too."""
@@ -69,6 +70,27 @@ def stage_resources(
             f"{dict(asked)}: add CPU, for instance 0.5"
         )
     return [dict(each) for _ in range(stages)]
+
+
+def room(needs: Mapping[str, float]) -> int:
+    """Return how many bundles of resources the cluster could give now, those aside that others wait
+    for in a placement group; negative: how many they miss. A group that the whole cluster could
+    not hold is not waited for.
+
+    Args:
+        needs: of a bundle.
+    """
+    free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+    total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    for group in placement_group_table().values():
+        asked: dict[str, float] = {}
+        for bundle in group["bundles"].values():
+            for name, amount in bundle.items():
+                asked[name] = asked.get(name, 0.0) + amount
+        possible = all(amount <= total.get(name, 0.0) for name, amount in asked.items())
+        if group["state"] == "PENDING" and possible:
+            free = {name: free.get(name, 0.0) - asked.get(name, 0.0) for name in free | asked}
+    return min(math.floor(free.get(name, 0.0) / amount + 1e-6) for name, amount in needs.items())
 
 
 def threads_of(resources: Mapping[str, float]) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 from raylab.config import PipelineConfig
 from raylab.errors import ConfigError
-from raylab.optimizers import RECIPES
+from raylab.optimizers import RECIPES, linear_scaling
 from raylab.records import new_run_name
 
 __all__ = ["resolve"]
@@ -16,6 +16,8 @@ __all__ = ["resolve"]
 _ANY_SIZE = ("mlp", "fcn5", "cnn5")
 """Models that are as good on 8x8 images as they are; the others halve an image several times."""
 _DIGITS_SIZE_PX = 32
+_MOMENTUM = ("sgd", "nag", "lars", "clars")
+"""Optimisers that have one."""
 
 
 def resolve(config: PipelineConfig) -> PipelineConfig:
@@ -45,10 +47,11 @@ def resolve(config: PipelineConfig) -> PipelineConfig:
 
 def _resolved_rate(config: PipelineConfig) -> dict[str, float | None]:
     if config.recipe is None:
-        sgd = config.optimizer.lower() == "sgd"
+        name = config.optimizer.lower()
         return {
-            "lr": _first(config.lr, 0.05 if sgd else 1e-3),
-            "momentum": _first(config.momentum, 0.9 if sgd else None),
+            "lr": _rate_without_recipe(config, name),
+            "base_batch_size": None,
+            "momentum": _first(config.momentum, 0.9 if name in _MOMENTUM else None),
         }
     if config.recipe not in RECIPES:
         close = difflib.get_close_matches(config.recipe, RECIPES, n=1)
@@ -56,17 +59,37 @@ def _resolved_rate(config: PipelineConfig) -> dict[str, float | None]:
             f"`recipe` must be one of {', '.join(RECIPES)}, but got {config.recipe!r}"
             + (f": did you mean {close[0]}?" if close else "")
         )
-    if config.optimizer.lower() != "sgd":
-        raise ConfigError(
-            f"a recipe is one of sgd, but got recipe={config.recipe} with "
-            f"optimizer={config.optimizer}: leave one of them out"
-        )
     recipe = RECIPES[config.recipe]
+    if config.optimizer.lower() != recipe.optimizer:
+        raise ConfigError(
+            f"recipe={config.recipe} is one of {recipe.optimizer}, but got "
+            f"recipe={config.recipe} with optimizer={config.optimizer}: leave one of them out, or "
+            f"say optimizer={recipe.optimizer}"
+        )
+    if config.base_batch_size is not None:
+        raise ConfigError(
+            "a recipe knows how its rate grows with the batch, but got base_batch_size="
+            f"{config.base_batch_size} with recipe={config.recipe}: leave one of them out"
+        )
     return {
         "lr": _first(config.lr, recipe.learning_rate(config.batch_size, config.accumulate)),
         "momentum": _first(config.momentum, recipe.momentum),
         "weight_decay": _first(config.weight_decay, recipe.weight_decay),
     }
+
+
+def _rate_without_recipe(config: PipelineConfig, name: str) -> float:
+    samples = config.batch_size * config.accumulate
+    if config.lr is not None and config.base_batch_size is not None:
+        return linear_scaling(config.lr, samples, config.base_batch_size)
+    if config.base_batch_size is not None:
+        raise ConfigError(
+            f"base_batch_size says what lr is meant for, but got base_batch_size="
+            f"{config.base_batch_size} without lr: give lr"
+        )
+    if config.lr is None and name in ("lars", "clars"):
+        return linear_scaling(0.1, samples, 128)  # HUO 4.4.1
+    return float(_first(config.lr, 0.05 if name in ("sgd", "nag") else 1e-3))
 
 
 def _resolved_schedule(config: PipelineConfig) -> dict[str, Any]:
@@ -77,6 +100,13 @@ def _resolved_schedule(config: PipelineConfig) -> dict[str, Any]:
         "schedule": kind,
         "warmup_epochs": _first(config.warmup_epochs, recipe.warmup_epochs if recipe else 0.0),
     }
+    if kind == "polynomial":
+        found["power"] = _first(config.power, recipe.power if recipe else 2.0)
+    elif config.power is not None:
+        raise ConfigError(
+            f"`power` belongs to schedule=polynomial, but got power={config.power} with "
+            f"schedule={kind}"
+        )
     if kind != "steps":
         for key in ("milestones", "gamma"):
             if getattr(config, key) is not None:

@@ -16,6 +16,8 @@ from raylab.records import CheckpointStore, EventWriter, RunFolder, Storage, new
 
 __all__ = ["RunPlace", "keep", "run_config"]
 
+_RAYS_NAME = "ray_train_run-"
+
 
 def run_config(storage: str, name: str | None, checkpoints: int, failures: int) -> RunConfig:
     """Return Ray Train's RunConfig.
@@ -48,8 +50,10 @@ class RunPlace:
 
     def __init__(self, config: RunConfig | None, method: str, *, tensorboard: bool) -> None:
         given = config or run_config("~/raylab_results", new_run_name(method), 2, 3)
-        # Ray Train fills in its own, a name and a folder too, where they are not given.
-        self.name = given.name or new_run_name(method)
+        # Ray Train fills in its own, a name and a folder too, where they are not given. Its name
+        # tells the second only: two short runs would meet in one folder.
+        named = given.name and not given.name.startswith(_RAYS_NAME)
+        self.name = str(given.name) if named else new_run_name(method)
         self.most_failures = (given.failure_config or FailureConfig()).max_failures
         self._kept = (given.checkpoint_config or CheckpointConfig()).num_to_keep
         self._filesystem = given.storage_filesystem

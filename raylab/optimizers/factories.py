@@ -1,4 +1,4 @@
-"""torch's optimisers by name, as callables from parameters to an optimiser that pickle."""
+"""torch's optimisers and ours by name, as callables from parameters to an optimiser that pickle."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from raylab.errors import ConfigError
+from raylab.optimizers.clars import CLARS
+from raylab.optimizers.lars import LARS
+from raylab.optimizers.nag import NAG
 
 __all__ = ["make_optimizer", "optimizer_names"]
 
@@ -21,8 +24,12 @@ _NEEDS_MORE = {"lbfgs", "sparseadam", "muon"}
 """A closure, sparse gradients, matrices only: not for a stage's parameters as they come."""
 
 
+_OWN: dict[str, Any] = {"nag": NAG, "lars": LARS, "clars": CLARS}
+_NO_OPTION = {"params", "lr", "model"}
+
+
 def _classes() -> dict[str, Any]:
-    return {
+    return _OWN | {
         name.lower(): cls
         for name, cls in vars(torch.optim).items()
         if inspect.isclass(cls)
@@ -40,10 +47,10 @@ def optimizer_names() -> tuple[str, ...]:
 def make_optimizer(
     name: str, lr: float, **options: Any
 ) -> Callable[[Iterable[nn.Parameter]], Optimizer]:
-    """Return a callable that makes torch's optimiser `name` for the parameters of a stage.
+    """Return a callable that makes the optimiser `name` for the parameters of a stage.
 
     Args:
-        name: of a class in torch.optim, in any case: sgd, adam, adamw, ...
+        name: nag, lars, clars, or a class of torch.optim, in any case: sgd, adam, adamw, ...
         lr: learning rate, > 0.
         options: the class's own.
 
@@ -61,7 +68,7 @@ def make_optimizer(
             f"optimizer must be one of {', '.join(sorted(classes))}, but got {name!r}"
             + (f": did you mean {' or '.join(close)}?" if close else "")
         )
-    known = set(inspect.signature(cls).parameters) - {"params", "lr"}
+    known = set(inspect.signature(cls).parameters) - _NO_OPTION
     unknown = sorted(set(options) - known)
     if unknown:
         raise ConfigError(

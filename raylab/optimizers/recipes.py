@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from raylab.optimizers.schedules import Schedule
+from raylab.optimizers.schedules import Schedule, linear_scaling
 
 __all__ = ["RECIPES", "Recipe"]
 
@@ -15,13 +15,15 @@ class Recipe:
 
     Args:
         source: paper and section.
-        lr: learning rate, or of a batch of 256 samples if `scaled`.
-        scaled: the rate is lr · b · M / 256 (b: batch size).
-        momentum: of SGD.
-        weight_decay: of SGD.
+        lr: learning rate, or of a batch of `base` samples if `scaled`.
+        scaled: the rate is lr · b · M / `base` (b: batch size).
+        momentum: of the optimiser.
+        weight_decay: of the optimiser.
         schedule: over epochs.
         epochs: of the experiment.
         batch_size: of the experiment.
+        optimizer: whose settings they are.
+        base: samples, see `scaled`.
     """
 
     source: str
@@ -32,6 +34,8 @@ class Recipe:
     schedule: Schedule
     epochs: int
     batch_size: int
+    optimizer: str = "sgd"
+    base: int = 256
 
     def learning_rate(self, batch_size: int, accumulate: int) -> float:
         """Return the rate for batches of `batch_size` samples, `accumulate` of them an update.
@@ -39,7 +43,9 @@ class Recipe:
         >>> RECIPES["adl"].learning_rate(32, 4)
         0.05
         """
-        return self.lr * batch_size * accumulate / 256 if self.scaled else self.lr
+        if not self.scaled:
+            return self.lr
+        return linear_scaling(self.lr, batch_size * accumulate, self.base)
 
 
 _HUO = Schedule(kind="steps", milestones=(150, 225), gamma=0.1)
@@ -84,6 +90,30 @@ RECIPES: dict[str, Recipe] = {
         schedule=Schedule(kind="steps", warmup_epochs=3, milestones=(30, 60, 80), gamma=0.1),
         epochs=90,
         batch_size=32,
+    ),
+    "lars": Recipe(
+        source="HUO 4.4.1, 4.4.2",
+        lr=0.1,
+        scaled=True,
+        momentum=0.9,
+        weight_decay=0.0,
+        schedule=Schedule(kind="polynomial", warmup_epochs=20, epochs=200),
+        epochs=200,
+        batch_size=8192,
+        optimizer="lars",
+        base=128,
+    ),
+    "clars": Recipe(
+        source="HUO 4.4.4",
+        lr=0.1,
+        scaled=True,
+        momentum=0.9,
+        weight_decay=0.0,
+        schedule=Schedule(),
+        epochs=20,
+        batch_size=8192,
+        optimizer="clars",
+        base=128,
     ),
 }
 """Recipes by name. Batch size and epochs are the papers'; a run may choose its own."""

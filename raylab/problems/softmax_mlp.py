@@ -15,6 +15,7 @@ from scipy.special import logsumexp
 
 from raylab.data.augment import Stream, keyed_generator
 from raylab.data.rows import RowBlock
+from raylab.errors import DataError
 from raylab.problems.objective import Rows, Shard, Vector
 from raylab.problems.spectrum import power_iteration
 from raylab.problems.vector_duals import VectorDuals
@@ -37,6 +38,9 @@ class SoftmaxMlp(VectorDuals):
         classes: units of the output.
         seed: keys the initial weights: normal, of variance 2/inputs below and 1/inputs above;
             biases 0.
+
+    Raises:
+        DataError: the rows are not dense, or a label is no number of a class.
     """
 
     convex = False
@@ -53,6 +57,12 @@ class SoftmaxMlp(VectorDuals):
     ) -> None:
         self._matrix = block.matrix()
         labels = (block.labels > 0.0) if block.labels.min() < 0.0 else block.labels
+        if not np.isin(labels, np.arange(classes)).all():
+            raise DataError(
+                f"labels of softmax_mlp must be 0 to {classes - 1}, as there are {classes} "
+                f"different ones, but they go from {labels.min():g} to {labels.max():g}: save "
+                "numpy.unique(y, return_inverse=True)[1]"
+            )
         self._labels = labels.astype(np.int64)
         self.shard = shard
         self.strength = strength

@@ -2,6 +2,7 @@
 
 from raylab.records.checkpoints import CheckpointStore
 from raylab.records.folder import RunFolder, new_run_name
+from raylab.records.late_arrays import LateArray, LateRows
 from raylab.records.rows import RowMerger
 from raylab.records.saved_checkpoint import Part, SavedCheckpoint
 from raylab.records.storage import Storage
@@ -11,6 +12,8 @@ from raylab.records.timeline import timeline_rows
 __all__ = [
     "CheckpointStore",
     "EventWriter",
+    "LateArray",
+    "LateRows",
     "Part",
     "RowMerger",
     "RunFolder",

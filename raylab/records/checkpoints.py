@@ -1,6 +1,7 @@
 """The checkpoints of a run. One exists when its manifest does, which is written last.
 
-checkpoints/step-00000120/stage-0.pt      a part: one stage's state, in torch's format
+checkpoints/step-00000120/stage-0.pt      a part: one stage's state, in torch's format; with large
+                                          arrays NAME.zip, see `late_arrays.py`
                           stage-1.pt
                           manifest.json   the parts' sizes and hashes, and what the run says of it
             final/model.pt                not touched here
@@ -17,6 +18,7 @@ from typing import Any, BinaryIO
 import torch
 
 from raylab.errors import CheckpointError, ConfigError
+from raylab.records.late_arrays import save_archive, taken_apart
 from raylab.records.saved_checkpoint import (
     MANIFEST,
     Part,
@@ -68,7 +70,8 @@ class CheckpointStore:
             step: batches done.
             name: of the part: letters, digits and _ . -
             state: nested dictionaries, lists and tuples of tensors, numbers, texts and None; it
-                must not change until this returns.
+                must not change until this returns. A `LateArray` in a dictionary is read block by
+                block and comes back as a tensor.
 
         Raises:
             CheckpointError: the state holds what could not be loaded again; the message names it.
@@ -76,7 +79,9 @@ class CheckpointStore:
         """
         if not _NAME.fullmatch(name):
             raise ConfigError(f"a part's name must be of letters, digits and _.-, but got {name!r}")
-        plain = loadable(state)
+        rest, late = taken_apart(state)
+        plain = loadable(rest)
+        suffix = "zip" if late else "pt"
         folder = self._folder(step)
         # Written again, it is no checkpoint until it is committed again.
         folder.delete(MANIFEST)
@@ -84,10 +89,13 @@ class CheckpointStore:
 
         def save(file: BinaryIO) -> None:
             hashed = _Hashed(file)
-            torch.save(plain, hashed)  # type: ignore[arg-type]
-            written.append(Part(name, hashed.size_bytes, hashed.digest.hexdigest()))
+            if late:
+                save_archive(hashed, plain, late)
+            else:
+                torch.save(plain, hashed)  # type: ignore[arg-type]
+            written.append(Part(name, hashed.size_bytes, hashed.digest.hexdigest(), suffix))
 
-        folder.write(f"{name}.pt", save)
+        folder.write(f"{name}.{suffix}", save)
         return written[0]
 
     def commit(
@@ -109,10 +117,10 @@ class CheckpointStore:
             names = ", ".join(part.name for part in parts) or "none"
             raise CheckpointError(f"parts must have names of their own, but got {names}")
         for part in parts:
-            size = folder.size(f"{part.name}.pt")
+            size = folder.size(part.file)
             if size != part.size_bytes:
                 raise CheckpointError(
-                    f"{folder}/{part.name}.pt must have the {part.size_bytes} bytes that its stage "
+                    f"{folder}/{part.file} must have the {part.size_bytes} bytes that its stage "
                     f"wrote, but here it {'is missing' if size is None else f'has {size}'}: "
                     "stages on several nodes need a storage that all nodes see"
                 )
@@ -168,7 +176,7 @@ class _Hashed:
         self.digest = hashlib.sha256()
         self.size_bytes = 0
 
-    def write(self, data: memoryview) -> int:
+    def write(self, data: bytes | memoryview) -> int:
         self.digest.update(data)
         self.size_bytes += len(data)
         self._file.write(data)

@@ -4,7 +4,9 @@ Units stand in the names: `_s` seconds, `_bytes`, and counts without. Columns th
 `stage_` are lists, one value a stage. `staleness_counts` is a histogram: entry i is the number of
 gradients that were i updates old. Only with DGL there are the stages' local losses, `stage_loss`;
 only where it is measured `sigma`, (6.10) of HUO; only with DNI `synthesis_mse`, the mean squared
-error of the synthetic gradients of a sample's loss.
+error of the synthetic gradients of a sample's loss. Only with layer-wise optimisers `layer_names`,
+`layer_rates`, gamma_k of the last update, and with CLARS `layer_variances`, M_k of 4.4.3: lists
+with one entry a layer, stage after stage.
 """
 
 from __future__ import annotations
@@ -87,6 +89,9 @@ class RowMerger:
         if known:
             row["synthesis_mse"] = sum(known) / len(known)
             row["stage_synthesis_mse"] = errors
+        for name in ("layer_names", "layer_rates", "layer_variances"):
+            if any(name in s for s in stages):
+                row[name] = [value for s in stages for value in s.get(name, ())]
         return row
 
 

@@ -14,6 +14,7 @@ from typing import IO, Any, BinaryIO
 import torch
 
 from raylab.errors import CheckpointError, DataError
+from raylab.records.late_arrays import ReadLate, load_archive, tensor_of
 from raylab.records.storage import Storage
 
 __all__ = [
@@ -41,14 +42,21 @@ class Part:
     """A part that was written.
 
     Args:
-        name: of the part; its file is <name>.pt.
+        name: of the part; its file is <name>.<suffix>.
         size_bytes: of the file.
         sha256: of the file, 64 hexadecimal digits.
+        suffix: pt: torch's format; zip: see `late_arrays.py`.
     """
 
     name: str
     size_bytes: int
     sha256: str
+    suffix: str = "pt"
+
+    @property
+    def file(self) -> str:
+        """Name of its file."""
+        return f"{self.name}.{self.suffix}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +80,22 @@ class SavedCheckpoint:
         """The parts' names, in the order in which they were committed."""
         return list(self.parts)
 
-    def part(self, name: str) -> dict[str, Any]:
+    def part(self, name: str, read: ReadLate = tensor_of) -> dict[str, Any]:
         """Return a part's state, on the CPU, after its file has been checked.
+
+        Args:
+            name: of the part.
+            read: makes what stands where a late array was; default: a tensor of all its rows.
 
         Raises:
             CheckpointError: there is no such part, or its file is not what was committed.
         """
         with self._verified(name, to_load=True) as file:
             try:
-                found = torch.load(file, map_location="cpu", weights_only=True)
+                if self.parts[name].suffix == "zip":
+                    found = load_archive(file, read)
+                else:
+                    found = torch.load(file, map_location="cpu", weights_only=True)
             except (OSError, MemoryError):
                 raise
             except Exception as error:
@@ -109,12 +124,12 @@ class SavedCheckpoint:
         part = self.parts[name]
         folder = step_folder(self.checkpoints, self.step)
         try:
-            size = folder.size(f"{name}.pt")
+            size = folder.size(part.file)
             if size is None:
                 raise self._broken(name, "it is missing")
             if size != part.size_bytes:
                 raise self._broken(name, f"it has {size} bytes in place of {part.size_bytes}")
-            with folder.open(f"{name}.pt") as file, contextlib.ExitStack() as stack:
+            with folder.open(part.file) as file, contextlib.ExitStack() as stack:
                 local = folder.local is not None
                 copy = None
                 if to_load and not local:
@@ -129,7 +144,7 @@ class SavedCheckpoint:
             raise self._broken(name, str(error)) from error
 
     def _broken(self, name: str, what: str) -> CheckpointError:
-        path = f"{step_folder(self.checkpoints, self.step)}/{name}.pt"
+        path = f"{step_folder(self.checkpoints, self.step)}/{self.parts[name].file}"
         return CheckpointError(
             f"{path} must be the file that was committed, but {what}: "
             f"{way_out(self.checkpoints, self.step)}"
@@ -166,7 +181,11 @@ def sealed_manifest(step: int, parts: Collection[Part], about: Mapping[str, Any]
     Raises:
         CheckpointError: `about` is not JSON.
     """
-    figures = {p.name: {"size_bytes": p.size_bytes, "sha256": p.sha256} for p in parts}
+    figures: dict[str, dict[str, Any]] = {}
+    for part in parts:
+        figures[part.name] = {"size_bytes": part.size_bytes, "sha256": part.sha256}
+        if part.suffix != "pt":
+            figures[part.name]["suffix"] = part.suffix
     content = {
         "format": _FORMAT,
         "version": _VERSION,

@@ -35,7 +35,7 @@ class Simulated:
     Args:
         rows: one a certificate, as a real run's, with virtual time_s.
         model: weights by name, as the server's rule has them.
-        ended_by: tolerance, epochs or messages.
+        ended_by: tolerance, epochs or messages; asked: whoever watched had seen enough.
         trace: what was applied, in its order.
         deaths: workers that were lost.
         repeats: pushes that the server knew already.

@@ -45,6 +45,7 @@ def run_rules(
     epoch_samples: int = 1,
     events: Sequence[Event] = (),
     on_row: Callable[[dict[str, Any]], None] | None = None,
+    until: Callable[[Applied], bool] | None = None,
 ) -> Simulated:
     """Run rules until the end.
 
@@ -60,6 +61,8 @@ def run_rules(
         epoch_samples: n.
         events: what happens on the way.
         on_row: told each row.
+        until: told of each message once it is applied; where it says so the run ends, at once and
+            without a last certificate.
 
     Raises:
         ConfigError: nothing ends the run.
@@ -70,6 +73,7 @@ def run_rules(
     if isinstance(straggler, str):
         straggler = parse(straggler, 0)
     machine = _Machine(server, worker, workers, straggler, timing or Timing(), epoch_samples)
+    machine.until = until
     machine.loop = ServerLoop(
         server, bound or Bound(), ends, broadcast_every, on_applied=machine.applied
     )
@@ -92,6 +96,7 @@ class _Machine:
     """Server, workers and links."""
 
     loop: ServerLoop
+    until: Callable[[Applied], bool] | None = None
 
     def __init__(
         self,
@@ -115,6 +120,7 @@ class _Machine:
         self._repeating: set[int] = set()
         self._trace: list[Applied] = []
         self._rows = self._deaths = self._checkpoints = 0
+        self._enough = False
 
     def run(
         self, events: Sequence[Event], on_row: Callable[[dict[str, Any]], None] | None
@@ -126,7 +132,7 @@ class _Machine:
             clock.after(self._straggler.late_s(worker), partial(self._join, worker, None, {}))
         for event in events:
             clock.at(event.time_s, partial(self._happens, event))
-        while loop.final is None:
+        while loop.final is None and not self._enough:
             if not clock.step():
                 raise RaylabError(
                     f"something must be under way until the run is over, but nothing is after "
@@ -139,8 +145,8 @@ class _Machine:
                     on_row(row)
         return Simulated(
             rows=loop.rows,
-            model=dict(self._server.weights(loop.final)),
-            ended_by=loop.ended_by,
+            model=dict(self._server.weights(loop.final or self._server.answer(-1))),
+            ended_by="asked" if self._enough else loop.ended_by,
             trace=self._trace,
             deaths=self._deaths,
             repeats=loop.repeats,
@@ -148,8 +154,9 @@ class _Machine:
 
     def applied(self, worker: int, number: int, staleness: int) -> None:
         """A message was."""
-        now = self._clock.now
-        self._trace.append(Applied(time_s=now, worker=worker, number=number, staleness=staleness))
+        one = Applied(time_s=self._clock.now, worker=worker, number=number, staleness=staleness)
+        self._trace.append(one)
+        self._enough = self._enough or (self.until is not None and self.until(one))
 
     # ----------------------------------------------------------------- workers
 

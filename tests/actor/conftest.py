@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 import ray
 
+from actors.groups.warm import WarmActors
 from raylab.drivers.commits import Commits
 
 
 @pytest.fixture(scope="package")
 def session() -> Iterator[None]:
-    """Start Ray; the stages of a test hardly compute, so they ask for a tenth of a CPU each."""
+    """Start Ray; the stages of a test hardly compute, so they ask for a tenth of a CPU each, and
+    are left to the next test.
+    """
     ray.init(
         address="local",
         num_cpus=2,
@@ -21,7 +24,8 @@ def session() -> Iterator[None]:
         log_to_driver=False,
         _system_config={"metrics_report_interval_ms": 1000},  # what the metrics' test waits for
     )
-    yield
+    with WarmActors():
+        yield
     ray.shutdown()
 
 

@@ -6,7 +6,6 @@ import copy
 import functools
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -37,7 +36,7 @@ from raylab import (
     Schedule,
 )
 from raylab.records import RowMerger
-from tests.helpers import even_cuts, run_pipeline, torch_optimiser
+from tests.helpers import even_cuts, run_pipeline, torch_optimiser, wait_until_gone
 from tests.reference import pipeline as reference
 from tests.reference.networks import batches, conv_bn64, mlp64
 from tests.reference.pipeline import Optimiser
@@ -445,16 +444,5 @@ def test_ctrl_c_leaves_no_process_and_no_socket_behind(tmp_path):
     _, errors = script.communicate(timeout=60)
     assert script.returncode != 0
     assert "KeyboardInterrupt" in errors
-    _wait_until_gone(stage)
+    wait_until_gone(stage)
     assert set(Path(tempfile.gettempdir()).glob("raylab-*")) <= before
-
-
-def _wait_until_gone(pid: int, timeout_s: float = 30) -> None:
-    handle = os.pidfd_open(pid) if Path(f"/proc/{pid}").exists() else None
-    if handle is None:
-        return
-    try:
-        ready, _, _ = select.select([handle], [], [], timeout_s)
-        assert ready, f"process {pid} is still there"
-    finally:
-        os.close(handle)

@@ -1,4 +1,4 @@
-"""What stages publish through Ray's metrics is at the node's Prometheus endpoint."""
+"""What actors publish through Ray's metrics is at the Prometheus endpoint of their node."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 import time
 import types
 import urllib.request
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,9 +15,9 @@ import torch
 from ray.train import RunConfig
 from torch import nn
 
+from actors.groups.group import Group
 from actors.pipeline.ray_metrics import StageMetrics
-from actors.pipeline.supervisor import Supervisor
-from raylab import PipelineTrainer
+from raylab import ParameterServerTrainer, PipelineTrainer
 
 pytestmark = [pytest.mark.actor, pytest.mark.usefixtures("session")]
 
@@ -40,20 +41,49 @@ def scraped() -> str:
     return text
 
 
-def test_a_stages_figures_are_at_the_endpoint_of_its_node(tmp_path, monkeypatch):
-    texts: list[str] = []
-    leave = Supervisor.__exit__
+@pytest.fixture
+def exported(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str], bool]], list[str]]:
+    """Keep a run's actors, which export once a second, until the endpoint shows what it must."""
 
-    def leave_when_exported(supervisor: Supervisor, *error: Any) -> None:
-        # The actors live until here, and export once a second.
-        deadline = time.monotonic() + 120
-        # Every stage exports by itself; one may be there before the other.
-        while not _all_there(text := scraped()):
-            assert time.monotonic() < deadline, text
-        texts.append(text)
-        leave(supervisor, *error)
+    def arm(all_there: Callable[[str], bool]) -> list[str]:
+        texts: list[str] = []
+        leave = Group.__exit__
 
-    monkeypatch.setattr(Supervisor, "__exit__", leave_when_exported)
+        def leave_when_exported(group: Group, *error: Any) -> None:
+            deadline = time.monotonic() + 120
+            # Every actor exports by itself; one may be there before the other.
+            while not all_there(text := scraped()):
+                assert time.monotonic() < deadline, text
+            texts.append(text)
+            leave(group, *error)
+
+        monkeypatch.setattr(Group, "__exit__", leave_when_exported)
+        return texts
+
+    return arm
+
+
+def values(text: str, name: str, tag: str) -> dict[str, float]:
+    """Return a metric of the test's run by one of its tags."""
+    found = {}
+    for labels, value in re.findall(rf"^ray_{name}\{{(.*)\}} (\S+)$", text, re.MULTILINE):
+        tags = dict(re.findall(r'(\w+)="([^"]*)"', labels))
+        if tags.get("run") == RUN:
+            found[tags[tag]] = float(value)
+    return found
+
+
+def test_a_stages_figures_are_at_the_endpoint_of_its_node(tmp_path, exported):
+    both, last = {"0", "1"}, {"1"}
+
+    def all_there(text: str) -> bool:
+        stages = {name: last if name == "raylab_samples_total" else both for name in NAMES}
+        found = {name: values(text, name, "stage") for name in NAMES}
+        return all(set(found[name]) == stages[name] for name in NAMES) and all(
+            value == 12.0 for value in found["raylab_batches_total"].values()
+        )
+
+    texts = exported(all_there)
     trainer = PipelineTrainer(
         nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)),
         nn.CrossEntropyLoss(),
@@ -65,28 +95,39 @@ def test_a_stages_figures_are_at_the_endpoint_of_its_node(tmp_path, monkeypatch)
     batches = [(torch.randn(16, 4), torch.randint(2, (16,))) for _ in range(6)]
     trainer.fit(batches, epochs=2, progress=False)
     (text,) = texts
-    assert _values(text, "raylab_batches_total") == {"0": 12.0, "1": 12.0}
-    assert _values(text, "raylab_samples_total") == {"1": 12.0 * 16}
-    assert _values(text, "raylab_staleness") == {"0": 1.0, "1": 0.0}
-    assert set(_values(text, "raylab_blocked_seconds")) == {"0", "1"}
+    assert values(text, "raylab_samples_total", "stage") == {"1": 12.0 * 16}
+    assert values(text, "raylab_staleness", "stage") == {"0": 1.0, "1": 0.0}
+    assert set(values(text, "raylab_staleness", "method")) == {"ddg"}
 
 
-def _all_there(text: str) -> bool:
-    both, last = {"0", "1"}, {"1"}
-    stages = {name: last if name == "raylab_samples_total" else both for name in NAMES}
-    return all(set(_values(text, name)) == stages[name] for name in NAMES) and all(
-        value == 12.0 for value in _values(text, "raylab_batches_total").values()
-    )
+def test_a_servers_and_its_workers_figures_are_at_the_endpoint(tmp_path, exported):
+    made = 60
 
+    def all_there(text: str) -> bool:
+        applied = values(text, "raylab_server_messages_total", "method").get("dis_dfsdca", 0.0)
+        workers = values(text, "raylab_worker_messages_total", "worker")
+        shown = values(text, "raylab_server_figure", "figure")
+        # What is under way when the run ends is applied, too, then certified.
+        return applied >= made and {sum(workers.values()), shown.get("messages")} == {applied}
 
-def _values(text: str, name: str) -> dict[str, float]:
-    """Return a metric of the test's run by stage."""
-    found = {}
-    for labels, value in re.findall(rf"^ray_{name}\{{(.*)\}} (\S+)$", text, re.MULTILINE):
-        tags = dict(re.findall(r'(\w+)="([^"]*)"', labels))
-        if (tags.get("run"), tags.get("method")) == (RUN, "ddg"):
-            found[tags["stage"]] = float(value)
-    return found
+    texts = exported(all_there)
+    found = ParameterServerTrainer(
+        "ridge",
+        workers=2,
+        resources_per_worker={"CPU": 0.1},
+        run_config=RunConfig(name=RUN, storage_path=str(tmp_path)),
+    ).fit("sparse:n=200,d=10,density=0.5", messages=made, tolerance=0, progress=False)
+    (text,) = texts
+    last = found.metrics
+    shown = values(text, "raylab_server_figure", "figure")
+    assert shown["messages"] == last["messages"]
+    for name in ("duality_gap", "primal", "relation", "staleness_mean", "blocked_s", "workers"):
+        assert shown[name] == pytest.approx(last[name])
+    for name in ("samples", "refused", "bytes"):
+        column = {"samples": "samples_seen"}.get(name, name)
+        total = values(text, f"raylab_server_{name}_total", "method").get("dis_dfsdca", 0.0)
+        assert total >= last[column]
+    assert set(values(text, "raylab_worker_blocked_seconds", "worker")) == {"0", "1"}
 
 
 def test_metrics_that_cannot_be_made_or_set_fail_no_run(monkeypatch, caplog):

@@ -8,13 +8,15 @@ import signal
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+import torch
 
 from actors.server.solver_group import SolverGroup
 from raylab import ConfigError, ParameterServerTrainer
 from raylab.cli.main import main
 from raylab.drivers.commits import Commits
-from tests.actor.test_parameter_server import DATA, closed_form, trainer
+from tests.actor.test_parameter_server import DATA, closed_form, killed_once_saved, trainer
 
 pytestmark = [pytest.mark.actor, pytest.mark.usefixtures("session")]
 
@@ -72,6 +74,27 @@ def test_threads_whose_process_is_killed_go_on_from_the_last_checkpoint(
         trainer(tmp_path, "run", method="shared_asysvrg", batch=16).fit(
             DATA, resume=tmp_path / "run"
         )
+
+
+def test_threads_whose_driver_is_killed_are_resumed_by_the_command(tmp_path, capsys):
+    run, endless = tmp_path / "run", "tolerance=0"
+    words = [*WORDS, f"storage={tmp_path}", "name=run", "workers=2", "checkpoint_minutes=1e-3"]
+    killed_once_saved(["train", "shared_asysvrg", *words, "epochs=1000000", endless])
+    assert not (run / "result.json").exists()
+    rows = pq.read_table(run / "metrics.parquet").to_pylist()
+    assert main(["resume", str(run), "tolerance=1e-12", "--json", "--quiet"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["ended_by"] == "tolerance"
+    again = pq.read_table(run / "metrics.parquet").to_pylist()
+    # The certificate of the checkpoint is made again, and says the same.
+    *before, last = rows
+    assert again[: len(before)] == before
+    made = again[len(before)]
+    assert {name for name in last if made[name] != last[name]} <= {"time_s", "samples_per_s"}
+    steps = [row["step"] for row in again]
+    assert steps == sorted(set(steps))
+    weights = torch.load(run / "checkpoints" / "final" / "model.pt", weights_only=True)["w"]
+    assert np.linalg.norm(weights.numpy() - closed_form()) < 1e-5
 
 
 def test_workers_learn_to_balance_the_pole_though_one_of_them_dies(tmp_path, capsys):

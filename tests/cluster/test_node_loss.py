@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import time
+import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import ray
 import torch
 from ray.cluster_utils import Cluster
 from ray.train import FailureConfig, RunConfig
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch.nn import functional as F
 
 from raylab import PipelineTrainer
@@ -29,11 +31,30 @@ def three_nodes(nodes) -> Iterator[Cluster]:
         yield cluster
 
 
+@ray.remote(num_cpus=0, max_restarts=1, max_task_retries=-1)
+class Sentinel:
+    """Lives on a node, and is started again on another once Ray knows that its own is lost."""
+
+    def has_moved(self) -> None:
+        if not ray.get_runtime_context().was_current_actor_reconstructed:
+            threading.Event().wait()
+
+
+def sentinels() -> list[Any]:
+    """Post one on every node; return the calls, of which one is done when a node is lost."""
+    nodes = [node["NodeID"] for node in ray.nodes()]
+    posts = [NodeAffinitySchedulingStrategy(node, soft=True) for node in nodes]
+    return [
+        Sentinel.options(scheduling_strategy=post).remote().has_moved.remote() for post in posts
+    ]
+
+
 @pytest.mark.usefixtures("three_nodes")
 def test_a_lost_node_is_replaced_by_one_that_is_there(tmp_path):
     model, data = mlp64(1, blocks=4), batches("mlp", 10, ragged=True, seed=2)
     alone = run_pipeline(model, method="adl", cuts=[2], epochs=[data, data], optimiser=SGD)
     model[2] = MinedBlock(model[2], tmp_path / "mines", [(13, "backward")], victim="raylet")
+    moved = sentinels()
     result = PipelineTrainer(
         model,
         F.cross_entropy,
@@ -48,11 +69,9 @@ def test_a_lost_node_is_replaced_by_one_that_is_there(tmp_path):
         ),
     ).fit(data, epochs=2, progress=False)
     assert len(list((tmp_path / "mines").iterdir())) == 1
-    # The head and two of three; Ray may learn of a lost node after its stage has been replaced.
-    deadline = time.monotonic() + 60
-    while sum(node["Alive"] for node in ray.nodes()) != 3:
-        assert time.monotonic() < deadline, ray.nodes()
-        time.sleep(0.1)
+    # Ray may learn of a lost node after its stage has been replaced.
+    assert ray.wait(moved, timeout=60)[0]
+    assert sum(node["Alive"] for node in ray.nodes()) == 3  # the head and two of three
     expected = alone.model.state_dict().values()
     for found, tensor in zip(result.model.state_dict().values(), expected, strict=True):
         assert torch.equal(found, tensor)

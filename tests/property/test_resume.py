@@ -107,6 +107,24 @@ def test_every_checkpoint_leads_to_the_same_weights_and_figures(method, accumula
         assert [r.remains() for r in resumed.runners] == [{}] * 4
 
 
+@pytest.mark.parametrize("method", ["adl", "fr", "gpipe", "dni", "dgl"])
+def test_what_single_samples_did_in_an_open_window_is_in_a_checkpoint(method):
+    given: dict[str, Any] = {
+        "model": network("conv"),
+        "method": method,
+        "cuts": [2, 5],
+        "epochs": EPOCHS[:1],
+        "accumulate": 3,
+        "optimiser": Optimiser(kind="clars", lr=0.9, momentum=0.9, weight_decay=1e-2, trust=0.02),
+    }
+    found, checkpoints = saved_parts(every=3 if method == "gpipe" else 1, **given)
+    for step in (3,) if method == "gpipe" else (2, 4):
+        resumed = run_pipeline(**given, parts_saved=through_files(checkpoints[step]))
+        assert_identical(resumed, found)
+        assert what_counts(resumed.rows[-1]) == what_counts(found.rows[-1])
+        assert len(resumed.rows[-1]["layer_rates"]) == len(resumed.rows[-1]["layer_variances"]) > 0
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_random_programs_resume_bit_for_bit_under_shuffled_deliveries(seed):
     draw = random.Random(seed)

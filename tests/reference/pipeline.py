@@ -25,12 +25,14 @@ import contextlib
 import copy
 import itertools
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+from tests.reference.large_batch import clars_divisors, layer_rate, own_copies
 
 __all__ = [
     "METHODS",
@@ -53,6 +55,7 @@ __all__ = [
 
 METHODS = ("bp", "gpipe", "1f1b", "ddg", "fr", "adl", "dsp", "family")
 
+COPY = "own copy of "
 State = dict[str, Tensor]
 Batch = tuple[Tensor, Tensor]
 LossFn = Callable[[Tensor, Tensor], Tensor]
@@ -65,12 +68,13 @@ _MICRO_BATCHED = ("gpipe", "1f1b")
 class Optimiser:
     """Which update rule, and its constants; the formulas are written out in `Stepper`."""
 
-    kind: Literal["sgd", "adam"]
+    kind: Literal["sgd", "adam", "nag", "lars", "clars"]
     lr: float
     momentum: float = 0.0
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
+    trust: float = 0.01
 
 
 @dataclass
@@ -306,6 +310,7 @@ class _Stage:
         self.errors: dict[int, Tensor] = {}
         self.stepper = Stepper(run.optimiser)
         self.window: list[State] = []
+        self.window_norms: list[State] = []
         self.applied: dict[int, State] = {}
         self.window_staleness: list[int] = []
         self.staleness: list[list[int]] = []
@@ -362,11 +367,14 @@ class _Stage:
             )
         h = self.inputs[b].clone()
         h.requires_grad_(not self.first)
+        copies = own_copies(module, len(h)) if self.run.optimiser.kind == "clars" else {}
         with reading:
             out = module(h.clone())  # the clone lets a block work in place on its input
             if self.last:
                 out = self.run.loss_fn(out, self.run.batches[b][1])
-        gradient, error = _differentiate(out, None if self.last else self.errors[b], module, h)
+        error_above = None if self.last else self.errors[b]
+        gradient, error = _differentiate(out, error_above, module, h, copies)
+        self.window_norms.append(_norms_of(gradient, copies))
         if self.replays:
             self.live = buffers_of(module)
         self.window.append(gradient)
@@ -379,8 +387,10 @@ class _Stage:
             weights = self.versions[-1]
             zero = {name: torch.zeros_like(weights[name]) for name in self.trained}
             mean = scaled_sum(self.window, 1 / self.run.accumulate, zero)
+            norms = mean_norms(self.window_norms, self.run.accumulate)
+            self.window_norms = []
             factor = self.run.lr_factor(self.updates)
-            self.versions.append(self.stepper.step(weights, mean, factor))
+            self.versions.append(self.stepper.step(weights, mean, factor, norms))
             self.staleness.append(self.window_staleness)
             self.window, self.window_staleness = [], []
         self.buffers.append(self.live)
@@ -454,6 +464,7 @@ def _train_synchronously(run: _Run, model: nn.Module, stages: int, micro_batches
     buffers = [buffers_of(template)]  # before batch n
     losses: list[float] = []
     window: list[State] = []
+    window_norms: list[State] = []
     staleness: list[list[int]] = []
     for n, (x, y) in enumerate(run.batches):
         parts: list[State] = []
@@ -462,9 +473,12 @@ def _train_synchronously(run: _Run, model: nn.Module, stages: int, micro_batches
         for x_part, y_part in zip(x.chunk(micro_batches), y.chunk(micro_batches), strict=True):
             module = load(template, versions[-1], buffers[-1])
             share = len(x_part) / len(x)
+            copies = own_copies(module, len(x_part)) if run.optimiser.kind == "clars" else {}
             loss = run.loss_fn(module(x_part.clone()), y_part) * share
             losses[n] += loss.item()
-            parts.append(_differentiate(loss, None, module, x_part)[0])
+            gradient = _differentiate(loss, None, module, x_part, copies)[0]
+            window_norms.append(_norms_of(gradient, copies))
+            parts.append(gradient)
             moved.append((share, buffers_of(module)))
         buffers.append(
             {
@@ -478,7 +492,9 @@ def _train_synchronously(run: _Run, model: nn.Module, stages: int, micro_batches
         if len(window) == run.accumulate or n + 1 == run.count:
             mean = scaled_sum(window, 1 / run.accumulate, zero)
             factor = run.lr_factor(len(staleness))
-            versions.append(stepper.step(versions[-1], mean, factor))
+            norms = mean_norms(window_norms, run.accumulate)
+            versions.append(stepper.step(versions[-1], mean, factor, norms))
+            window_norms = []
             staleness.append([0 for _ in window])
             window = []
 
@@ -498,7 +514,7 @@ def _train_synchronously(run: _Run, model: nn.Module, stages: int, micro_batches
 
 
 class Stepper:
-    """SGD and Adam by their formulas, with the moments of one stage."""
+    """The update rules by their formulas, with the moments of one stage."""
 
     def __init__(self, optimiser: Optimiser) -> None:
         self.optimiser = optimiser
@@ -506,15 +522,41 @@ class Stepper:
         self.first: State = {}
         self.second: State = {}
 
-    def step(self, weights: State, gradient: State, lr_factor: float) -> State:
-        """Return the next version of the weights; frozen parameters carry no gradient."""
+    def step(
+        self, weights: State, gradient: State, lr_factor: float, norms: State | None = None
+    ) -> State:
+        """Return the next version of the weights; frozen parameters carry no gradient.
+
+        `norms` are the divisors of CLARS, by layer.
+        """
         self.steps += 1
+        if self.optimiser.kind in ("nag", "lars", "clars"):
+            return self._nesterov(weights, gradient, lr_factor, norms or {})
         rule = self._sgd if self.optimiser.kind == "sgd" else self._adam
         lr = self.optimiser.lr * lr_factor
         new = dict(weights)
         for name, g in gradient.items():
             w = weights[name]
             new[name] = w - lr * rule(name, g + self.optimiser.weight_decay * w)
+        return new
+
+    def _nesterov(self, weights: State, gradient: State, lr_factor: float, norms: State) -> State:
+        """Return w_{t+1} by (4.2) or (4.6) of HUO, with the rates of (4.3) or (4.7).
+
+        Weights of more than one dimension are layers, the others are biases and normalisations.
+        """
+        rule, new = self.optimiser, dict(weights)
+        for name, g in gradient.items():
+            w, rate = weights[name], rule.lr * lr_factor
+            decay = rule.weight_decay
+            if rule.kind != "nag" and w.ndim > 1:
+                divisor = norms.get(name, g.norm() * 0) if rule.kind == "clars" else g.norm()
+                rate = layer_rate(rate, rule.trust, w, divisor, decay)
+            elif rule.kind != "nag":
+                decay = 0.0
+            moved = w - rate * (g + decay * w)
+            new[name] = moved + rule.momentum * (moved - self.first.get(name, w))
+            self.first[name] = moved
         return new
 
     def _sgd(self, name: str, g: Tensor) -> Tensor:
@@ -539,11 +581,31 @@ def scaled_sum(gradients: list[State], scale: float, zero: State) -> State:
     return {name: scale * sum((g[name] for g in gradients), zero[name]) for name in zero}
 
 
+def _norms_of(gradient: State, copies: Mapping[str, Tensor]) -> State:
+    """Take the samples' gradients out of `gradient`, and return the divisors of CLARS."""
+    return clars_divisors({name: gradient.pop(f"{COPY}{name}") for name in copies})
+
+
+def mean_norms(window: list[State], accumulate: int) -> State:
+    """Return 1/M times the sum; a layer that nothing came back to has none."""
+    names = {name for each in window for name in each}
+    return {name: sum(each[name] for each in window) / accumulate for name in names}
+
+
 def _differentiate(
-    out: Tensor, error: Tensor | None, module: nn.Module, h: Tensor
+    out: Tensor,
+    error: Tensor | None,
+    module: nn.Module,
+    h: Tensor,
+    copies: Mapping[str, Tensor] | None = None,
 ) -> tuple[State, Tensor | None]:
-    """Return the gradients of the module's parameters, and of its input if it asks for one."""
+    """Return the gradients of the module's parameters, and of its input if it asks for one.
+
+    With `copies` they are those of the samples' own copies of these parameters, under `COPY` and
+    the parameter's name.
+    """
     named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    named |= {f"{COPY}{name}": each for name, each in (copies or {}).items()}
     wanted = [*named.values(), *([h] if h.requires_grad else [])]
     if not wanted:
         return {}, None

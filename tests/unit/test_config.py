@@ -331,7 +331,10 @@ def test_digits_are_enlarged_for_the_models_that_need_it(pairs, size):
 @pytest.mark.parametrize(
     ("pairs", "message"),
     [
-        (["recipe=huo"], "`recipe` must be one of ddg, fr, adl, adl_imagenet, but got 'huo'"),
+        (
+            ["recipe=huo"],
+            "`recipe` must be one of ddg, fr, adl, adl_imagenet, lars, clars, but got 'huo'",
+        ),
         (["recipe=adl", "optimizer=adam"], "recipe=adl with optimizer=adam"),
         (["gamma=0.5"], "`gamma` belongs to schedule=steps"),
         (["milestones=[3]", "schedule=cosine"], "`milestones` belongs to schedule=steps"),

@@ -116,6 +116,22 @@ def check_against_the_reference(method, stages, accumulate, network, optimiser, 
     assert all(int(count) == 10 for count in counts)
 
 
+@pytest.mark.parametrize(
+    ("kind", "method", "stages", "accumulate", "network"),
+    [
+        ("clars", "adl", 3, 2, "conv"),
+        ("clars", "fr", 3, 1, "conv"),
+        ("clars", "gpipe", 2, 2, "conv"),
+        ("clars", "adl", 4, 1, "mlp"),
+        ("lars", "adl", 3, 2, "conv"),
+        ("nag", "ddg", 3, 1, "mlp"),
+    ],
+)
+def test_rates_of_layers_equal_the_reference(kind, method, stages, accumulate, network):
+    optimiser = Optimiser(kind=kind, lr=0.9, momentum=0.9, weight_decay=1e-2, trust=0.02)
+    check_against_the_reference(method, stages, accumulate, network, optimiser)
+
+
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("stages", [2, 3, 8])
 @pytest.mark.parametrize("method", ["ddg", "adl"])

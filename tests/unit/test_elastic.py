@@ -11,6 +11,7 @@ import torch
 from actors.errors import MechanismError
 from actors.groups.errands import Errands
 from actors.wires.doorbell import Doorbell
+from raylab.drivers import cluster
 from raylab.drivers.server import elastic as module
 from raylab.drivers.server.checkpoints import ServerCheckpoints
 from raylab.drivers.server.elastic import Elastic
@@ -61,12 +62,51 @@ def test_a_range_begins_with_what_there_is_room_for_and_grows_with_it(clock):
     assert Elastic([2, 8], lambda: 50).first() == 8
 
 
+def test_a_range_shrinks_where_that_gives_others_the_room_they_wait_for(clock):
+    room = [7]
+    elastic = Elastic([2, 6], lambda: room[0])
+    assert elastic.first() == 6
+    room[0] = -3
+    assert elastic.differs(6)
+    assert elastic.wanted == 3
+    # Others want more than all that may go have: then nobody goes.
+    room[0] = -2
+    clock.now += 10
+    assert not elastic.differs(3)
+    elastic.want([1, 6])
+    assert elastic.differs(3)
+    assert elastic.wanted == 1
+    elastic.want([4, 5])
+    assert elastic.wanted == 4
+
+
+@pytest.mark.parametrize(
+    ("waiting", "expected"),
+    [
+        ([], 3),
+        ([("CREATED", {"CPU": 4.0})], 3),
+        ([("PENDING", {"CPU": 1.0})], 2),
+        ([("PENDING", {"CPU": 2.0}), ("PENDING", {"CPU": 2.0, "GPU": 1.0})], -1),
+        ([("PENDING", {"CPU": 1.0, "TPU": 1.0}), ("PENDING", {"CPU": 9.0})], 3),
+    ],
+)
+def test_the_room_that_others_wait_for_is_not_ours(monkeypatch, waiting, expected):
+    groups = {
+        str(i): {"state": state, "bundles": {0: {"CPU": 0.0}, 1: bundle}}
+        for i, (state, bundle) in enumerate(waiting)
+    }
+    monkeypatch.setattr(cluster, "placement_group_table", lambda: groups)
+    monkeypatch.setattr(cluster.ray, "available_resources", lambda: {"CPU": 3.0, "GPU": 1.0})
+    monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 2.0})
+    assert cluster.room({"CPU": 1.0}) == expected
+
+
 @pytest.mark.parametrize("workers", [0, [3, 2], [0, 2], [1, 2, 3], True, 2.0, "4"])
 def test_what_is_no_number_of_workers_is_refused(workers):
     with pytest.raises(ConfigError, match="workers must be a number >= 1"):
         Elastic(workers, lambda: 0)
     if isinstance(workers, int):
-        with pytest.raises(ConfigError, match="workers >= 1"):
+        with pytest.raises(ConfigError, match="workers must be a number >= 1"):
             Elastic(1, lambda: 0).want(workers)
 
 
@@ -92,6 +132,7 @@ def duals(*values: float) -> dict[str, object]:
 def test_the_duals_of_every_row_go_to_whoever_has_it_now(tmp_path):
     run = checkpoints(tmp_path, samples=7)
     assert run.begin(2)[:2] == (None, False)
+    assert run.back(1).step is None
     keep(run, 5, {"server": {}, "worker-0": duals(0, 1, 2), "worker-1": duals(3, 4, 5, 6)})
     assert run.committed == 5
     for workers in (1, 3, 5, 7):
@@ -100,7 +141,12 @@ def test_the_duals_of_every_row_go_to_whoever_has_it_now(tmp_path):
         assert recut
         parts = [keeping.resume()["rule"]["duals"] for keeping in keepings if keeping.resume]
         assert torch.cat(parts).tolist() == [0, 1, 2, 3, 4, 5, 6]
-        assert run.back(0).step is None
+        # One that is lost at once begins with what was handed to it, not with nothing.
+        back = run.back(workers - 1)
+        assert back.step == 5
+        assert back.keeping is not None
+        assert back.keeping.resume is not None
+        assert torch.equal(back.keeping.resume()["rule"]["duals"], parts[-1])
     saved, recut, _, keepings = run.begin(2)
     assert not recut
     assert keepings[1].resume is not None

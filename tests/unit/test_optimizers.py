@@ -24,7 +24,8 @@ def parameters() -> list[nn.Parameter]:
 # ----------------------------------------------------------------- optimisers
 
 
-@pytest.mark.parametrize("name", optimizer_names())
+# CLARS wants more than a gradient: what single samples make of it.
+@pytest.mark.parametrize("name", sorted({*optimizer_names()} - {"clars"}))
 def test_every_name_makes_an_optimiser_that_takes_a_step(name):
     trained = parameters()
     before = [p.detach().clone() for p in trained]
@@ -194,7 +195,7 @@ def test_the_state_of_a_bound_scheduler_restores_the_rate():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"kind": "linear"}, "constant, steps or cosine, but got 'linear'"),
+        ({"kind": "linear"}, "constant, steps, cosine, polynomial, but got 'linear'"),
         ({"warmup_epochs": -1}, "warmup_epochs >= 0 must hold, but got -1"),
         ({"kind": "steps", "milestones": (3, 2)}, r"ascend, but got \[3, 2\]"),
         ({"kind": "steps"}, "needs milestones"),
@@ -256,7 +257,7 @@ def test_the_recipe_of_adl_on_imagenet_falls_at_30_60_and_80_of_90():
 def test_a_recipe_can_be_trained_with(name):
     recipe = RECIPES[name]
     make = make_optimizer(
-        "sgd",
+        recipe.optimizer,
         recipe.learning_rate(recipe.batch_size, 1),
         momentum=recipe.momentum,
         weight_decay=recipe.weight_decay,
@@ -265,4 +266,4 @@ def test_a_recipe_can_be_trained_with(name):
     recipe.schedule.bind(10)(optimizer)
     first = recipe.schedule.factor(0, 10) * recipe.learning_rate(recipe.batch_size, 1)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(first)
-    assert max(recipe.schedule.milestones) < recipe.epochs
+    assert max(recipe.schedule.milestones, default=0) < recipe.epochs

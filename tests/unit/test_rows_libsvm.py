@@ -7,6 +7,7 @@ import gzip
 import lzma
 import os
 import pickle
+import tracemalloc
 
 import numpy as np
 import pyarrow as pa
@@ -202,3 +203,32 @@ def test_an_arrow_file_that_is_damaged_is_named(text_file, tmp_path):
 def test_an_option_after_the_path_must_be_in_its_range(text_file):
     with pytest.raises(ConfigError, match=r"shuffle=yes or no, but .* has 'shuffle=maybe'"):
         open_rows(f"libsvm:{text_file},shuffle=maybe")
+
+
+def _lzma(text: bytes) -> bytes:
+    return lzma.compress(text, preset=0)  # others take megabytes for what they look back at
+
+
+@pytest.mark.parametrize(("suffix", "compress"), [(".bz2", bz2.compress), (".xz", _lzma)])
+def test_a_text_is_never_in_memory_as_a_whole(tmp_path, suffix, compress):
+    line = b"1 3:0.5 # " + b"a long remark " * 70 + b"\n"
+    text = line * 4_000
+    path = tmp_path / f"remarks{suffix}"
+    path.write_bytes(compress(text))
+    values_bytes = 4_000 * (8 + 8 + 8 + 8)  # of each row: column, value, label, where it begins
+    spec = f"libsvm:{path}"
+    open_rows(f"libsvm:{_warm(tmp_path)}", folder=tmp_path)  # imports, and what they keep
+    tracemalloc.start()
+    try:
+        open_rows(spec, folder=tmp_path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < len(text) / 3
+    assert peak < 6 * values_bytes + (1 << 19)
+
+
+def _warm(tmp_path):
+    path = tmp_path / "warm.txt"
+    path.write_bytes(b"1 1:1\n")
+    return path

@@ -6,7 +6,6 @@ import itertools
 
 import numpy as np
 import pytest
-from sklearn.linear_model import LogisticRegression
 
 from actors.server.loop import Ends
 from raylab.algorithms.server.rule_factory import figure, worker_rule
@@ -112,31 +111,6 @@ def test_a_dual_free_method_steps_through_an_objective_without_a_pass_of_its_own
 # ------------------------------------------------------------------ the optimum
 
 
-@pytest.mark.parametrize("workers", [1, 4, 8])
-@pytest.mark.parametrize("method", ["dis_dfsdca", "sdca", "cocoa_plus", "asysvrg", "dfsdca"])
-def test_ridge_with_stragglers_ends_at_the_closed_form(method, workers):
-    problem = linear(n=160)
-    workers = 1 if method in ("sdca", "dfsdca") else workers
-    objectives = linear_objectives(problem, workers)
-    found = run(method, objectives, epochs=400, straggler="paper", tolerance=2e-14)
-    best = problem.solution()
-    assert found.ended_by == "tolerance"
-    assert np.linalg.norm(found.weights - best) <= 1e-6 * np.linalg.norm(best)
-    above = problem.value(found.weights) - problem.value(best)
-    assert above <= found.figures["duality_gap"] + 1e-15
-
-
-@pytest.mark.parametrize("method", ["dis_dfsdca", "asysvrg"])
-def test_logistic_loss_ends_where_scikit_learn_does(method):
-    problem = linear(n=120, strength=0.05, logistic=True)
-    found = run(method, linear_objectives(problem, 4), epochs=600, straggler="paper")
-    model = LogisticRegression(
-        C=1 / (problem.strength * problem.n), fit_intercept=False, tol=1e-12, max_iter=1000
-    ).fit(problem.x, problem.y)
-    assert found.figures["duality_gap"] <= 1e-9
-    assert problem.value(found.weights) == pytest.approx(problem.value(model.coef_[0]), abs=2e-9)
-
-
 @pytest.mark.parametrize("sampling", ["uniform", "importance", "adaptive"])
 @pytest.mark.parametrize("broadcast", [0, 3])
 def test_every_sampling_ends_at_the_optimum_with_the_relation_kept(sampling, broadcast):
@@ -149,18 +123,6 @@ def test_every_sampling_ends_at_the_optimum_with_the_relation_kept(sampling, bro
     assert found.ended_by == "tolerance"
     assert max(row["relation"] for row in found.rows) < 1e-12
     np.testing.assert_allclose(found.weights, problem.solution(), rtol=1e-3, atol=1e-5)
-
-
-@pytest.mark.parametrize("method", ["dis_dfsdca", "asysvrg"])
-def test_where_every_loss_is_non_convex_the_gradient_still_falls_linearly(method):
-    objectives = pca_objectives(4)
-    assert not any(each.convex for each in objectives)
-    found = run(method, objectives, epochs=400, straggler="paper")
-    assert found.ended_by == "tolerance"
-    logs = np.log10([row["gradient_norm"] for row in found.rows])
-    epochs = np.array([row["epoch"] for row in found.rows])
-    assert np.polyfit(epochs, logs, 1)[0] < 0
-    assert np.corrcoef(epochs, logs)[0, 1] < -0.97
 
 
 @pytest.mark.parametrize("method", ["asysgd", "sgd_svrg"])

@@ -143,9 +143,15 @@ def test_samples_that_move_between_workers_take_their_share_of_w_along():
     lows = [each.objective.shard.lo for each in moved]
     for worker, part in zip(moved, np.split(duals, lows[1:]), strict=True):
         worker.duals = part.copy()
-    other.adopt({k: each.objective.dual_sum(each.duals) for k, each in enumerate(moved)})
+    other.adopt({k: each.objective.dual_sum(each.duals) for k, each in enumerate(moved)}, 7)
     np.testing.assert_allclose(w_of(other), before, rtol=1e-12)
     assert certified(other, moved)["relation"] < 1e-14
+    # One that is lost before it has kept anything goes back to what it was handed.
+    handed = moved[1].duals.copy()
+    exchange(other, moved, 1)
+    other.take_back(1, 7)
+    moved[1].restore({"duals": torch.from_numpy(handed)})
+    assert certified(other, moved, 2)["relation"] < 1e-14
 
 
 @pytest.mark.parametrize("method", ["asysvrg", "sgd_svrg", "asysgd"])

@@ -42,6 +42,7 @@ class DfSDCAWorker(DualWorker):
         w = start.copy()
         touched = np.unique(rows)
         before = self.duals[touched]
+        self._changing(touched)
         duals = self.duals
         for row in rows:
             one = np.array([row])

@@ -188,15 +188,21 @@ class DualServer(ServerCore):
         self._set(worker, share)
         self._add_up()
 
-    def adopt(self, dual_sums: Mapping[int, Vector]) -> None:
+    def adopt(self, dual_sums: Mapping[int, Vector], step: int) -> None:
         """Let the workers be these, each with this Σ α of the samples that it now has.
 
         For workers that have been added or removed: the samples and their duals have moved between
         them, and no message is under way. What was marked or kept before is forgotten.
+
+        Args:
+            dual_sums: by worker.
+            step: of the checkpoint that the duals are from: a worker that is lost before it has
+                kept anything goes back to it.
         """
-        self._marks, self._kept, self._asked, self._good = {}, {}, {}, None
+        self._marks, self._asked, self._good = {}, {}, None
         self._shares = {k: v / self.settings.lambda_n for k, v in dual_sums.items()}
         self._begun = {k: v.copy() for k, v in self._shares.items()}
+        self._kept = {k: {step: v.copy()} for k, v in self._shares.items()}
         self._add_up()
 
     def save(self) -> dict[str, Any]:

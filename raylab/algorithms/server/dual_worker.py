@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,11 +17,15 @@ from raylab.algorithms.server.parts import (
     as_vector,
     losses_part,
 )
+from raylab.algorithms.server.row_snapshot import RowSnapshot, SpilledRows
 from raylab.algorithms.server.sampling import Passes
 from raylab.algorithms.server.settings import ServerSettings
 from raylab.problems.objective import DualObjective, Rows, Vector
 
 __all__ = ["DualWorker"]
+
+_LARGE_BYTES = 1 << 26
+"""Of the duals of a shard, from which on nothing makes a second copy of them in memory."""
 
 
 class DualWorker:
@@ -39,11 +44,17 @@ class DualWorker:
         self.duals: Vector = objective.zero_duals()
         rows, count = objective.shard.rows, settings.message_samples
         self._passes = Passes(settings.seed, worker, rows, count)
-        self._begun: Vector | None = None
+        self._begun: Vector | SpilledRows | None = None
+        self._snapshot: weakref.ref[RowSnapshot] | None = None
         self._marks: dict[int, Vector] = {}
         self._change: tuple[Rows, Vector] | None = None
         self._message: Tensors = ()
         self._samples = 0
+
+    @property
+    def pending(self) -> tuple[Rows, Vector] | None:
+        """Rows, and the change of their duals that waits for the server's word."""
+        return self._change
 
     def _ordered_rows(self, number: int) -> Rows:
         """Return the rows of H sequential steps."""
@@ -69,6 +80,7 @@ class DualWorker:
         """Move the duals: the server has moved w."""
         if self._change is not None:
             rows, change = self._change
+            self._changing(rows)
             with np.errstate(over="ignore", invalid="ignore"):
                 self.duals[rows] += change
         self._change = None
@@ -103,17 +115,40 @@ class DualWorker:
         """Go back to the duals of a certificate, or to those that the process began with."""
         self._change = None
         marked = None if number is None else self._marks.get(number)
-        if marked is None:
-            marked = self._begun
-        self.duals = self.objective.zero_duals() if marked is None else marked.copy()
+        # An array of its own: the one of now may be on its way into a checkpoint.
+        if marked is not None:
+            self.duals = marked.copy()
+        elif isinstance(self._begun, SpilledRows):
+            self.duals = self._begun.read()
+        else:
+            self.duals = self.objective.zero_duals() if self._begun is None else self._begun.copy()
+        self._snapshot = None
 
     def save(self) -> dict[str, Any]:
-        """Return the duals."""
-        return {"duals": as_tensor(self.duals.copy())}
+        """Return the duals; large ones as a snapshot of rows, of which only those are copied that
+        change before they are written.
+        """
+        if self.duals.nbytes < _LARGE_BYTES:
+            return {"duals": as_tensor(self.duals.copy())}
+        snapshot = RowSnapshot(self.duals)
+        self._snapshot = weakref.ref(snapshot)
+        return {"duals": snapshot}
 
     def restore(self, saved: Mapping[str, Any]) -> None:
-        """Become what `save` returned."""
-        self.duals = as_vector(saved["duals"]).copy()
-        self._begun = self.duals.copy() if self.settings.eta == "auto" else None
+        """Become what `save` returned; of large duals the tensor is the worker's from now on."""
+        kept = saved["duals"]
+        duals = kept.array() if isinstance(kept, RowSnapshot) else as_vector(kept)
+        small = duals.nbytes < _LARGE_BYTES
+        self.duals = duals.copy() if small else duals
+        self._begun = None
+        if self.settings.eta == "auto":
+            self._begun = self.duals.copy() if small else SpilledRows(duals)
         self._marks = {}
         self._change = None
+        self._snapshot = None
+
+    def _changing(self, rows: Rows) -> None:
+        """Say that the duals of rows are about to be written to."""
+        snapshot = None if self._snapshot is None else self._snapshot()
+        if snapshot is not None:
+            snapshot.preserve(rows)

@@ -27,6 +27,7 @@ from raylab.problems.objective import DualObjective, Rows, Vector
 __all__ = ["Passes", "Sampler"]
 
 _SAMPLES, _ORDER, _COMB = 0, 1, 2
+_BLOCK = 8192
 _REFRESH_PASSES = 4
 """Passes after which the residuals of all samples are computed anew, a quarter more work."""
 
@@ -127,8 +128,12 @@ class Sampler:
         messages_a_pass = -(-self._rows // self._count)
         looked_at = 0
         if self._sizes is None or self._messages % (_REFRESH_PASSES * messages_a_pass) == 0:
-            everything = np.arange(self._rows, dtype=np.int64)
-            self._sizes = _lengths(self._objective.residuals(w, duals, everything))
+            # In blocks: the residuals of all rows may be as large as the duals.
+            blocks = np.split(
+                np.arange(self._rows, dtype=np.int64), range(_BLOCK, self._rows, _BLOCK)
+            )
+            residuals = self._objective.residuals
+            self._sizes = np.concatenate([_lengths(residuals(w, duals, rows)) for rows in blocks])
             self._inclusion = None
             looked_at = self._rows
         if self._inclusion is None or self._messages % -(-messages_a_pass // 4) == 0:

@@ -7,7 +7,7 @@ those after which it went back; what was counted in between is counted in the ne
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import zip_longest
 from typing import Any
 
@@ -38,6 +38,16 @@ class SharedLimits:
     figure: str = ""
 
 
+@dataclass(slots=True)
+class _Told:
+    """Where the run stood at its last row, and what was counted since."""
+
+    due: float = 0.0
+    samples: int = 0
+    time_s: float = 0.0
+    counts: list[int] = field(default_factory=list)
+
+
 class SharedTraining:
     """One run, see `actors.server.solver_actor.Solver`.
 
@@ -51,6 +61,7 @@ class SharedTraining:
         self.ended_by = ""
         """Why the run has ended; empty before."""
         self._limits = replace(limits, figure=limits.figure or figure(solver.objective))
+        self._told = _Told()
 
     @property
     def step(self) -> int:
@@ -59,21 +70,20 @@ class SharedTraining:
 
     def run(self) -> Iterator[dict[str, Any] | None]:
         """Yield at every full gradient: a row of metrics if it is due, else None."""
-        due, last_samples, last_s = 0.0, None, 0.0
-        counts: list[int] = []
+        told = self._told
         for row in self.solver.run(self._limits):
             new = row["staleness_counts"]
-            counts = [a + b for a, b in zip_longest(counts, new, fillvalue=0)]
+            told.counts = [a + b for a, b in zip_longest(told.counts, new, fillvalue=0)]
             samples, time_s = row["samples_seen"], row["time_s"]
             self.ended_by = row.pop("ended_by", "")
-            if not self.ended_by and "rewound" not in row and samples < due:
+            if not self.ended_by and "rewound" not in row and samples < told.due:
                 yield None
                 continue
-            seen = 0 if last_samples is None else samples - last_samples
-            rate = {"samples_per_s": seen / max(time_s - last_s, 1e-9)}
-            yield row | rate | _staleness(counts) | self._alone()
-            due, last_samples, last_s = samples + self._limits.certify_samples, samples, time_s
-            counts = []
+            rate = {"samples_per_s": (samples - told.samples) / max(time_s - told.time_s, 1e-9)}
+            # What is kept now is from before this row: who goes on from here makes it again.
+            yield row | rate | _staleness(told.counts) | self._alone()
+            told.due = samples + self._limits.certify_samples
+            told.samples, told.time_s, told.counts = samples, time_s, []
 
     def weights(self) -> dict[str, Tensor]:
         """Return w by name."""
@@ -81,11 +91,12 @@ class SharedTraining:
 
     def save(self) -> dict[str, Any]:
         """Return where the run stands, between two of `run`'s."""
-        return self.solver.save()
+        return {"solver": self.solver.save(), "told": asdict(self._told)}
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Become what `save` returned."""
-        self.solver.restore(saved)
+        self.solver.restore(saved["solver"])
+        self._told = _Told(**saved["told"])
 
     def _alone(self) -> dict[str, Any]:
         """Return the columns of a server: nobody waits here."""

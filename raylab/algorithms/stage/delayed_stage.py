@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from raylab.algorithms.stage.blocks import StageBlocks
 from raylab.algorithms.stage.figures import StageFigures
 from raylab.algorithms.stage.in_flight import InFlight
+from raylab.algorithms.stage.layerwise import collect
 from raylab.algorithms.stage.loss import StageLoss
 from raylab.algorithms.stage.open_batches import OpenBatches
 from raylab.algorithms.stage.settings import (
@@ -105,6 +106,7 @@ class DelayedStage:
         if measured := self._sigma.compare(unit.batch, at_weights):
             self.figures.directed(*measured)
         self.window.add(at_weights, (*at_inputs, *given))
+        collect(self.window.optimizer, entry.recorded)
         return self._shrunk(at_inputs)
 
     def ends(
@@ -199,7 +201,7 @@ class DelayedStage:
         row = self.figures.take()
         if (rate := self.window.learning_rate) is not None:
             row["learning_rate"] = rate
-        return row
+        return {**row, **self.window.layer_figures()}
 
     def state(self) -> dict[str, Tensor]:
         """Return weights and buffers by name, copied to the CPU."""

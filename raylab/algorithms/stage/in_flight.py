@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +26,8 @@ class InFlight:
     weights: list[Tensor] = field(default_factory=list)
     copies: dict[str, Tensor] = field(default_factory=dict)
     """The weights as they were, where `weights` will change with the parameters."""
+    recorded: Any = None
+    """What its forward has left for an optimiser that looks at single samples."""
     graph_bytes: int = 0
     """Of what autograd has saved for it."""
 

@@ -12,6 +12,7 @@ from raylab.algorithms.pipeline.dgl import AuxiliaryClassifier
 from raylab.algorithms.stage.cut_features import companion
 from raylab.algorithms.stage.delayed_stage import DelayedStage
 from raylab.algorithms.stage.in_flight import InFlight
+from raylab.algorithms.stage.layerwise import recording
 from raylab.algorithms.stage.settings import StageSettings, Tensors, Unit, draw_key
 from raylab.errors import ModelError
 
@@ -54,7 +55,7 @@ class LocalLossStage(DelayedStage):
         """Return the loss of the classifier."""
         if self.classifier is None:
             return super().ends(unit, entry, gradients)
-        with self.blocks.autocast():
+        with self.blocks.autocast(), recording(self.window.optimizer, entry.recorded):
             scores = self.classifier(entry.outputs[0])
             loss = self.loss.counted(unit, [scores], entry.labels)
         return [loss], [torch.ones_like(loss)]

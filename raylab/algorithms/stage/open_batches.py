@@ -16,6 +16,7 @@ from torch import Tensor
 from raylab.algorithms.stage.blocks import StageBlocks
 from raylab.algorithms.stage.figures import StageFigures
 from raylab.algorithms.stage.in_flight import InFlight, OpenUnit
+from raylab.algorithms.stage.layerwise import recording
 from raylab.algorithms.stage.loss import StageLoss
 from raylab.algorithms.stage.memory import GraphBytes
 from raylab.algorithms.stage.settings import StageSettings, Tensors, Unit
@@ -169,7 +170,11 @@ class OpenBatches:
         buffers = blocks.buffers.copies() if unit.parts > 1 else {}
         state = {**(weights or {}), **buffers}
         held = [*blocks.module.parameters(), *blocks.module.buffers(), *(weights or {}).values()]
-        with blocks.autocast(), self._graphs.grown(entry.inputs, held):
+        with (
+            blocks.autocast(),
+            self._graphs.grown(entry.inputs, held),
+            recording(self._window.optimizer) as entry.recorded,
+        ):
             entry.outputs = blocks.run(entry.inputs, state)
             entry.weights = (
                 [weights[n] for n in self._names] if weights else [*self._window.trained]
@@ -190,7 +195,11 @@ class OpenBatches:
         blocks.draw(unit)
         state = dict(zip(self._names, entry.weights, strict=True))
         held = [*blocks.module.parameters(), *blocks.module.buffers(), *entry.weights]
-        with blocks.autocast(), self._graphs.grown(entry.inputs, held):
+        with (
+            blocks.autocast(),
+            self._graphs.grown(entry.inputs, held),
+            recording(self._window.optimizer) as entry.recorded,
+        ):
             entry.outputs = blocks.run(entry.inputs, {**state, **blocks.buffers.copies()})
         entry.graph_bytes = self._graphs.last
 

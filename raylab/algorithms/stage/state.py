@@ -113,6 +113,7 @@ def merged_state(parts: Sequence[State]) -> State:
         **last,
         "weights": {name: t for part in parts for name, t in part["weights"].items()},
         "gradients": _of_the_network(part["gradients"] for part in parts),
+        "samples": _merged_samples([part.get("samples") for part in parts]),
         "companion": None,
         "synthesizer": None,
         "optimizer": {"groups": optimizers[-1]["groups"], "state": state} if optimizers else None,
@@ -121,6 +122,18 @@ def merged_state(parts: Sequence[State]) -> State:
         "open": [],
         "staleness": [],
     }
+
+
+def _merged_samples(parts: Sequence[State | None]) -> State | None:
+    known = [part for part in parts if part is not None]
+    if not known:
+        return None
+    by_layer = {
+        key: _of_the_network(part[key] for part in known)
+        for key, value in known[-1].items()
+        if isinstance(value, Mapping)
+    }
+    return {**known[-1], **by_layer}
 
 
 def _of_the_network(parts: Iterable[State]) -> State:

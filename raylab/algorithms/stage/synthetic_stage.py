@@ -16,6 +16,7 @@ from raylab.algorithms.stage.batch_buffers import BatchBuffers
 from raylab.algorithms.stage.cut_features import companion
 from raylab.algorithms.stage.delayed_stage import DelayedStage
 from raylab.algorithms.stage.in_flight import InFlight
+from raylab.algorithms.stage.layerwise import watch
 from raylab.algorithms.stage.settings import (
     OptimizerFactory,
     ScheduleFactory,
@@ -78,6 +79,7 @@ class SyntheticStage(DelayedStage):
         self.synthesizer = companion(Synthesizer, settings.cut, key).to(self.blocks.device)
         self._statistics = BatchBuffers(self.synthesizer)
         self._learning = optimizer(list(self.synthesizer.parameters()))
+        watch(self._learning, self.synthesizer)
         self._learning_schedule = schedule(self._learning) if schedule else None
         self._corrections = 0
         self._kept: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}

@@ -8,6 +8,7 @@ import time
 import torch
 
 from raylab.algorithms.stage.blocks import StageBlocks
+from raylab.algorithms.stage.layerwise import collect, recording
 from raylab.algorithms.stage.packing import as_list, packed
 from raylab.algorithms.stage.settings import Tensors
 from raylab.algorithms.stage.update_window import UpdateWindow
@@ -38,7 +39,7 @@ def time_stage(
     for _ in range(repeats):
         started = time.perf_counter()
         given = blocks.protected(blocks.received(inputs))
-        with blocks.autocast():
+        with blocks.autocast(), recording(optimizer) as recorded:
             outputs = as_list(twin(packed(given)))
         blocks.synchronise()
         forwarded = time.perf_counter()
@@ -48,6 +49,7 @@ def time_stage(
         blocks.synchronise()
         returned = time.perf_counter()
         if optimizer is not None:
+            collect(optimizer, recorded)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         blocks.synchronise()

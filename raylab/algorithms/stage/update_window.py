@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from raylab.algorithms.stage.layerwise import watch
 from raylab.algorithms.stage.settings import OptimizerFactory, ScheduleFactory, StageSettings
 from raylab.algorithms.stage.state import (
     BESIDE,
@@ -52,10 +53,16 @@ class UpdateWindow:
         """Of the window's batches so far, in updates."""
         self._settings = settings
         self._companion = companion
-        self._schedule = schedule(self.optimizer) if schedule and self.optimizer else None
-        self._seen = False
         named = companion.named_parameters(BESIDE) if companion else ()
         self._names = {id(p): name for name, p in (*module.named_parameters(), *named)}
+        both = [module] if companion is None else [module, companion]
+        # Before the scheduler is made: it may split the groups.
+        self._layerwise = watch(self.optimizer, *both, names=self._names, by_hand=True)
+        self._schedule = schedule(self.optimizer) if schedule and self.optimizer else None
+        self._freezes_fc = getattr(schedule, "freezes_fc", None)
+        linear = [m for each in both for m in each.modules() if isinstance(m, nn.Linear)]
+        self._fully_connected = [p for m in linear for p in m.parameters(recurse=False)]
+        self._seen = False
 
     @property
     def learning_rate(self) -> float | None:
@@ -102,6 +109,11 @@ class UpdateWindow:
         grads = [p.grad for p in self.trained if p.grad is not None]
         if self._settings.accumulate > 1 and grads:
             torch._foreach_mul_(grads, 1.0 / self._settings.accumulate)
+            if self._layerwise is not None:
+                self._layerwise.scale(1.0 / self._settings.accumulate)
+        if self._freezes_fc is not None and self._freezes_fc(self.updates):
+            for p in self._fully_connected:
+                p.grad = None  # FC-freeze: neither gradient nor momentum nor decay moves it
         if self._settings.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.trained, self._settings.clip_norm)
         if self._settings.clip_value is not None and grads:
@@ -116,6 +128,10 @@ class UpdateWindow:
         staleness, self.staleness = self.staleness, []
         return staleness
 
+    def layer_figures(self) -> dict[str, list[Any]]:
+        """Return what the last update has found out about each layer, if the rule looks at them."""
+        return {} if self._layerwise is None else self._layerwise.layer_figures()
+
     def save(self) -> dict[str, Any]:
         """Return copies of all but the blocks' own weights."""
         optimizer, schedule = self.optimizer, self._schedule
@@ -126,6 +142,7 @@ class UpdateWindow:
             "gradients": {
                 self._names[id(p)]: copied(p.grad) for p in self.trained if p.grad is not None
             },
+            "samples": self._layerwise.samples_state() if self._layerwise else None,
             "seen": self._seen,
             "updates": self.updates,
             "staleness": list(self.staleness),
@@ -137,6 +154,8 @@ class UpdateWindow:
             load_module(self._companion, saved["companion"])
         if self.optimizer is not None:
             load_optimizer(self.optimizer, self._names, saved["optimizer"])
+        if self._layerwise is not None and saved.get("samples") is not None:
+            self._layerwise.restore_samples(saved["samples"])
         if self._schedule is not None:
             self._schedule.load_state_dict(copy.deepcopy(saved["schedule"]))
         for p in self.trained:

@@ -129,6 +129,8 @@ def _schedule(config: PipelineConfig) -> Schedule:
         milestones=tuple(config.milestones or ()),
         gamma=0.1 if config.gamma is None else config.gamma,
         epochs=config.epochs,
+        power=config.power or 2.0,
+        freeze_fc_epochs=config.freeze_fc_epochs,
     )
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from raylab.algorithms.stage.layerwise import watch
 from raylab.drivers.pipeline.predict import (
     MethodPlan,
     best,
@@ -57,13 +58,14 @@ def first_cuts(
 
 def optimizer_copies(optimizer: OptimizerFactory) -> float:
     """Return the numbers that an optimiser keeps per parameter: 1 for momentum, 2 for Adam."""
-    probe = nn.Parameter(torch.zeros(8, 8))
-    probe.grad = torch.zeros_like(probe)
-    made = optimizer([probe])
+    layer = nn.Linear(8, 8, bias=False)
+    layer.weight.grad = torch.zeros_like(layer.weight)
+    made = optimizer(layer.parameters())
+    watch(made, layer)
     made.step()
     state = (value for each in made.state.values() for value in each.values())
     kept = sum(value.numel() for value in state if isinstance(value, Tensor) and value.ndim)
-    return kept / probe.numel()
+    return kept / layer.weight.numel()
 
 
 def plan_of(

@@ -56,12 +56,14 @@ class Means:
     """What it is computed with.
 
     Args:
+        name: of the run.
         elastic: how many workers are wanted.
         plan: when to save.
         straggler: what is wrong with the workers.
         wait_s: how long to wait for resources, in seconds.
     """
 
+    name: str
     elastic: Elastic
     plan: CheckpointPlan
     straggler: Straggler

@@ -11,9 +11,10 @@ other servers.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from actors.groups.part_writer import Keeping
@@ -22,7 +23,7 @@ from raylab.algorithms.server.shards import Cut
 from raylab.drivers.commits import Commits
 from raylab.errors import CheckpointError
 from raylab.problems import Shard, shards
-from raylab.records import CheckpointStore, RunFolder, SavedCheckpoint
+from raylab.records import CheckpointStore, LateRows, RunFolder, SavedCheckpoint
 
 __all__ = ["ServerCheckpoints"]
 
@@ -51,7 +52,8 @@ class ServerCheckpoints(Commits):
         super().__init__(store, folder, {"kind": "parameter_server", **about})
         self._samples = samples
         self._saved: SavedCheckpoint | None = None
-        self._recut = False
+        self._resumes: list[Callable[[], dict[str, Any]] | None] = []
+        """What each worker's process begins with, until it has kept something."""
 
     def begin(
         self, workers: int, servers: int = 1
@@ -66,15 +68,16 @@ class ServerCheckpoints(Commits):
             {"workers": workers, "servers": servers},
         )
         before = workers if saved is None else int(saved.about["workers"])
-        self._recut = before != workers
-        keepings = []
+        recut = before != workers
+        self._resumes = [None] * workers
         for k in range(workers):
-            resume = None
-            if saved is not None and self._recut and self._samples is not None:
-                resume = functools.partial(_share, saved, self._samples, before, workers, k)
+            if saved is not None and recut and self._samples is not None:
+                self._resumes[k] = functools.partial(
+                    _share, saved, self._samples, before, workers, k
+                )
             elif saved is not None and k < before:
-                resume = functools.partial(saved.part, f"worker-{k}")
-            keepings.append(self._keeping(f"worker-{k}", resume))
+                self._resumes[k] = functools.partial(saved.part, f"worker-{k}")
+        keepings = [self._keeping(f"worker-{k}", each) for k, each in enumerate(self._resumes)]
         servers_keep = []
         for s, name in enumerate(names):
             resume = None
@@ -83,20 +86,21 @@ class ServerCheckpoints(Commits):
             elif saved is not None:
                 resume = functools.partial(_range, saved, servers, s)
             servers_keep.append(self._keeping(name, resume))
-        return saved, self._recut, servers_keep, keepings
+        return saved, recut, servers_keep, keepings
 
     def back(self, worker: int) -> Return:
-        """Return how the process in the place of a lost worker begins: with its newest part."""
+        """Return how the process in the place of a lost worker begins: with its newest part, or,
+        before there is one, with what the lost process began with.
+        """
         name = f"worker-{worker}"
         if name in self.latest:
             step, part = self.latest[name]
             # It may be of a checkpoint that never became whole.
             kept = SavedCheckpoint(self.store.folder, step, {}, {name: part})
             return Return(step, self._keeping(name, functools.partial(kept.part, name)))
-        if self._saved is not None and not self._recut:
-            resume = functools.partial(self._saved.part, name)
-            return Return(self._saved.step, self._keeping(name, resume))
-        return Return(None, self._keeping(name, None))
+        resume = self._resumes[worker]
+        begun = None if self._saved is None or resume is None else self._saved.step
+        return Return(begun, self._keeping(name, resume))
 
     def _keeping(self, name: str, resume: Any) -> Keeping:
         return Keeping(name=name, write=self.store.write_part, resume=resume)
@@ -132,24 +136,41 @@ def _joined(found: Sequence[Any], lo: int, hi: int) -> Any:
 def _share(
     saved: SavedCheckpoint, samples: int, before: int, workers: int, worker: int
 ) -> dict[str, Any]:
-    """Return the part of a worker that was not there: what others have kept for its rows."""
+    """Return the part of a worker that was not there: what others have kept for its rows.
+
+    Of large parts no more is read into memory than these rows.
+    """
     mine = shards(samples, workers)[worker]
-    pieces: dict[str, list[torch.Tensor]] = {}
+    found: dict[str, torch.Tensor] = {}
     for k, shard in enumerate(shards(samples, before)):
         lo, hi = max(mine.lo, shard.lo), min(mine.hi, shard.hi)
-        if lo < hi:
-            rule = saved.part(f"worker-{k}")["rule"]
-            _check_rows(rule, shard)
-            for key, kept in rule.items():
-                pieces.setdefault(key, []).append(kept[lo - shard.lo : hi - shard.lo])
-    rule = {key: torch.cat(found) for key, found in pieces.items()}
-    return {"worker": worker, "step": saved.step, "rule": rule}
+        if lo >= hi:
+            continue
+        first, at = lo - shard.lo, slice(lo - mine.lo, hi - mine.lo)
+
+        def read(
+            place: Sequence[str],
+            late: LateRows,
+            shard: Shard = shard,
+            first: int = first,
+            at: slice = at,
+        ) -> None:
+            _check_rows(place[-1], late.shape[0], shard)
+            empty = torch.from_numpy(np.empty((mine.rows, *late.shape[1:]), late.dtype))
+            late.read_into(found.setdefault(place[-1], empty)[at].numpy(), first)
+
+        for key, kept in saved.part(f"worker-{k}", read)["rule"].items():
+            if kept is None:  # it has been read
+                continue
+            _check_rows(key, len(kept), shard)
+            whole = found.setdefault(key, kept.new_empty((mine.rows, *kept.shape[1:])))
+            whole[at] = kept[first : first + hi - lo]
+    return {"worker": worker, "step": saved.step, "rule": found}
 
 
-def _check_rows(rule: Mapping[str, Any], shard: Shard) -> None:
-    for key, kept in rule.items():
-        if key != _ROWS or len(kept) != shard.rows:
-            raise CheckpointError(
-                f"a worker's part must hold one of its {_ROWS} for each of {shard.rows} rows, for "
-                f"others to share, but it holds {key} of {len(kept)}: go on with as many workers"
-            )
+def _check_rows(key: str, rows: int, shard: Shard) -> None:
+    if key != _ROWS or rows != shard.rows:
+        raise CheckpointError(
+            f"a worker's part must hold one of its {_ROWS} for each of {shard.rows} rows, for "
+            f"others to share, but it holds {key} of {rows}: go on with as many workers"
+        )

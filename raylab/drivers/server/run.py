@@ -189,12 +189,14 @@ class ServerRun:
         return ServerGroup(
             self._elastic.first(),
             servers=self._asked.servers,
+            fewest=self._elastic.fewest,
             server={"CPU": needs["CPU"]},
             worker=needs,
             threads=threads_of(needs),
             seed=self._asked.seed,
             wait_s=self._means.wait_s,
             wire=self._asked.wire,
+            tags={"method": self._asked.method, "run": self._means.name},
         )
 
     def carry_out(self, group: ServerGroup, losses: Losses, view: RunView) -> Mapping[str, Tensor]:
@@ -221,8 +223,8 @@ class ServerRun:
         try:
             group.resize(wanted, self._elastic.wait_s)
         except PlacementError as error:
-            self._elastic.stay(before)
-            say(f"going on with {before} workers: {error}")
+            self._elastic.stay(len(group.workers))
+            say(f"going on with {len(group.workers)} workers: {error}")
         else:
             say(f"going on with {wanted} workers in place of {before}")
 
@@ -256,8 +258,8 @@ class ServerRun:
             ),
         )
         group.load(company)
-        if recut and rules.sums is not None:
-            company = _adopting(company, group.examine(rules.sums), cut)
+        if saved is not None and recut and rules.sums is not None:
+            company = _adopting(company, group.examine(rules.sums), saved.step, cut)
 
         def watch(news: ServerNews) -> int:
             self.rows.extend(news.rows)
@@ -288,11 +290,12 @@ class ServerRun:
         )
 
 
-def _adopting(company: Company, sums: Mapping[int, Any], cut: Slicing | None) -> Company:
+def _adopting(company: Company, sums: Mapping[int, Any], step: int, cut: Slicing | None) -> Company:
     """Return a company each of whose servers adopts its range of the workers' sums."""
     ranges = [(None, None)] if cut is None else cut.ranges
     first, *others = (
-        functools.partial(_adopt, {k: each[lo:hi] for k, each in sums.items()}) for lo, hi in ranges
+        functools.partial(_adopt, {k: each[lo:hi] for k, each in sums.items()}, step)
+        for lo, hi in ranges
     )
     shards = zip(company.shards, others, strict=True)
     return replace(
@@ -302,5 +305,5 @@ def _adopting(company: Company, sums: Mapping[int, Any], cut: Slicing | None) ->
     )
 
 
-def _adopt(sums: Mapping[int, Any], rule: Any) -> None:
-    rule.adopt(sums)
+def _adopt(sums: Mapping[int, Any], step: int, rule: Any) -> None:
+    rule.adopt(sums, step)

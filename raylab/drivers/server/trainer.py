@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Literal, get_args
 
-import ray
 from ray.train import RunConfig
 from torch import Tensor
 
@@ -17,7 +16,7 @@ from actors.wires.link import WireKind
 from raylab.algorithms.server.stragglers import Straggler
 from raylab.algorithms.server.stragglers import parse as parse_straggler
 from raylab.data import RowSource
-from raylab.drivers.cluster import connect, stage_resources
+from raylab.drivers.cluster import connect, room, stage_resources
 from raylab.drivers.commits import Commits
 from raylab.drivers.recovery import Losses, with_recovery
 from raylab.drivers.result import Result
@@ -54,8 +53,9 @@ class ParameterServerTrainer:
             `raylab.algorithms.server.rule_factory`. Or shared_asysvrg, whose workers are threads of
             one process, see `raylab.algorithms.shared_memory.asysvrg`.
         workers: K; None: 4, but 1 of sdca and dfsdca, which are serial; or the fewest and the most,
-            (2, 8): as many as the cluster has room for, more as soon as it has. `resize` changes
-            it while a run goes on.
+            (2, 8): as many as the cluster has room for, more as soon as it has, fewer as soon as
+            others wait in a placement group for what a few of them have. `resize` changes it while
+            a run goes on.
         servers: S, actors that hold w, a contiguous range of its coordinates each; every worker
             talks to all of them. More than one is for a w so long that one actor's network or
             processor cannot keep up; not for shared_asysvrg and cartpole.
@@ -161,22 +161,26 @@ class ParameterServerTrainer:
         self._kind = kind_of(problem, method)(self._asked)
         self._elastic = Elastic(self._kind.workers, self._room, aside=servers)
         self._kind.check(self._elastic.wanted)
+        self._place = RunPlace(run_config, method, tensorboard=False)
         self._means = Means(
+            name=self._place.name,
             elastic=self._elastic,
             plan=CheckpointPlan(every_batches=checkpoint_every, every_s=60 * checkpoint_minutes),
             straggler=_straggler(straggler, seed),
             wait_s=wait_s,
         )
         self._resources = resources_per_worker
-        self._place = RunPlace(run_config, method, tensorboard=False)
         self._config = config
         self._needs: dict[str, float] = {"CPU": 1.0}
 
-    def resize(self, workers: int) -> None:
+    def resize(self, workers: int | Sequence[int]) -> None:
         """Have another number of workers from now on, from any thread, also while `fit` runs.
 
         What the workers have computed is kept: messages under way are applied, the rows and their
         duals divided anew, and the run goes on.
+
+        Args:
+            workers: a number, or the fewest and the most.
 
         Raises:
             ConfigError: it is no number of workers, or the method keeps those that it begins with.
@@ -279,10 +283,8 @@ class ParameterServerTrainer:
         return keep(folder, run.rows, weights, config, figures)
 
     def _room(self) -> int:
-        """Return for how many more workers the cluster has room."""
-        free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
-        shares = [free.get(name, 0.0) / amount for name, amount in self._needs.items()]
-        return math.floor(min(shares) + 1e-6)
+        """Return for how many more workers the cluster has room; negative: how many must go."""
+        return room(self._needs)
 
     def _described(self, run: Run, limits: Limits) -> dict[str, Any]:
         given = self._config
