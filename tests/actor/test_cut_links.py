@@ -373,11 +373,11 @@ class Damaging:
 
 
 def assert_damage_is_noticed(outbox: Outbox, inbox: Inbox) -> None:
-    outbox.put(Message(Kind.BATCH, 0, (torch.arange(5.0), torch.ones(2000))))
+    outbox.put(Message(Kind.BATCH, 0, (torch.arange(10_000.0), torch.ones(20_000))))
     message = inbox.take(PATIENCE_S)
     assert message is not None
-    assert torch.equal(message.tensors[0], torch.arange(5.0))
-    outbox.put(Message(Kind.BATCH, 1, (torch.arange(5.0), torch.ones(2000))))
+    assert torch.equal(message.tensors[0], torch.arange(10_000.0))
+    outbox.put(Message(Kind.BATCH, 1, (torch.arange(10_000.0), torch.ones(20_000))))
     with pytest.raises(CorruptMessageError, match=f"{NAME}: the message with sequence number 1,"):
         inbox.take(PATIENCE_S)
     assert inbox.statistics.messages == 1
