@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import gc
-import multiprocessing
 import os
 import struct
 from collections.abc import Iterator
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -136,31 +134,6 @@ def test_nothing_is_left_of_it_whoever_ends_first_and_with_whatever_in_it():
             ours.close()
         del lent
         assert traces() == before
-
-
-def die_in_the_middle(pipe: Connection) -> None:
-    memory = NodeMemory()
-    pipe.send(memory.offer)
-    pipe.recv()
-    memory.put([frame(7)])
-    os.kill(os.getpid(), 9)
-
-
-def test_nothing_is_left_of_a_sender_that_is_killed():
-    before = traces()
-    here, there = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=die_in_the_middle, args=(there,))
-    process.start()
-    theirs = TheirMemory(here.recv())
-    here.send("opened")
-    process.join(20.0)
-    assert process.exitcode == -9
-    process.close()
-    assert theirs._memory[4096 : 4096 + 100_000].tolist() == [7] * 100_000
-    here.close()
-    there.close()
-    del theirs, process
-    assert traces() == before
 
 
 def test_what_is_not_the_senders_memory_is_not_opened():

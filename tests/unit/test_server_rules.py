@@ -58,6 +58,39 @@ def test_an_answer_is_not_changed_by_what_is_applied_later():
         assert not np.array_equal(w_of(server), before.numpy())
 
 
+def test_w_is_copied_only_while_somebody_has_the_one_before():
+    server, workers = pair("dis_dfsdca")
+    exchange(server, workers, 0)
+    place = server.writable().ctypes.data
+    exchange(server, workers, 1)
+    assert server.writable().ctypes.data == place
+    view = server.answer(0)[0][1:]
+    before = view.clone()
+    exchange(server, workers, 2)
+    assert server.writable().ctypes.data != place
+    assert torch.equal(view, before)
+
+
+@pytest.mark.parametrize("method", ["dis_dfsdca", "cocoa_plus"])
+def test_a_server_names_every_coordinate_that_a_sparse_message_changes(method):
+    problem = linear(n=60, d=400)
+    problem.x[np.random.default_rng(0).random(problem.x.shape) < 0.995] = 0.0
+    objectives = linear_objectives(problem, 2)
+    settings = settings_for(method, objectives, batch=2)
+    server = server_rule(settings, np.zeros(settings.dim))
+    workers = [worker_rule(settings, each, k) for k, each in enumerate(objectives)]
+    named = 0
+    for number in range(20):
+        for k in (0, 1):
+            before = w_of(server)
+            exchange(server, workers, number, which=(k,))
+            places = server.changed()
+            if places is not None:
+                named += 1
+                assert set(np.flatnonzero(w_of(server) != before)) <= set(places.tolist())
+    assert named > 10
+
+
 def test_a_checkpoint_of_the_server_fits_what_the_workers_kept_at_their_own_moments():
     server, workers = pair()
     parts = {}
