@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from typing_extensions import Buffer
 
 from actors.wires.carrier import TensorSpec
 
@@ -45,7 +44,7 @@ def elements(tensor: Tensor) -> NDArray[Any]:
     return np.ascontiguousarray(tensor.numpy(force=True))
 
 
-def tensor_at(memory: Buffer, offset: int, spec: TensorSpec) -> Tensor:
+def tensor_at(memory: memoryview, offset: int, spec: TensorSpec) -> Tensor:
     """Return the tensor whose elements are there in writable memory, which it shares."""
     dtype, shape = spec.dtype, spec.shape
     count = spec.bytes // dtype.itemsize
