@@ -53,8 +53,9 @@ class Trail:
             steps.clear()
             self._places = 0
             return
-        steps.append(changed.numpy())
-        self._places += len(changed)
+        places = changed.numpy()
+        steps.append(places)
+        self._places += len(places)
         while self._places > _MOST or len(steps) > _LONGEST:
             self._places -= len(steps.popleft())
 
@@ -96,7 +97,7 @@ class ChangesOut:
         vector = answer[0] if count else None
         if vector is None or vector.ndim != 1 or vector.dtype not in _VECTORS:
             return count, answer
-        length = len(vector)
+        length = vector.shape[0]
         before, known = self._at, self._length == length
         self._at, self._length = at, length
         if trail is None or not known:

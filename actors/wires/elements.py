@@ -11,7 +11,7 @@ from torch import Tensor
 
 from actors.wires.carrier import TensorSpec
 
-__all__ = ["ALIGNMENT", "DTYPES", "aligned", "elements", "room", "tensor_at"]
+__all__ = ["ALIGNMENT", "DTYPES", "aligned_copy", "elements", "tensor_at"]
 
 ALIGNMENT = 64
 """Bytes: of all memory that torch allocates. The kernels of BLAS take other paths, which add in
@@ -41,7 +41,12 @@ def elements(tensor: Tensor) -> NDArray[Any]:
     """Return the elements in C order, one after another in the CPU's memory."""
     if tensor.dtype is torch.bfloat16:
         tensor = tensor.detach().view(torch.int16)
-    return np.ascontiguousarray(tensor.numpy(force=True))
+    try:
+        array = tensor.numpy()
+    except (RuntimeError, TypeError):
+        # It has gradients, is elsewhere or not conjugated yet; to ask for it always takes longer.
+        array = tensor.numpy(force=True)
+    return np.ascontiguousarray(array)
 
 
 def tensor_at(memory: memoryview, offset: int, spec: TensorSpec) -> Tensor:
@@ -53,22 +58,8 @@ def tensor_at(memory: memoryview, offset: int, spec: TensorSpec) -> Tensor:
     return tensor.view(torch.bfloat16) if dtype is torch.bfloat16 else tensor
 
 
-def room(size: int) -> memoryview:
-    """Return so many bytes, aligned as torch's."""
-    return torch.empty(size, dtype=torch.uint8).numpy().data
-
-
-def aligned(memory: memoryview) -> memoryview:
-    """Return these bytes where torch would have put them and where they may be written to: the
-    memory itself, or a copy.
-    """
-    # torch would hand out writable memory even of what Ray maps, which must not be written.
-    if not memory.readonly and _address(memory) % ALIGNMENT == 0:
-        return memory
-    copy = room(memory.nbytes)
+def aligned_copy(memory: memoryview) -> memoryview:
+    """Return the same bytes where torch would have put them, to be written to."""
+    copy = torch.empty(memory.nbytes, dtype=torch.uint8).numpy().data
     copy[:] = memory.cast("B")
     return copy
-
-
-def _address(memory: memoryview) -> int:
-    return torch.frombuffer(memory, dtype=torch.uint8).data_ptr()

@@ -29,7 +29,7 @@ from typing_extensions import Buffer
 
 from actors.errors import CorruptMessageError, MailboxError
 from actors.wires.carrier import Arrival, TensorCarrier, TensorSpec
-from actors.wires.elements import ALIGNMENT, DTYPES, elements, room, tensor_at
+from actors.wires.elements import ALIGNMENT, DTYPES, aligned_copy, elements, tensor_at
 from actors.wires.inline_carrier import INLINE
 from actors.wires.messages import Kind, Message
 
@@ -192,9 +192,7 @@ def unpack(frames: Sequence[Buffer], link: str = "a link") -> Envelope:
             offset += 2 + 8 * dims
         packed = header[offset:]
         if packed.nbytes:
-            memory = room(packed.nbytes)
-            memory[:] = packed
-            packed = memory
+            packed = aligned_copy(packed)
         end = 0
         tensors: list[Tensor | None] = []
         coming: list[int] = []

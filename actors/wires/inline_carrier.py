@@ -9,7 +9,7 @@ from torch import Tensor
 from typing_extensions import Buffer
 
 from actors.wires.carrier import TensorSpec
-from actors.wires.elements import aligned, elements, tensor_at
+from actors.wires.elements import ALIGNMENT, aligned_copy, elements, tensor_at
 
 __all__ = ["INLINE", "InlineCarrier"]
 
@@ -32,10 +32,7 @@ class InlineCarrier:
     def receive(self, specs: Sequence[TensorSpec], frames: Sequence[Buffer]) -> InlineArrival:
         """Return tensors in the frames' memory, or in memory of torch where that is not aligned."""
         return InlineArrival(
-            [
-                tensor_at(aligned(memoryview(frame)), 0, spec)
-                for spec, frame in zip(specs, frames, strict=True)
-            ]
+            [_tensor(spec, memoryview(frame)) for spec, frame in zip(specs, frames, strict=True)]
         )
 
     def close(self) -> None:
@@ -55,3 +52,12 @@ class InlineArrival:
 
 INLINE: Final = InlineCarrier()
 """It holds nothing, so that one serves all links."""
+
+
+def _tensor(spec: TensorSpec, body: memoryview) -> Tensor:
+    # torch would hand out writable memory even of what Ray maps, which must not be written.
+    if not body.readonly:
+        tensor = tensor_at(body, 0, spec)
+        if tensor.data_ptr() % ALIGNMENT == 0:
+            return tensor
+    return tensor_at(aligned_copy(body), 0, spec)

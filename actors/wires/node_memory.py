@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Buffer
 
-from actors.wires.elements import ALIGNMENT, room
+from actors.wires.elements import ALIGNMENT, aligned_copy
 
 __all__ = ["NodeMemory", "TheirMemory", "is_ticket"]
 
@@ -147,7 +147,7 @@ class TheirMemory:
         whole, begin = loan.data, 0
         for (size,) in _SIZE.iter_unpack(view[_TICKET.size : header]):
             body = whole[begin : begin + size]
-            frames.append(body if lends else _copied(body))
+            frames.append(body if lends else aligned_copy(body))
             begin += _padded(size)
         if lends:
             # Whatever shares the frames' memory refers to this one array in the end.
@@ -174,9 +174,3 @@ def _name(token: bytes) -> str:
 
 def _padded(size: int) -> int:
     return size + -size % ALIGNMENT
-
-
-def _copied(body: memoryview) -> memoryview:
-    copy = room(body.nbytes)
-    copy[:] = body
-    return copy
