@@ -190,30 +190,7 @@ def unpack(frames: Sequence[Buffer], link: str = "a link") -> Envelope:
             code, dims = header[offset], header[offset + 1]
             told.append((code, _SHAPES[dims].unpack_from(header, offset + 2)))
             offset += 2 + 8 * dims
-        packed = header[offset:]
-        if packed.nbytes:
-            packed = aligned_copy(packed)
-        end = 0
-        tensors: list[Tensor | None] = []
-        coming: list[int] = []
-        specs: list[TensorSpec] = []
-        for code, shape in told:
-            tensor = None
-            if code != _ABSENT:
-                spec = _spec(code, shape)
-                size = spec.bytes
-                if not size:
-                    tensor = torch.empty(shape, dtype=spec.dtype)
-                elif code & _PACKED:
-                    begin = end + -end % ALIGNMENT
-                    tensor = tensor_at(packed, begin, spec)
-                    end = begin + size
-                else:
-                    coming.append(len(tensors))
-                    specs.append(spec)
-            tensors.append(tensor)
-        if end != packed.nbytes:
-            raise ValueError("its length is not what the header says")
+        tensors, coming, specs = _come(told, header[offset:])
         _check_sizes(specs, others)
         message = Message(_KINDS[kind], index, tuple(tensors), part, parts, share, words)
         return Envelope(sequence, message, coming, specs, others)
@@ -221,6 +198,36 @@ def unpack(frames: Sequence[Buffer], link: str = "a link") -> Envelope:
         raise CorruptMessageError(
             f"{link}: frames of {_sizes(frames)} bytes are not one message: {error}"
         ) from error
+
+
+def _come(
+    told: Sequence[tuple[int, tuple[int, ...]]], packed: memoryview
+) -> tuple[list[Tensor | None], list[int], list[TensorSpec]]:
+    """Return the tensors that have come, and of the others their places and specs."""
+    if packed.nbytes:
+        packed = aligned_copy(packed)
+    end = 0
+    tensors: list[Tensor | None] = []
+    coming: list[int] = []
+    specs: list[TensorSpec] = []
+    for code, shape in told:
+        tensor = None
+        if code != _ABSENT:
+            spec = _spec(code, shape)
+            size = spec.bytes
+            if not size:
+                tensor = torch.empty(shape, dtype=spec.dtype)
+            elif code & _PACKED:
+                begin = end + -end % ALIGNMENT
+                tensor = tensor_at(packed, begin, spec)
+                end = begin + size
+            else:
+                coming.append(len(tensors))
+                specs.append(spec)
+        tensors.append(tensor)
+    if end != packed.nbytes:
+        raise ValueError("its length is not what the header says")
+    return tensors, coming, specs
 
 
 def _spec(code: int, shape: tuple[int, ...]) -> TensorSpec:
