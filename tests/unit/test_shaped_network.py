@@ -64,7 +64,7 @@ def test_every_host_has_a_name_an_address_and_a_port_of_the_switch_of_its_own():
 
 def test_a_link_is_shaped_both_ways_and_may_be_shaped_anew():
     commands = [" ".join(command) for command in Lan(hosts=2).shape(0.5)]
-    tbf = "root tbf rate 500000bit burst 64kb latency 50ms"
+    tbf = "root tbf rate 500000bit burst 128kb latency 50ms"
     assert commands == [
         f"tc qdisc replace dev port0 {tbf}",
         f"tc -n host0 qdisc replace dev eth0 {tbf}",
