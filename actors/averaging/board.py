@@ -1,4 +1,4 @@
-"""What the workers of a run tell its driver while it waits for them."""
+"""What the workers of a run tell its driver while it waits for them, and what it asks of them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 __all__ = ["Board", "open_board"]
 
@@ -17,6 +18,7 @@ class Board:
         self._notes: list[tuple[str, Any]] = []
         self._failure: Exception | None = None
         self._outcome: dict[str, Any] = {}
+        self._asked = False
 
     def put(self, kind: str, note: Any) -> None:
         """Take a note."""
@@ -26,6 +28,14 @@ class Board:
         """Return the notes that have come since the last call."""
         notes, self._notes = self._notes, []
         return notes
+
+    def end(self) -> None:
+        """Ask the workers to end the run."""
+        self._asked = True
+
+    def asked(self) -> bool:
+        """Return whether the run is to end."""
+        return self._asked
 
     def fail(self, failure: Exception) -> None:
         """Take why the run is not to be tried again; the first reason stays."""
@@ -48,5 +58,10 @@ _BoardActor: Any = ray.remote(Board)
 
 
 def open_board() -> Any:
-    """Start a board beside the driver and return its handle; it ends with its last handle."""
-    return _BoardActor.options(num_cpus=0).remote()
+    """Start a board beside the driver and return its handle; it ends with its last handle.
+
+    Elsewhere it would be lost with its node.
+    """
+    here = ray.get_runtime_context().get_node_id()
+    beside = NodeAffinitySchedulingStrategy(here, soft=False)
+    return _BoardActor.options(num_cpus=0, scheduling_strategy=beside).remote()

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.errors import PlacementError
+from actors.groups.within import Room, within
 
 __all__ = ["Post", "place", "start"]
 
@@ -31,6 +34,9 @@ class Post:
     resources: Mapping[str, float]
 
 
+_LOG = logging.getLogger(__name__)
+_TELL_S = 5.0
+"""Time after which a user is told what is waited for: nodes may have to come, or others to end."""
 _ROOM_S = 1.0
 """Time that a cluster with room for a placement group takes at most, as a rule, to make it."""
 
@@ -41,12 +47,13 @@ def place(
     wait_s: float,
     noun: str,
     make_room: Callable[[], None] | None = None,
-) -> PlacementGroup:
-    """Take a bundle of resources for each, all or none.
+) -> Room:
+    """Take a bundle of resources for each, all or none: of the placement group that this is called
+    within, see `actors.groups.within`, or of a new one.
 
     Args:
         posts: of the actors that are to live there.
-        strategy: of the placement group.
+        strategy: of a new placement group.
         wait_s: how long to wait for the cluster to have the resources.
         noun: what one of them is called in errors.
         make_room: called if the resources are not there at once: it may give others back.
@@ -55,22 +62,28 @@ def place(
         PlacementError: the resources are not there in time.
     """
     needed = [dict(post.resources) for post in posts]
-    bundles: PlacementGroup = placement_group(needed, strategy=strategy)
+    given = within()
+    if given is not None:
+        return given.take(needed, wait_s, noun, make_room)
+    group = placement_group(needed, strategy=strategy)
     try:
-        ready = bundles.ready()
+        ready = group.ready()
         if make_room is not None and not ray.wait([ready], timeout=min(_ROOM_S, wait_s))[0]:
             make_room()
+        if wait_s > _TELL_S and not ray.wait([ready], timeout=_TELL_S)[0]:
+            what = f"{len(needed)} {noun}s' resources ({_missing(needed)})"
+            _LOG.warning("waiting up to %g s for %s", wait_s, what)
         ray.get(ready, timeout=wait_s)
     except BaseException as error:
-        remove_placement_group(bundles)
+        remove_placement_group(group)
         if isinstance(error, GetTimeoutError):
             raise PlacementError(_shortage(needed, noun, wait_s)) from None
         raise
-    return bundles
+    return Room(group, range(len(needed)), functools.partial(remove_placement_group, group))
 
 
-def start(post: Post, bundles: PlacementGroup, bundle: int) -> Any:
-    """Start one actor on a bundle of its own."""
+def start(post: Post, room: Room, at: int) -> Any:
+    """Start one actor on a bundle of its own, the one `at` that place among those of `room`."""
     needs = post.resources
     other = {name: amount for name, amount in needs.items() if name not in ("CPU", "GPU")}
     return post.actor.options(
@@ -78,12 +91,26 @@ def start(post: Post, bundles: PlacementGroup, bundle: int) -> Any:
         num_gpus=needs.get("GPU", 0),
         resources=other,
         scheduling_strategy=PlacementGroupSchedulingStrategy(
-            bundles, placement_group_bundle_index=bundle
+            room.group, placement_group_bundle_index=room.bundles[at]
         ),
     ).remote(*post.arguments)
 
 
 def _shortage(needs: Sequence[Mapping[str, float]], noun: str, wait_s: float) -> str:
+    largest: dict[str, float] = {}
+    for each in needs:
+        for name, amount in each.items():
+            largest[name] = max(largest.get(name, 0), amount)
+    return (
+        f"{len(needs)} {noun}s did not get their resources within {wait_s:g} s"
+        f" ({_missing(needs)}; one {noun} needs "
+        f"{', '.join(f'{amount:g} {name}' for name, amount in largest.items())} on one node): "
+        f"ask for fewer {noun}s or less for each, wait longer, or add nodes"
+    )
+
+
+def _missing(needs: Sequence[Mapping[str, float]]) -> str:
+    """Return what is needed in all, and what there is of it."""
     needed: dict[str, float] = {}
     for each in needs:
         for name, amount in each.items():
@@ -95,10 +122,4 @@ def _shortage(needs: Sequence[Mapping[str, float]], noun: str, wait_s: float) ->
         f"{free.get(name, 0):g} free"
         for name, amount in needed.items()
     ]
-    largest = {name: max(each.get(name, 0) for each in needs) for name in needed}
-    return (
-        f"{len(needs)} {noun}s did not get their resources within {wait_s:g} s"
-        f" ({'; '.join(lines)}; one {noun} needs "
-        f"{', '.join(f'{amount:g} {name}' for name, amount in largest.items())} on one node): "
-        f"ask for fewer {noun}s or less for each, wait longer, or add nodes"
-    )
+    return "; ".join(lines)

@@ -11,12 +11,14 @@ import ray
 from ray.util.placement_group import placement_group_table
 
 from actors.groups.warm import warm_actors
+from actors.groups.within import within
 from raylab.errors import ConfigError
 
-__all__ = ["connect", "resources_asked", "room", "stage_resources", "threads_of"]
+__all__ = ["connect", "patience_s", "resources_asked", "room", "stage_resources", "threads_of"]
 
 _started: set[str] = set()
 """Addresses of the local Rays that were started here: a second run shares their CPUs, too."""
+_OWN_WAIT_S, _CLUSTER_WAIT_S = 60.0, 1800.0
 
 
 def connect() -> bool:
@@ -82,10 +84,13 @@ def room(needs: Mapping[str, float]) -> int:
     """Return how many bundles of resources the cluster could give now, those aside that others wait
     for in a placement group; negative: how many they miss. A group that the whole cluster could
     not hold is not waited for. What warm actors hold can be given, and is given to those who wait.
+    A run within a placement group of others keeps to what it has: 0.
 
     Args:
         needs: of a bundle.
     """
+    if within() is not None:
+        return 0
     free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
     total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     warm = warm_actors()
@@ -104,6 +109,18 @@ def room(needs: Mapping[str, float]) -> int:
         if possible:
             free = {name: free.get(name, 0.0) - asked.get(name, 0.0) for name in free | asked}
     return min(math.floor(free.get(name, 0.0) / amount + 1e-6) for name, amount in needs.items())
+
+
+def patience_s(asked: float | None) -> float:
+    """Return how long to wait for resources, once Ray is there.
+
+    Args:
+        asked: by the user; None: a minute where Ray was started here, for no more will come; half
+            an hour on a cluster, where nodes may have to be started and others to end.
+    """
+    if asked is not None:
+        return asked
+    return _OWN_WAIT_S if _gcs_address() in _started else _CLUSTER_WAIT_S
 
 
 def threads_of(resources: Mapping[str, float]) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from actors.checkpoint_plan import CheckpointPlan
-from actors.groups.warm import warm_actors
+from actors.groups.within import within
 from raylab.algorithms.stage.settings import ScheduleFactory
 from raylab.drivers.averaging.check import check_fits
 from raylab.drivers.averaging.course import Course
@@ -28,7 +28,8 @@ from raylab.drivers.averaging.settings import (
     workers_of,
 )
 from raylab.drivers.batches import batches_of
-from raylab.drivers.cluster import connect, stage_resources
+from raylab.drivers.cluster import connect, patience_s, stage_resources
+from raylab.drivers.listener import OnRow, RowListener
 from raylab.drivers.result import Result
 from raylab.drivers.run_place import RunPlace
 from raylab.errors import ConfigError, ModelError
@@ -83,7 +84,9 @@ class AveragingTrainer:
         resources_per_worker: by Ray's names, e.g. {"CPU": 2, "GPU": 1}; with a GPU the worker
             computes on it, and averages go by NCCL instead of gloo. Default: one CPU, or a share of
             them where Ray is started for the run on a machine with fewer cores than workers.
-        wait_s: how long to wait for the resources of the fewest workers, in seconds.
+        wait_s: how long to wait for the resources of the fewest workers, in seconds. Default: 60
+            where Ray is started for the run, 1800 on a cluster, where nodes may have to come and
+            others to end.
         resize_s: seconds between two looks at whether there is room for more workers.
         timeout_s: after which an average that does not come counts as a lost link, in seconds.
         run_config: Ray Train's; `name`, `storage_path`, `storage_filesystem`,
@@ -118,7 +121,7 @@ class AveragingTrainer:
         checkpoint_minutes: float = 1.0,
         tensorboard: bool = False,
         resources_per_worker: Mapping[str, float] | None = None,
-        wait_s: float = 60.0,
+        wait_s: float | None = None,
         resize_s: float = 60.0,
         timeout_s: int = 600,
         run_config: RunConfig | None = None,
@@ -148,7 +151,7 @@ class AveragingTrainer:
         if not callable(loss_fn):
             raise ConfigError(f"loss_fn must be callable, but got {type(loss_fn).__name__}")
         for name, limit in (("wait_s", wait_s), ("resize_s", resize_s), ("timeout_s", timeout_s)):
-            if not limit > 0:
+            if limit is not None and not limit > 0:
                 raise ConfigError(f"{name} > 0 must hold, but got {limit}")
         for name, amount in (
             ("checkpoint_every", checkpoint_every),
@@ -179,6 +182,7 @@ class AveragingTrainer:
         progress: bool = True,
         resume: str | os.PathLike[str] | None = None,
         resume_step: int | None = None,
+        on_row: OnRow | None = None,
     ) -> Result:
         """Train.
 
@@ -196,6 +200,9 @@ class AveragingTrainer:
                 workers it ends as if it had not been interrupted, bit for bit. Other workers go on
                 from the mean of the replicas.
             resume_step: of an older checkpoint to go on from; those after it are deleted.
+            on_row: called with every row of metrics as it comes, in another thread; a True ends the
+                run within a few steps, the same for all workers, with the mean of their weights
+                and all its files, whose result.json has `stopped`: "asked".
 
         Raises:
             CheckpointError: a checkpoint is damaged or missing; the message names the file.
@@ -217,19 +224,18 @@ class AveragingTrainer:
             epochs=epochs,
             evaluate_every=evaluate_every,
             report_every=report_every,
+            listened=on_row is not None,
         )
         folder = self._place.folder(resume)
         own = connect()
-        if (warm := warm_actors()) is not None:
-            # Ray Train places its workers itself, and does not ask others to make room.
-            warm.clear()
         wait_s, resize_s, timeout_s = self._waits
         settings = self.settings
         plan = GroupPlan(
             least=settings.least,
-            most=settings.most,
+            # In a placement group of others there is no more room to come.
+            most=settings.most if within() is None else settings.least,
             resources=stage_resources(self._resources, settings.most, own=own)[0],
-            wait_s=wait_s,
+            wait_s=patience_s(wait_s),
             resize_s=resize_s,
             timeout_s=timeout_s,
             failures=self._place.most_failures,
@@ -246,6 +252,7 @@ class AveragingTrainer:
             plan,
             folder,
             self._described(epochs),
+            listener=RowListener(on_row),
             bar=bar,
             events=self._place.events(folder),
         ).carry_out(resumed=resume is not None, step=resume_step)
@@ -258,6 +265,7 @@ class AveragingTrainer:
         epochs: int,
         evaluate_every: int,
         report_every: int,
+        listened: bool = False,
     ) -> Course:
         """Return the run in one piece, checked as far as it can be without an actor.
 
@@ -267,6 +275,7 @@ class AveragingTrainer:
             epochs: how often to go through the batches.
             evaluate_every: epochs between two tests.
             report_every: local steps between two rows.
+            listened: whether somebody hears the rows, who may ask for the run's end.
 
         Raises:
             InputError: what was given does not fit together.
@@ -284,6 +293,7 @@ class AveragingTrainer:
             evaluate_every=evaluate_every,
             report_every=report_every,
             checkpoints=self._checkpoints,
+            listened=listened,
         )
         course.bound(self.settings.least)
         return course

@@ -21,7 +21,7 @@ from actors.server.server_group import ServerGroup
 from actors.server.server_runner import SUSPENDED
 from actors.server.staleness import Bound
 from actors.server.worker_actor import WorkerProgram
-from raylab.drivers.cluster import threads_of
+from raylab.drivers.cluster import patience_s, threads_of
 from raylab.drivers.recovery import Losses
 from raylab.drivers.run_view import RunView
 from raylab.drivers.server.asked import Asked, Means
@@ -194,7 +194,7 @@ class ServerRun:
             worker=needs,
             threads=threads_of(needs),
             seed=self._asked.seed,
-            wait_s=self._means.wait_s,
+            wait_s=patience_s(self._means.wait_s),
             wire=self._asked.wire,
             tags={"method": self._asked.method, "run": self._means.name},
         )
@@ -235,6 +235,7 @@ class ServerRun:
         servers = self._asked.servers
         saved, recut, server_keepings, keepings = checkpoints.begin(workers, servers)
         self.rows = [row for row in self.rows if saved is not None and row["step"] < saved.step]
+        before = len(self.rows)
         supplies = rules.supplies(workers)
         rules.settle(group.supply(supplies, rules.question), workers)
         view.ready()
@@ -273,7 +274,11 @@ class ServerRun:
             losses.bear(error, f"worker {worker} begins again with {how}", checkpoints.whence())
             return back
 
-        return group.run(company, watch, lost, lambda: self._elastic.differs(workers))
+        def ends() -> bool:
+            # A round begins with a row: from then on the server can be told.
+            return len(self.rows) > before and view.asked()
+
+        return group.run(company, watch, lost, lambda: self._elastic.differs(workers), ends)
 
     def _program(self, workers: int) -> ServerProgram:
         rules = self.rules
