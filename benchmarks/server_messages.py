@@ -73,7 +73,8 @@ class AddingServer:
 
     def __init__(self, load: Load) -> None:
         self._load = load
-        self._w = torch.zeros(load.dim, dtype=torch.float64)
+        self._w = np.zeros(load.dim)
+        self._places: Tensor | None = None
         self._count = 0
         self._began = self._ended = (0.0, 0.0)
 
@@ -86,23 +87,28 @@ class AddingServer:
         return ()
 
     def answer(self, worker: int) -> Tensors:  # noqa: ARG002
-        """Return w, which nobody writes to."""
-        return (self._w,)
+        """Return w; nobody writes to it while somebody has it."""
+        return (torch.from_numpy(self._w),)
 
     def apply(self, worker: int, message: Tensors, staleness: int) -> None:  # noqa: ARG002
-        """Add it to a new w, as the one before is on its way to somebody."""
+        """Add it to w, or to a new one, if the one before is on its way to somebody."""
+        if sys.getrefcount(self._w) > 2:
+            self._w = self._w.copy()
         if len(message) == 1:
-            self._w = torch.add(self._w, message[0], alpha=1e-3)  # type: ignore[arg-type]
+            self._w += message[0].numpy()  # type: ignore[union-attr]
         else:
             where, values = message
-            self._w = self._w.clone()
-            w, rows = self._w.numpy(), where.numpy()  # type: ignore[union-attr]
-            w[rows] += values.numpy()  # type: ignore[union-attr]
+            self._w[where.numpy().astype(np.intp)] += values.numpy()  # type: ignore[union-attr]
+        self._places = message[0] if len(message) == 2 else None
         self._count += 1
         if self._count == self._load.skipped:
             self._began = time.perf_counter(), time.process_time()
         elif self._count == self._load.messages:
             self._ended = time.perf_counter(), time.process_time()
+
+    def changed(self) -> Tensor | None:
+        """Return which coordinates the last message has changed; None: any."""
+        return self._places
 
     def certify(self, parts: Mapping[int, Certificate], answer: Tensors) -> dict[str, float]:  # noqa: ARG002
         """Return nothing."""

@@ -93,6 +93,9 @@ class CountingServer:
         self.sums[worker] = self.sums[worker] + vector
         self.applied.append((worker, int(number)))
 
+    def changed(self) -> None:
+        """Any coordinate may have changed."""
+
     def close_phase(self) -> None:
         self._phase += 1
 

@@ -45,7 +45,7 @@ class Errands:
         return answer.result()
 
     def begin(self) -> None:
-        """The loop runs from now on."""
+        """The loop runs, or will: what is asked from now on waits for it."""
         self._open = True
 
     def carry_out(self) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from actors.wires.device_copies import DeviceCopies, OnTheWay
 from actors.wires.mailbox import FeatureBox
 from actors.wires.messages import Message
@@ -39,7 +37,7 @@ class Prefetcher:
         if not message.tensors:
             return message
         self._fetch(0.0)
-        return replace(message, tensors=self._copies.finish(coming))
+        return message._replace(tensors=self._copies.finish(coming))
 
     def close(self) -> None:
         """Close the box."""

@@ -23,6 +23,8 @@ class Certification:
         """Of the certificate of now."""
         self.answer: Tensors = ()
         """What it is made at."""
+        self.at = 0
+        """Updates behind that, as the server's trail counts them."""
         self.good: int | None = None
         """The last one that was good."""
         self.last = False
@@ -45,10 +47,10 @@ class Certification:
         self.due_samples = samples + self._every_samples
         return True
 
-    def begin(self, workers: Iterable[int], answer: Tensors) -> None:
+    def begin(self, workers: Iterable[int], answer: Tensors, at: int) -> None:
         """Begin the next one, of these workers' samples."""
         self.number += 1
-        self.answer = answer
+        self.answer, self.at = answer, at
         self._awaited = set(workers)
         self._parts = {}
 

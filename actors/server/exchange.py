@@ -1,9 +1,9 @@
-"""What server and workers tell each other, as messages: a header of whole numbers, then tensors.
+"""What server and workers tell each other, as messages: whole numbers, and tensors.
 
-    push    header, tensors               worker k ── pushes ──▶ server
-    proof   header, names, values, tensors
-    reply   header, certificate's answer, opening, answer
-    news    header, answer                server ── answers ──▶ worker k
+    push    words, tensors                worker k ── pushes ──▶ server
+    proof   names, values, tensors
+    reply   words, certificate's answer, opening, answer
+    news    words, answer                 server ── answers ──▶ worker k
 
 No pickle. An answer goes whole, or as what has changed of it since the link's last one.
 """
@@ -11,15 +11,14 @@ No pickle. An answer goes whole, or as what has changed of it since the link's l
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from actors.errors import MailboxError
-from actors.server.changes import ChangesIn, ChangesOut, sent_tensors
+from actors.server.changes import ChangesIn, ChangesOut, Trail, sent_tensors
 from actors.server.messages import News, Proof, Push, Reply, Verdict
 from actors.server.protocols import Task
 from actors.units import Tensors
@@ -31,7 +30,8 @@ __all__ = ["SERVER", "Asked", "Part", "ServerSide", "WorkerSide", "server_links"
 SERVER = 0
 """Number of the server among the members of its group; worker k is member k + 1."""
 _VERDICTS: tuple[Verdict, ...] = ("none", "commit", "discard")
-_REPLY_WORDS = 18
+_WORD = 10
+"""Whole numbers of a reply without a task."""
 _MICRO = 1_000_000
 
 
@@ -49,7 +49,7 @@ def server_links(worker: int) -> list[Link]:
     ]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Asked:
     """A phase as a worker hears of it, see `actors.server.protocols.Phase`."""
 
@@ -74,45 +74,51 @@ class ServerSide:
     def __init__(self) -> None:
         self._changes = ChangesOut()
 
-    def packed(self, told: Reply | News) -> Message:
-        """Return the message that says this; messages must be sent in the order of packing."""
+    def packed(self, told: Reply | News, trail: Trail | None = None) -> Message:
+        """Return the message that says this; messages must be sent in the order of packing.
+
+        Args:
+            told: what to say.
+            trail: of the updates of what the answers are; None: answers go whole.
+        """
+        changes = self._changes
         if isinstance(told, News):
-            how, tensors = self._changes.pack(told.answer)
-            return Message(Kind.NEWS, told.version, (_words([told.era, how]), *tensors))
-        certificate, at = (-1, ()) if told.certify is None else told.certify
-        proving, certified = (0, ()) if told.certify is None else self._changes.pack(at)
+            how, tensors = changes.pack(told.answer, told.at, trail)
+            return Message(Kind.NEWS, told.version, tensors, words=(told.era, how))
+        certificate, proving = -1, 0
+        certified: Tensors = ()
+        if told.certify is not None:
+            certificate, proven, at = told.certify
+            proving, certified = changes.pack(proven, at, trail)
         opening = told.opening or ()
-        how, tensors = self._changes.pack(told.answer)
-        words = [
+        how, tensors = changes.pack(told.answer, told.at, trail)
+        words = (
             _VERDICTS.index(told.verdict),
-            int(told.rewind),
+            told.rewind,
             _or_less(told.good),
             _or_less(told.save),
             certificate,
             proving,
             told.era,
-            len(opening) if told.opening is not None else -1,
+            -1 if told.opening is None else len(opening),
             how,
-            int(told.over),
-        ]
-        index = 0
-        if told.task is not None:
-            index, phase, name = told.task.number, told.task.phase, told.task.phase.kind.encode()
-            words += [
-                1,
-                phase.number,
-                int(phase.gather),
-                _or_less(phase.messages),
-                phase.pieces,
-                told.task.version,
-                told.task.number,
-                len(name),
-                *name,
-            ]
-        else:
-            words += [0] * (_REPLY_WORDS - len(words))
-        kind = Kind.REPLY if told.task is not None else Kind.WORD
-        return Message(kind, index, (_words(words), *certified, *opening, *tensors))
+            told.over,
+        )
+        if certified or opening:
+            tensors = (*certified, *opening, *tensors)
+        task = told.task
+        if task is None:
+            return Message(Kind.WORD, 0, tensors, words=words)
+        phase = task.phase
+        asked = (
+            phase.number,
+            phase.gather,
+            _or_less(phase.messages),
+            phase.pieces,
+            task.version,
+            *phase.kind.encode(),
+        )
+        return Message(Kind.REPLY, task.number, tensors, words=words + asked)
 
     def unpacked(self, message: Message) -> Push | Proof:
         """Return what a worker has told.
@@ -120,23 +126,22 @@ class ServerSide:
         Raises:
             MailboxError: it is not a worker's message.
         """
-        header, *rest = message.tensors
-        words = _read(header)
         if message.kind is Kind.PUSH:
-            era, phase, samples, waited = words
+            era, phase, samples, waited = message.words
             return Push(
                 era=era,
                 phase=phase,
                 number=message.index,
-                tensors=tuple(rest),
+                tensors=message.tensors,
                 samples=samples,
                 waited_s=waited / _MICRO,
             )
         if message.kind is not Kind.PROOF:
             raise MailboxError(f"a server takes pushes and proofs, but got a {message.kind.name}")
-        names = json.loads(bytes(_there(rest[0]).tolist()))
-        values = dict(zip(names[0], _there(rest[1]).tolist(), strict=True))
-        tensors = dict(zip(names[1], (_there(each) for each in rest[2:]), strict=True))
+        listed, figures, *rest = (_there(each) for each in message.tensors)
+        names = json.loads(bytes(listed.tolist()))
+        values = dict(zip(names[0], figures.tolist(), strict=True))
+        tensors = dict(zip(names[1], rest, strict=True))
         return Proof(number=message.index, certificate=Part(values=values, tensors=tensors))
 
 
@@ -149,12 +154,11 @@ class WorkerSide:
     def packed(self, told: Push | Proof) -> Message:
         """Return the message that says this."""
         if isinstance(told, Push):
-            words = [told.era, told.phase, told.samples, round(_MICRO * told.waited_s)]
-            return Message(Kind.PUSH, told.number, (_words(words), *told.tensors))
+            words = (told.era, told.phase, told.samples, round(_MICRO * told.waited_s))
+            return Message(Kind.PUSH, told.number, told.tensors, words=words)
         part = told.certificate
         names = json.dumps([list(part.values), list(part.tensors)]).encode()
         tensors = (
-            _words([]),
             torch.frombuffer(bytearray(names), dtype=torch.uint8),
             torch.tensor(list(part.values.values()), dtype=torch.float64),
             *part.tensors.values(),
@@ -167,37 +171,33 @@ class WorkerSide:
         Raises:
             MailboxError: it is not a server's message.
         """
-        header, *rest = message.tensors
-        words = _read(header)
+        words = message.words
         if message.kind is Kind.NEWS:
             era, how = words
-            answer = self._changes.unpack(how, tuple(rest))
+            answer = self._changes.unpack(how, message.tensors)
             return News(era=era, version=message.index, answer=answer)
         if message.kind not in (Kind.REPLY, Kind.WORD):
             raise MailboxError(f"a worker takes replies and news, but got a {message.kind.name}")
-        verdict, rewind, good, save, certificate, proving, era, opening, how, over, has = words[:11]
-        sent = iter(rest)
-
-        def some(count: int) -> Tensors:
-            return tuple(next(sent) for _ in range(count))
-
-        certify = None
+        verdict, rewind, good, save, certificate, proving, era, opening, how, over = words[:_WORD]
+        sent = message.tensors
+        certify = opened = task = None
         if certificate >= 0:
-            there = some(sent_tensors(proving))
-            certify = (certificate, self._changes.unpack(proving, there))
-        opened = some(opening) if opening >= 0 else None
-        answer = self._changes.unpack(how, some(sent_tensors(how)))
-        task = None
-        if has:
-            number, gather, messages, pieces, version, index, length = words[11:_REPLY_WORDS]
+            count = sent_tensors(proving)
+            certify = (certificate, self._changes.unpack(proving, sent[:count], keep=True), 0)
+            sent = sent[count:]
+        if opening >= 0:
+            opened, sent = sent[:opening], sent[opening:]
+        answer = self._changes.unpack(how, sent)
+        if message.kind is Kind.REPLY:
+            number, gather, messages, pieces, version, *kind = words[_WORD:]
             phase = Asked(
                 number=number,
-                kind=bytes(words[_REPLY_WORDS : _REPLY_WORDS + length]).decode(),
+                kind=bytes(kind).decode(),
                 gather=bool(gather),
                 messages=_or_none(messages),
                 pieces=pieces,
             )
-            task = Task(phase=phase, number=index, version=version)
+            task = Task(phase=phase, number=message.index, version=version)
         return Reply(
             verdict=_VERDICTS[verdict],
             rewind=bool(rewind),
@@ -212,18 +212,9 @@ class WorkerSide:
         )
 
 
-def _words(words: Sequence[int]) -> Tensor:
-    return torch.from_numpy(np.array(words, dtype=np.int64))
-
-
-def _read(header: Tensor | None) -> list[int]:
-    found: list[int] = _there(header).tolist()
-    return found
-
-
 def _there(tensor: Tensor | None) -> Tensor:
     if tensor is None:
-        raise MailboxError("a message between server and worker lacks its header")
+        raise MailboxError("a message between server and worker lacks one of its tensors")
     return tensor
 
 

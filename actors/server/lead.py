@@ -138,6 +138,10 @@ class Lead:
         self._write(Call.APPLY, worker, self._applied[worker], staleness)
         self.rule.apply(worker, message, staleness)
 
+    def changed(self) -> Tensor | None:
+        """Return which coordinates of this slice the last message has changed; None: any."""
+        return self.rule.changed()
+
     def close_phase(self) -> None:
         """End the phase of now."""
         self._write(Call.CLOSE_PHASE)

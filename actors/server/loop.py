@@ -18,6 +18,7 @@ from typing import Any
 
 from actors.errors import MechanismError
 from actors.server.certification import Certification
+from actors.server.changes import Trail
 from actors.server.messages import News, Order, Proof, Push, Reply, Verdict
 from actors.server.protocols import ServerRule, Task
 from actors.server.staleness import Bound, StalenessCounts
@@ -98,6 +99,8 @@ class ServerLoop:
         self.final: Tensors | None = None
         """The answer that the run ends with, once every worker has been told that it is over."""
         self.rows: list[dict[str, Any]] = []
+        self.trail = Trail()
+        """Of what the answers' vector is changed by."""
         self._seats: dict[int, _Seat] = {}
         self._numbers: dict[int, int] = {}
         """Of the next tasks of workers that have no seat."""
@@ -152,6 +155,7 @@ class ServerLoop:
         seat.number += 1
         seat.pending.clear()
         self.rule.take_back(worker, step)
+        self.trail.add(None)
         if self._certification.awaits(worker):
             seat.pending.add("certify")
         if self._unsaved:
@@ -181,6 +185,7 @@ class ServerLoop:
         if not self.idle:
             raise MechanismError("workers may change only while nothing is under way")
         self._paused = False
+        self.trail.add(None)
         self._certification.give_up()
         if self._unsaved:
             self._unsaved.clear()
@@ -208,9 +213,10 @@ class ServerLoop:
                 f"worker {worker} sent message {push.number}, but {seat.number} was expected"
             )
         seat.busy = False
-        if push.era != self.era or push.phase != self.rule.phase().number:
+        phase = self.rule.phase()
+        if push.era != self.era or push.phase != phase.number:
             return self._discard(worker) + self._release()
-        if not self.rule.phase().gather and self.bound.refuses(self.version - seat.version):
+        if not phase.gather and self.bound.refuses(self.version - seat.version):
             self.refused += 1
             return self._discard(worker) + self._release()
         seat.held = push
@@ -285,25 +291,26 @@ class ServerLoop:
     def _release(self) -> list[Order]:
         """Apply what is held and may be applied now."""
         orders: list[Order] = []
+        seats = self._seats
         while True:
-            phase = self.rule.phase()
-            held = sorted(w for w, seat in self._seats.items() if seat.held is not None)
+            held = [worker for worker, seat in seats.items() if seat.held is not None]
             if not held:
                 break
-            if phase.gather:
-                if len(held) < len(self._seats):
+            held.sort()
+            if self.rule.phase().gather:
+                if len(held) < len(seats):
                     break
                 orders += self._round(held)
                 continue
             ready = [worker for worker in held if self._in_time(worker)]
             if not ready:
                 break
-            orders += self._apply_one(min(ready, key=lambda w: (self._seats[w].version, w)))
-        if held and not self._going and not any(seat.busy for seat in self._seats.values()):
+            orders += self._apply_one(min(ready, key=lambda w: (seats[w].version, w)))
+        if held and not self._going and not any(seat.busy for seat in seats.values()):
             # A round that will not become whole, as no more tasks are given out.
             for worker in held:
                 orders += self._discard(worker)
-        return orders + self._finish()
+        return orders + self._finish() if self.ended_by else orders
 
     def _discard(self, worker: int) -> list[Order]:
         """Tell a worker that its push will never be applied."""
@@ -314,6 +321,8 @@ class ServerLoop:
 
     def _in_time(self, worker: int) -> bool:
         """Tell whether every other message can still be applied in time after this one."""
+        if not self.bound.waits:
+            return True
         return self.bound.in_time(
             self.version,
             (
@@ -335,8 +344,10 @@ class ServerLoop:
         staleness = self.version - seat.version
         self._staleness.add(staleness)
         self._apply(worker, staleness)
-        self._count_update()
-        orders = [self._reply(worker, "commit"), *self._discard_of_old_phases()]
+        over = self._count_update()
+        orders = [self._reply(worker, "commit")]
+        if over:
+            orders += self._discard_of_old_phases()
         if self._broadcast_every and self.version % self._broadcast_every == 0:
             orders += self._news(besides=worker)
         return orders
@@ -347,13 +358,15 @@ class ServerLoop:
         if push is None:
             raise MechanismError(f"nothing of worker {worker} is held")
         self.rule.apply(worker, push.tensors, staleness)
+        self.trail.add(self.rule.changed())
         if self._on_applied is not None:
             self._on_applied(worker, push.number, staleness)
         seat.number += 1
         self.messages += 1
         self.samples += push.samples
 
-    def _count_update(self) -> None:
+    def _count_update(self) -> bool:
+        """Count one more; tell whether the phase is over with it."""
         self.version += 1
         self._in_phase += 1
         if self.ends.samples is not None and self.samples >= self.ends.samples:
@@ -363,9 +376,12 @@ class ServerLoop:
         if not self.ended_by and self._certification.due(self.samples):
             self._ask_for_certificate()
         phase = self.rule.phase()
-        if phase.messages is not None and self._in_phase >= phase.messages:
-            self.rule.close_phase()
-            self._in_phase = 0
+        if phase.messages is None or self._in_phase < phase.messages:
+            return False
+        self.rule.close_phase()
+        self.trail.add(None)
+        self._in_phase = 0
+        return True
 
     def _discard_of_old_phases(self) -> list[Order]:
         """Let go of what waits for its application although its phase is over."""
@@ -390,7 +406,8 @@ class ServerLoop:
             self._unsaved.discard(worker)
         certify = None
         if "certify" in seat.pending:
-            certify = (self._certification.number, self._certification.answer)
+            now = self._certification
+            certify = (now.number, now.answer, now.at)
             self.rule.mark(worker, self._certification.number)
         opening = None
         if going and seat.phase != phase.number:
@@ -407,6 +424,7 @@ class ServerLoop:
             task=Task(phase=phase, number=seat.number, version=self.version) if going else None,
             answer=self.rule.answer(worker) if going else (),
             over=self.final is not None,
+            at=self.trail.at,
         )
         seat.pending.clear()
         return Order(worker=worker, message=reply)
@@ -415,7 +433,12 @@ class ServerLoop:
         return [
             Order(
                 worker=worker,
-                message=News(era=self.era, version=self.version, answer=self.rule.answer(worker)),
+                message=News(
+                    era=self.era,
+                    version=self.version,
+                    answer=self.rule.answer(worker),
+                    at=self.trail.at,
+                ),
             )
             for worker, seat in sorted(self._seats.items())
             if worker != besides and seat.busy
@@ -424,7 +447,7 @@ class ServerLoop:
     # ----------------------------------------------------------------- certificates
 
     def _ask_for_certificate(self) -> None:
-        self._certification.begin(self._seats, self.rule.answer(-1))
+        self._certification.begin(self._seats, self.rule.answer(-1), self.trail.at)
         for seat in self._seats.values():
             seat.pending.add("certify")
 
@@ -448,6 +471,7 @@ class ServerLoop:
         self.era += 1
         phase = self.rule.phase().number
         self.rule.rewind(self._certification.good)
+        self.trail.add(None)
         if self.rule.phase().number != phase:
             self._in_phase = 0
         orders = []
@@ -455,6 +479,7 @@ class ServerLoop:
             if seat.away:
                 # The process that will come has no marks, only what was kept.
                 self.rule.take_back(worker, seat.step)
+                self.trail.add(None)
                 continue
             seat.pending.add("rewind")
             if seat.held is not None:

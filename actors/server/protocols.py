@@ -56,7 +56,7 @@ class Phase(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Task:
     """One piece of work for one worker.
 
@@ -103,6 +103,13 @@ class ServerRule(Protocol):
 
     def apply(self, worker: int, message: Tensors, staleness: int) -> None:
         """Apply one message, computed at a w that was `staleness` updates old."""
+        ...
+
+    def changed(self) -> Tensor | None:
+        """Return which coordinates of the answer's first tensor, a vector, the last `apply` may
+        have changed: whole numbers, which nobody will write to; None: any. What changes in another
+        way than by `apply` is not asked for.
+        """
         ...
 
     def close_phase(self) -> None:
@@ -169,7 +176,9 @@ class WorkerRule(Protocol):
         ...
 
     def work(self, task: Task, answer: Tensors, piece: int) -> None:
-        """Compute one of the phase's pieces of a message at the w of `answer`."""
+        """Compute one of the phase's pieces of a message at the w of `answer`, which is written to
+        when the next answer comes.
+        """
         ...
 
     def message(self) -> Tensors:

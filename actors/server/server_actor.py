@@ -100,9 +100,17 @@ class ServerMember(Member):
         torch.set_num_threads(self._threads)
         self._runner = None
         self._rule = rule()
+        # What is asked before the loop runs waits for it.
+        self._errands.begin()
 
     def run(self, program: ServerProgram, keeping: Keeping | None) -> str:
         """Run to the end, or until `stop`; return why the run has ended."""
+        try:
+            return self._run(program, keeping)
+        finally:
+            self._errands.end()
+
+    def _run(self, program: ServerProgram, keeping: Keeping | None) -> str:
         if self._rule is None:
             raise MechanismError("the server has no rule yet: call load first")
         part = None if keeping is None or keeping.resume is None else keeping.resume()
@@ -124,7 +132,6 @@ class ServerMember(Member):
             runner.start(seats, part, program.adopt, program.late)
             self._metrics.begin(runner)
             self._runner = runner
-            self._errands.begin()
             while not runner.finished and not self._stop.is_set():
                 runner.advance(_PATIENCE_S)
                 self._errands.carry_out()
@@ -133,7 +140,6 @@ class ServerMember(Member):
             if writer is not None:
                 writer.settle()
         finally:
-            self._errands.end()
             if writer is not None:
                 writer.close()
         return loop.ended_by

@@ -158,10 +158,10 @@ class ServerRunner:
         moved = False
         for worker, seat in list(self._seats.items()):
             # What has no socket has rung, or is asked every time.
-            if ("in", worker) in ready or not seat.inbox.sockets:
+            if ("in", worker) in ready or not seat.polled:
                 moved |= self._hear(worker, seat)
-            if worker in self._seats and seat.waiting:
-                moved |= seat.send(self._bell, worker)
+            if seat.waiting and worker in self._seats:
+                moved |= seat.send(self.loop.trail, self._bell, worker)
         if self._shards is not None:
             moved |= self._hear_shards(self._shards, ready)
         self._keep()
@@ -204,25 +204,27 @@ class ServerRunner:
         self._bell.watch(("in", worker), seat.inbox.sockets)
 
     def _hear(self, worker: int, seat: Seat) -> bool:
-        moved = False
+        """Take one message: what is behind it keeps the poller awake."""
         try:
-            while (message := seat.inbox.take()) is not None:
-                moved = True
-                heard = seat.side.unpacked(message)
-                if isinstance(heard, Push):
-                    # It answers the reply with its task.
-                    seat.outbox.answered()
-                    seat.waited_s = heard.waited_s
-                if self._shards is None:
-                    self._take(worker, heard)
-                else:
-                    self._shards.lead.heard(worker, heard)
-            seat.inbox.check()
+            message = seat.inbox.take(ahead=False)
+            if message is None:
+                seat.inbox.check()
+                return False
+            heard = seat.side.unpacked(message)
+            if isinstance(heard, Push):
+                # It answers the reply with its task.
+                seat.outbox.answered()
+                seat.waited_s = heard.waited_s
+            if self._shards is None:
+                self._take(worker, heard)
+            else:
+                self._shards.lead.heard(worker, heard)
         except LinkError as error:
             self._leave(worker)
             if self.loop.final is None:
                 self.cut.append((worker, str(error)))
-        return moved
+            return False
+        return True
 
     def _hear_shards(self, shards: ShardLinks, ready: set[tuple[str, int]]) -> bool:
         """Take what has come whole, from workers to all shards."""
@@ -233,11 +235,11 @@ class ServerRunner:
         return moved
 
     def _take(self, worker: int, heard: Push | Proof) -> None:
-        kind = "push" if isinstance(heard, Push) else "proof"
-        with told(_WHO, f"{kind} {heard.number} of worker {worker}"):
-            if isinstance(heard, Push):
+        if isinstance(heard, Push):
+            with told(_WHO, "push {} of worker {}", heard.number, worker):
                 orders = self.loop.arrived(worker, heard)
-            else:
+        else:
+            with told(_WHO, "proof {} of worker {}", heard.number, worker):
                 orders = self.loop.proved(worker, heard)
         self._order(orders)
 
@@ -261,8 +263,9 @@ class ServerRunner:
                 seat.replies.append(order.message)
             else:
                 seat.news = order.message
-            seat.send(self._bell, order.worker)
-        self._report()
+            seat.send(self.loop.trail, self._bell, order.worker)
+        if self.loop.rows:
+            self._report()
 
     def _report(self) -> None:
         rows, self.loop.rows = self.loop.rows, []

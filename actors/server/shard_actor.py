@@ -48,11 +48,21 @@ class ShardMember(Member):
         torch.set_num_threads(self._threads)
         self._runner = None
         self._rule = rule()
+        # What is asked before the loop runs waits for it.
+        self._errands.begin()
 
     def run(
         self, workers: tuple[int, ...], adopt: Callable[[Any], None] | None, keeping: Keeping | None
     ) -> None:
         """Follow the first server to the end, or until `stop`."""
+        try:
+            self._run(workers, adopt, keeping)
+        finally:
+            self._errands.end()
+
+    def _run(
+        self, workers: tuple[int, ...], adopt: Callable[[Any], None] | None, keeping: Keeping | None
+    ) -> None:
         if self._rule is None:
             raise MechanismError(f"{self._title} has no rule yet: call load first")
         part = None if keeping is None or keeping.resume is None else keeping.resume()
@@ -78,7 +88,6 @@ class ShardMember(Member):
             for worker in workers:
                 runner.join(worker, self._seat(worker))
             self._runner = runner
-            self._errands.begin()
             try:
                 while not runner.finished and not self._stop.is_set():
                     runner.advance(_PATIENCE_S)
@@ -92,7 +101,6 @@ class ShardMember(Member):
             if writer is not None:
                 writer.settle()
         finally:
-            self._errands.end()
             if writer is not None:
                 writer.close()
 

@@ -68,7 +68,7 @@ class ShardLinks:
         """Send the log, if every shard has room for a piece of it; else it goes with the next."""
         if not self.lead.log:
             return
-        if not all(outbox.free for _, outbox in self._boxes):
+        if not all(outbox.has_room() for _, outbox in self._boxes):
             for shard, (_, outbox) in enumerate(self._boxes):
                 self._bell.watch(("log", shard), outbox.sockets)
             return

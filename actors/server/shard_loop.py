@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from actors.errors import MechanismError
+from actors.server.changes import Trail
 from actors.server.messages import Proof, Push
 from actors.server.shard_log import Ack, Call, Entry, SliceRule
 from actors.units import Tensors
@@ -23,6 +24,7 @@ class Told:
         worker: that is told.
         serial: number of the answer that this is a slice of.
         snapshot: whether it is what a certificate is made at.
+        at: updates behind it, as `ShardLoop.trail` counts them.
         tensors: slice of the answer, and those of the opening that goes with it.
         needed: whether the worker will wait for it; if not, a newer one may take its place.
     """
@@ -32,6 +34,7 @@ class Told:
     tensors: Tensors
     needed: bool
     snapshot: bool = False
+    at: int = 0
 
 
 class ShardLoop:
@@ -48,6 +51,8 @@ class ShardLoop:
         self.rule = rule
         self.over = False
         """Whether the run is over."""
+        self.trail = Trail()
+        """Of what the answers are."""
         self.acks: list[Entry] = []
         """What the first server has not been told."""
         self.measured: list[tuple[int, dict[str, float]]] = []
@@ -56,7 +61,7 @@ class ShardLoop:
         self._pushes: dict[int, Push] = {}
         self._proofs: dict[int, Proof] = {}
         self._serial = 0
-        self._snapshot: tuple[int, Tensors] = (0, ())
+        self._snapshot: tuple[int, Tensors, int] = (0, (), 0)
         self._opening: Tensors = ()
         self._coming: Counter[int] = Counter()
         """Processes of each worker that are there, and that the log has not come to."""
@@ -95,20 +100,22 @@ class ShardLoop:
             opening, self._opening = self._opening, ()
             slices = (*self._slice(a), *opening)
             needed = what == Call.ANSWER
-            return Told(worker=a, serial=self._serial, tensors=slices, needed=needed)
+            at = self.trail.at
+            return Told(worker=a, serial=self._serial, tensors=slices, needed=needed, at=at)
         if what == Call.APPLY:
             self._apply(a, b, c)
         elif what == Call.CLOSE_PHASE:
             rule.close_phase()
+            self.trail.add(None)
         elif what == Call.OPENING:
             self._opening = rule.opening()
         elif what == Call.SNAPSHOT:
             slices = self._slice(-1)
-            self._snapshot = (self._serial, slices)
+            self._snapshot = (self._serial, slices, self.trail.at)
         elif what == Call.MARK:
             rule.mark(a, b)
-            serial, slices = self._snapshot
-            return Told(worker=a, serial=serial, tensors=slices, needed=True, snapshot=True)
+            serial, slices, at = self._snapshot
+            return Told(worker=a, serial=serial, tensors=slices, needed=True, snapshot=True, at=at)
         elif what == Call.MEASURE:
             parts = {worker: proof.certificate for worker, proof in self._proofs.items()}
             self.measured.append((a, rule.measure(parts, self._snapshot[1])))
@@ -116,10 +123,12 @@ class ShardLoop:
             rule.accept()
         elif what == Call.REWIND:
             rule.rewind(a if a >= 0 else None)
+            self.trail.add(None)
         elif what == Call.KEPT:
             rule.kept(a, b)
         elif what == Call.TAKE_BACK:
             rule.take_back(a, b if b >= 0 else None)
+            self.trail.add(None)
         elif what == Call.SAVE:
             if self._save is not None:
                 self._save(a, rule.save())
@@ -142,6 +151,7 @@ class ShardLoop:
                 f"{'none' if push is None else push.number} is there"
             )
         self.rule.apply(worker, push.tensors, staleness)
+        self.trail.add(self.rule.changed())
 
     def _join(self, worker: int) -> None:
         # A proof of the process before stays: if the first server has not handed it in, another

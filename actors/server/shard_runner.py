@@ -105,7 +105,7 @@ class ShardRunner:
             moved |= self._follow()
         for worker, seat in self._seats.items():
             if seat.waiting:
-                moved |= seat.send(self._bell, worker)
+                moved |= seat.send(self.loop.trail, self._bell, worker)
         return self._acknowledge() or moved
 
     def settle(self, timeout_s: float) -> None:
@@ -132,7 +132,7 @@ class ShardRunner:
         moved = False
         while (message := self._log.take()) is not None:
             moved = True
-            with told(self._who, "following the first server"):
+            with told(self._who, "what the first server has told"):
                 found = self.loop.follow(entries_of(message))
             for each in found:
                 self._tell(each)
@@ -144,23 +144,25 @@ class ShardRunner:
         seat = self._seats.get(told_.worker)
         if seat is None:
             return
-        news = News(era=int(told_.snapshot), version=told_.serial, answer=told_.tensors)
+        news = News(
+            era=int(told_.snapshot), version=told_.serial, answer=told_.tensors, at=told_.at
+        )
         if told_.needed:
             seat.news = None
             seat.replies.append(news)
         else:
             seat.news = news
-        seat.send(self._bell, told_.worker)
+        seat.send(self.loop.trail, self._bell, told_.worker)
 
     def _acknowledge(self) -> bool:
         """Tell the first server what has come, and what was measured, as far as there is room."""
         loop, moved = self.loop, False
-        while loop.measured and self._acks.free:
+        while loop.measured and self._acks.has_room():
             number, sums = loop.measured.pop(0)
             part = Part(values={**sums, BYTES: float(self.carried_bytes)}, tensors={})
             self._acks.put(self._side.packed(Proof(number=number, certificate=part)))
             moved = True
-        if loop.acks and self._acks.free:
+        if loop.acks and self._acks.has_room():
             self._acks.put(message_of(Kind.ACKS, loop.acks))
             loop.acks = []
             moved = True

@@ -64,7 +64,10 @@ class Slices:
         """
         if not isinstance(told, News):
             raise MailboxError("a shard that is not the first tells slices only")
-        self._there[shard][bool(told.era), told.version] = told.answer
+        vector, *opening = told.answer
+        # The next one of this shard may come as changes, which are written to this.
+        kept = None if vector is None else vector.clone()
+        self._there[shard][bool(told.era), told.version] = (kept, *opening)
 
     def lacking(self, told: Reply | News) -> int | None:
         """Return the first shard, from 0, of which a slice has not come; None: they all have."""
@@ -87,7 +90,8 @@ class Slices:
             return found
         certify = told.certify
         if certify is not None:
-            certify = (certify[0], self._joined(certify[1], _key(certify[1], snapshot=True)))
+            number, answer, at = certify
+            certify = (number, self._joined(answer, _key(answer, snapshot=True)), at)
         if not told.answer:
             return replace(told, certify=certify)
         key, opening = _key(told.answer), told.opening

@@ -33,6 +33,11 @@ class Bound:
         """Tell whether a message is to be computed anew."""
         return self.updates is not None and self.late == "refresh" and staleness > self.updates
 
+    @property
+    def waits(self) -> bool:
+        """Whether messages are held for the sake of others."""
+        return self.updates is not None and self.late == "wait"
+
     def in_time(self, version: int, under_way: Iterable[int]) -> bool:
         """Tell whether the others can still be applied in time after one more update.
 
@@ -40,9 +45,10 @@ class Bound:
             version: t, updates so far.
             under_way: the versions of the other messages that are computed or held.
         """
-        if self.updates is None or self.late != "wait":
+        most = self.updates
+        if most is None or self.late != "wait":
             return True
-        return all(version + 1 + i - v <= self.updates for i, v in enumerate(sorted(under_way)))
+        return all(version + 1 + i - v <= most for i, v in enumerate(sorted(under_way)))
 
 
 class StalenessCounts:

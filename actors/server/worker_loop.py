@@ -50,7 +50,7 @@ class WorkerLoop:
             self._save(reply.save, self.rule.save())
         proof = None
         if reply.certify is not None:
-            number, answer = reply.certify
+            number, answer, _ = reply.certify
             self.rule.mark(number, reply.good)
             proof = Proof(number=number, certificate=self.rule.certify(answer))
         if reply.task is not None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Protocol
 
 from actors.groups.story import told
@@ -113,7 +112,7 @@ class WorkerRunner:
         """
         if self._outgoing:
             outbox, message = self._outgoing[0]
-            if not outbox.ready(timeout_s):
+            if not (outbox.has_room() or outbox.ready(timeout_s)):
                 return False
             self._outgoing.popleft()
             outbox.put(message)
@@ -123,7 +122,8 @@ class WorkerRunner:
             moved = self._listen(timeout_s)
             self.waited_s += time.perf_counter() - started
             return moved
-        while self._listen(0.0):
+        # What a reply has brought is new; between the pieces of a message newer may come.
+        while self._piece and self._listen(0.0):
             pass
         self._compute()
         return True
@@ -134,7 +134,7 @@ class WorkerRunner:
         A reply waits for its slices. News do not make anybody wait.
         """
         if not isinstance(self._incomplete, Reply):
-            message = self._inbox.take(timeout_s)
+            message = self._inbox.take(timeout_s, ahead=False)
             if message is not None:
                 self._incomplete = self._side.unpacked(message)
                 self._hear_whole(self._incomplete)
@@ -145,7 +145,7 @@ class WorkerRunner:
         if heard is None or slices is None or shard is None:
             return False
         inbox, _, side = self._shards[shard]
-        message = inbox.take(timeout_s)
+        message = inbox.take(timeout_s, ahead=False)
         if message is None:
             return False
         slices.heard(shard, side.unpacked(message))
@@ -166,7 +166,7 @@ class WorkerRunner:
             for outbox in (self._outbox, *(each for _, each, _ in self._shards)):
                 outbox.answered()
         number = 0 if heard.task is None else heard.task.number
-        with told(self._who, f"the reply before message {number}"):
+        with told(self._who, "the reply before message {}", number):
             proof = self.loop.replied(heard)
         self._number = number
         if proof is not None:
@@ -187,7 +187,7 @@ class WorkerRunner:
         rule, first = self.loop.rule, not self._piece
         before = 0 if first else rule.samples()
         started = time.perf_counter()
-        with told(self._who, f"the computation of message {self._number}"):
+        with told(self._who, "the computation of message {}", self._number):
             push = self.loop.compute()
         took_s = time.perf_counter() - started
         self._piece = 0 if push is not None else self._piece + 1
@@ -205,5 +205,5 @@ class WorkerRunner:
             self._nap(pause_s)
         if push is not None:
             self.messages += 1
-            push = replace(push, waited_s=self.waited_s)
+            push.waited_s = self.waited_s
             self._say(push)

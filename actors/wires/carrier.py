@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -28,8 +27,7 @@ __all__ = ["Arrival", "CarrierKind", "TensorCarrier", "TensorSpec", "flat_bytes"
 CarrierKind = Literal["inline", "distributed", "ipc"]
 
 
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
+class TensorSpec(NamedTuple):
     """What a header tells of one tensor.
 
     Args:
@@ -45,7 +43,8 @@ class TensorSpec:
     @property
     def bytes(self) -> int:
         """The size of its elements."""
-        return math.prod(self.shape) * self.dtype.itemsize
+        shape = self.shape
+        return (shape[0] if len(shape) == 1 else math.prod(shape)) * self.dtype.itemsize
 
 
 class Arrival(Protocol):

@@ -19,7 +19,6 @@ sequence numbers, as soon as their header is there, and lets go of them when the
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -29,7 +28,7 @@ from typing import Any, Protocol
 from typing_extensions import Buffer
 
 from actors.errors import MailboxError
-from actors.wires.carrier import Arrival, TensorCarrier
+from actors.wires.carrier import TensorCarrier
 from actors.wires.frames import Envelope, encode, unpack
 from actors.wires.inline_carrier import INLINE
 from actors.wires.messages import ANSWERED, Message, size_bytes
@@ -138,7 +137,9 @@ class Outbox:
         self._carrier = carrier
         self._credits = capacity
         self._sequence = 0
-        self._sizes: deque[int] = deque(maxlen=capacity)
+        self._sizes: deque[int] = deque()
+        """Of the messages that are not yet taken, and what they are together."""
+        self._under_way = 0
 
     def ready(self, timeout_s: float = 0.0) -> bool:
         """Tell whether a message may be put, waiting up to `timeout_s` for a credit."""
@@ -161,15 +162,15 @@ class Outbox:
         self._end.send(encode(self._sequence, message, self._carrier))
         self._sequence += 1
         self._credits -= 1
+        size = size_bytes(message)
+        self._sizes.append(size)
+        self._under_way += size
         figures = self.statistics
         figures.messages += 1
-        size = size_bytes(message)
         figures.bytes += size
-        figures.depth = self.capacity - self._credits
-        figures.peak_depth = max(figures.peak_depth, figures.depth)
-        self._sizes.append(size)
-        under_way = itertools.islice(reversed(self._sizes), figures.depth)
-        figures.peak_bytes = max(figures.peak_bytes, sum(under_way))
+        figures.depth = depth = self.capacity - self._credits
+        figures.peak_depth = max(figures.peak_depth, depth)
+        figures.peak_bytes = max(figures.peak_bytes, self._under_way)
 
     def answered(self) -> None:
         """The answer to a message has come, so that it was taken.
@@ -179,11 +180,14 @@ class Outbox:
         """
         self._got_back(1)
 
-    @property
-    def free(self) -> int:
-        """How many messages may be put now."""
-        self._collect(0.0)
-        return self._credits
+    def has_room(self, count: int = 1) -> bool:
+        """Tell whether so many messages may be put, asking for credits only if that is not known.
+
+        Unlike `ready`, it leaves credits where they are that nobody needs yet.
+        """
+        if self._credits < count:
+            self._collect(0.0)
+        return self._credits >= count
 
     @property
     def sockets(self) -> Sequence[Any]:
@@ -206,9 +210,13 @@ class Outbox:
         self._got_back(self._end.credits(timeout_s))
 
     def _got_back(self, back: int) -> None:
+        if not back:
+            return
         self._credits += back
         if self._credits > self.capacity:
             raise MailboxError(f"{self.name} got more credits back than it had spent")
+        for _ in range(back):
+            self._under_way -= self._sizes.popleft()
         self._carrier.taken(back)
         self.statistics.depth = self.capacity - self._credits
 
@@ -234,36 +242,36 @@ class Inbox:
         self._next = 0
         self._begun = 0
         self._waiting: dict[int, Envelope] = {}
-        self._arrivals: dict[int, Arrival] = {}
 
-    def take(self, timeout_s: float = 0.0) -> Message | None:
+    def take(self, timeout_s: float = 0.0, *, ahead: bool = True) -> Message | None:
         """Return the next message in order, None if it has not come within `timeout_s`.
+
+        Args:
+            timeout_s: to wait.
+            ahead: whether to take what is behind it off the wire as well: then it is known how many
+                messages wait, and their carrier begins with them.
 
         Raises:
             CorruptMessageError: a message did not arrive as it was put.
             LinkError: the link was cut, and what had come before is taken.
             MailboxError: a message came twice, or more came than there are credits.
         """
-        self._collect(0.0)
-        if self._next not in self._waiting and timeout_s > 0:
-            started = time.perf_counter()
-            deadline = started + timeout_s
-            while self._next not in self._waiting:
-                left = deadline - time.perf_counter()
-                if left <= 0:
-                    break
-                self._collect(left)
-            self.statistics.waited_s += time.perf_counter() - started
-        envelope = self._waiting.pop(self._next, None)
+        waiting = self._waiting
+        if ahead or self._next not in waiting:
+            self._collect(0.0, ahead)
+            if self._next not in waiting and timeout_s > 0:
+                self._wait(timeout_s, ahead)
+        envelope = waiting.pop(self._next, None)
         if envelope is None:
             return None
-        message = envelope.opened(self._arrivals.pop(self._next))
+        message = envelope.opened()
         self._next += 1
         if message.kind not in ANSWERED:
             self._end.grant(1)
-        self.statistics.messages += 1
-        self.statistics.bytes += size_bytes(message)
-        self.statistics.depth = len(self._waiting)
+        figures = self.statistics
+        figures.messages += 1
+        figures.bytes += size_bytes(message)
+        figures.depth = len(waiting)
         return message
 
     @property
@@ -285,8 +293,20 @@ class Inbox:
         self._end.close()
         self._carrier.close()
 
-    def _collect(self, timeout_s: float) -> None:
-        """Take everything that has come off the wire, waiting only for the first."""
+    def _wait(self, timeout_s: float, ahead: bool) -> None:
+        started = time.perf_counter()
+        deadline = started + timeout_s
+        while self._next not in self._waiting:
+            left = deadline - time.perf_counter()
+            if left <= 0:
+                break
+            self._collect(left, ahead)
+        self.statistics.waited_s += time.perf_counter() - started
+
+    def _collect(self, timeout_s: float, ahead: bool) -> None:
+        """Take what has come off the wire, waiting only for the first; all of it, or up to the
+        message that is next.
+        """
         frames = self._end.receive(timeout_s)
         while frames is not None:
             envelope = unpack(frames, self.name)
@@ -299,8 +319,9 @@ class Inbox:
                 raise MailboxError(f"{self.name} holds {depth} messages, but {self.capacity} fit")
             self.statistics.depth = depth
             self.statistics.peak_depth = max(self.statistics.peak_depth, depth)
-            while self._begun in self._waiting:
-                begun = self._waiting[self._begun]
-                self._arrivals[self._begun] = begun.receive(self._carrier, self.name)
+            while (begun := self._waiting.get(self._begun)) is not None:
+                begun.receive(self._carrier, self.name)
                 self._begun += 1
+            if not ahead and self._next in self._waiting:
+                break
             frames = self._end.receive(0.0)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from actors.units import Tensors, Unit
 
@@ -53,16 +53,18 @@ credit to be told so.
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One message; `tensors` are empty for markers and tokens."""
+class Message(NamedTuple):
+    """One message; `tensors` are empty for markers and tokens, `words` are whole numbers beside
+    them.
+    """
 
     kind: Kind
-    index: int
+    index: int  # type: ignore[assignment]  # a tuple's method, which nobody needs here
     tensors: Tensors = ()
     part: int = 0
     parts: int = 1
     share: float = 1.0
+    words: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, unit: Unit, tensors: Tensors, kind: Kind = Kind.BATCH) -> Message:
@@ -77,4 +79,4 @@ class Message:
 
 def size_bytes(message: Message) -> int:
     """Return the bytes of the tensors of a message."""
-    return sum(t.numel() * t.element_size() for t in message.tensors if t is not None)
+    return sum([t.nbytes for t in message.tensors if t is not None])

@@ -12,29 +12,55 @@ import zmq
 from typing_extensions import Buffer
 
 from actors.errors import MailboxError
+from actors.wires.node_memory import NodeMemory, TheirMemory, is_ticket
 from actors.wires.zmq_watch import Closed, Watch
 
 __all__ = ["ZmqReceiveEnd", "ZmqSendEnd"]
 
 _CREDIT = struct.Struct("<I")
 _HELLO = b"raylab 1 "
+_OFFER = b"\0"
+"""Before what is offered in a hello."""
+_NOBLOCK, _MORE = int(zmq.NOBLOCK), int(zmq.SNDMORE)
+"""Not the flags themselves, which take longer to pass."""
 
 
 class ZmqSendEnd:
-    """The sender's end of a link."""
+    """The sender's end of a link.
 
-    def __init__(self, name: str, socket: Any, watch: Watch) -> None:
+    Args:
+        name: of the link.
+        socket: connected.
+        watch: of the socket.
+        same_node: whether the receiver is on this node, so that memory may carry large frames.
+    """
+
+    def __init__(self, name: str, socket: Any, watch: Watch, *, same_node: bool = False) -> None:
         self.name = name
         self._socket = socket
         self._watch = watch
-        self._socket.send(_HELLO + name.encode())
+        self._memory: NodeMemory | None = None
+        if same_node:
+            with contextlib.suppress(OSError):
+                self._memory = NodeMemory()
+        offer = b"" if self._memory is None else self._memory.offer
+        self._socket.send(_HELLO + name.encode() + _OFFER + offer)
 
     def send(self, frames: Sequence[Buffer]) -> None:
-        """Hand one message to ZeroMQ's thread, which reads the frames' memory later."""
+        """Copy a message's large frames to the receiver's memory, or hand them to ZeroMQ's thread,
+        which reads them later.
+        """
         header, *bodies = frames
-        self._socket.send(header, zmq.SNDMORE if bodies else 0)
-        for left, body in zip(range(len(bodies) - 1, -1, -1), bodies, strict=True):
-            self._socket.send(body, zmq.SNDMORE if left else 0, copy=False)
+        if not bodies:
+            self._socket.send(header)
+            return
+        if self._memory is not None and (ticket := self._memory.put(bodies)) is not None:
+            self._socket.send(b"".join([ticket, header]))
+            return
+        self._socket.send(header, _MORE)
+        last = len(bodies) - 1
+        for place, body in enumerate(bodies):
+            self._socket.send(body, _MORE if place < last else 0, copy=False)
 
     @property
     def sockets(self) -> Sequence[Any]:
@@ -50,7 +76,7 @@ class ZmqSendEnd:
         """
         count = 0
         while self._watch.there(timeout_s):
-            came = self._socket.recv(zmq.NOBLOCK)
+            came = self._socket.recv(_NOBLOCK)
             if len(came) != _CREDIT.size:
                 raise MailboxError(f"{self.name} got {len(came)} bytes that are no credit")
             count += _CREDIT.unpack(came)[0]
@@ -59,6 +85,9 @@ class ZmqSendEnd:
 
     def close(self) -> None:
         """Close the socket; what was sent may still arrive for a second."""
+        if self._memory is not None:
+            self._memory.close()
+            self._memory = None
         self._watch.close()
         self._socket = Closed(self.name)
 
@@ -82,6 +111,7 @@ class ZmqReceiveEnd:
         self._watch = watch
         self._place = place
         self._file = file
+        self._memory: TheirMemory | None = None
 
     def accept(self, timeout_s: float) -> None:
         """Wait for the sender; then nobody else need find the way here, so unlink it.
@@ -92,9 +122,13 @@ class ZmqReceiveEnd:
         if not self._watch.there(timeout_s):
             raise MailboxError(f"nobody connected to {self.name} within {timeout_s:g} s")
         hello = self._socket.recv(copy=False)
-        if hello.bytes != _HELLO + self.name.encode():
-            raise MailboxError(f"{self.name} was greeted with {hello.bytes!r}")
+        greeting, _, offer = hello.bytes.partition(_OFFER)
+        if greeting != _HELLO + self.name.encode():
+            raise MailboxError(f"{self.name} was greeted with {greeting!r}")
         self._watch.follow(hello.get(zmq.SRCFD))
+        if offer:
+            with contextlib.suppress(OSError):
+                self._memory = TheirMemory(offer)
         if self._file is not None:
             self._file.unlink(missing_ok=True)
 
@@ -107,11 +141,13 @@ class ZmqReceiveEnd:
         """
         if not self._watch.there(timeout_s):
             return None
-        frame = self._socket.recv(zmq.NOBLOCK, copy=False)
+        frame = self._socket.recv(_NOBLOCK, copy=False)
         frames = [frame.buffer]
         while frame.more:
-            frame = self._socket.recv(zmq.NOBLOCK, copy=False)
+            frame = self._socket.recv(_NOBLOCK, copy=False)
             frames.append(frame.buffer)
+        if self._memory is not None and is_ticket(frames[0]):
+            return self._memory.take(frames[0])
         return frames
 
     @property
@@ -130,7 +166,7 @@ class ZmqReceiveEnd:
     def grant(self, count: int) -> None:
         """Send `count` credits back; nobody misses them if the sender has left."""
         with contextlib.suppress(zmq.Again):
-            self._socket.send(_CREDIT.pack(count), zmq.NOBLOCK)
+            self._socket.send(_CREDIT.pack(count), _NOBLOCK)
 
     def cut(self) -> None:
         """Break the connection, see `ZmqHub.cut`."""
@@ -138,5 +174,6 @@ class ZmqReceiveEnd:
 
     def close(self) -> None:
         """Close the socket."""
+        self._memory = None
         self._watch.close()
         self._socket = Closed(self.name)

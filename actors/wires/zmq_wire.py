@@ -110,7 +110,7 @@ class ZmqHub:
             socket.curve_serverkey = address.server_key
             socket.curve_publickey, socket.curve_secretkey = self.public_key, self._secret_key
         socket.connect(address.url)
-        end = ZmqSendEnd(name, socket, watch)
+        end = ZmqSendEnd(name, socket, watch, same_node=address.url.startswith("ipc"))
         self._ends.append(end)
         return end
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import itertools
+import multiprocessing
 import pickle
 import select
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -239,6 +244,50 @@ def test_closing_when_everything_is_taken_raises_nothing(wire, transport: Transp
         wired.receiver.close()
 
 
+def pour(pipe: Connection) -> None:
+    """Send large tensors for ever."""
+    torch.set_num_threads(1)
+    hub = ZmqHub()
+    outbox = Outbox(NAME, hub.connect(NAME, 4, pipe.recv()), 4)
+    for index in itertools.count():
+        outbox.ready(PATIENCE_S)
+        outbox.put(Message(Kind.BATCH, index, (torch.full((100_000,), float(index)),)))
+
+
+def take_poured(inbox: Inbox, at_50: Callable[[], None]) -> None:
+    while (message := inbox.take(PATIENCE_S)) is not None:
+        (tensor,) = message.tensors
+        assert tensor is not None
+        assert torch.equal(tensor, torch.full((100_000,), float(message.index)))
+        if message.index == 50:
+            at_50()
+
+
+def test_a_sender_that_is_killed_at_its_work_leaves_whole_messages_and_nothing_else():
+    here, there = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=pour, args=(there,), daemon=True)
+    process.start()
+    there.close()
+    hub = ZmqHub()
+    try:
+        address, end = hub.listen(NAME, 4)
+        here.send(address)
+        end.accept(2 * PATIENCE_S)
+        inbox = Inbox(NAME, end, 4)
+        with pytest.raises(LinkError, match=CUT):
+            take_poured(inbox, process.kill)
+        assert inbox.statistics.messages > 50
+    finally:
+        hub.close()
+        process.kill()
+        process.join()
+        process.close()
+        here.close()
+    del end, inbox
+    gc.collect()
+    assert "memfd:raylab" not in Path("/proc/self/maps").read_text()
+
+
 def test_strangers_who_come_and_go_do_not_cut_a_link(wire):
     wired = wire("tcp")
     host, port = wired.address.url.removeprefix("tcp://").split(":")
@@ -373,11 +422,11 @@ class Damaging:
 
 
 def assert_damage_is_noticed(outbox: Outbox, inbox: Inbox) -> None:
-    outbox.put(Message(Kind.BATCH, 0, (torch.arange(5.0), torch.ones(2000))))
+    outbox.put(Message(Kind.BATCH, 0, (torch.arange(10_000.0), torch.ones(20_000))))
     message = inbox.take(PATIENCE_S)
     assert message is not None
-    assert torch.equal(message.tensors[0], torch.arange(5.0))
-    outbox.put(Message(Kind.BATCH, 1, (torch.arange(5.0), torch.ones(2000))))
+    assert torch.equal(message.tensors[0], torch.arange(10_000.0))
+    outbox.put(Message(Kind.BATCH, 1, (torch.arange(10_000.0), torch.ones(20_000))))
     with pytest.raises(CorruptMessageError, match=f"{NAME}: the message with sequence number 1,"):
         inbox.take(PATIENCE_S)
     assert inbox.statistics.messages == 1

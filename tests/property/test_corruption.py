@@ -21,10 +21,9 @@ Frames = list[bytes]
 
 @st.composite
 def messages(draw: st.DrawFn) -> Message:
-    """Markers, and payloads of all sizes at which the hash takes another path."""
-    sizes = draw(
-        st.lists(st.sampled_from([0, 1, 2, 3, 8, 9, 17, 129, 241, 1025, 5000]), max_size=4)
-    )
+    """Markers, and payloads of all sizes at which the hash or the tensor takes another path."""
+    small = st.sampled_from([0, 1, 2, 3, 8, 9, 17, 129, 241, 1025, 5000])
+    sizes = draw(st.lists(small | st.integers(32_769, 32_800), max_size=4))
     fill = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
     random = draw(st.booleans())
     tensors = tuple(
@@ -114,7 +113,7 @@ def test_the_tensors_of_another_message_are_noticed(one: Frames, other: Frames):
 def test_an_inbox_names_its_link_and_does_not_hand_the_message_out():
     sending, receiving = local_wire()
     outbox, inbox = Outbox("out", sending, 2), Inbox("features 0->1", receiving, 2)
-    tensor = torch.zeros(4)
+    tensor = torch.zeros(40_000)
     outbox.put(Message(Kind.BATCH, 0, (tensor,)))
     tensor[0] = 1
     with pytest.raises(MailboxError, match="features 0->1: the message with sequence number 0"):

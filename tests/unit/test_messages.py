@@ -13,7 +13,7 @@ from torch import Tensor
 
 from actors.errors import CorruptMessageError, LinkError, MailboxError
 from actors.units import Unit
-from actors.wires.frames import decode, encode
+from actors.wires.frames import PACKED_BYTES, decode, encode
 from actors.wires.messages import Kind, Message, size_bytes
 
 pytestmark = pytest.mark.unit
@@ -167,18 +167,31 @@ def test_the_sequence_number_arrives(sequence: int):
 # ------------------------------------------------------------------ memory
 
 
-def test_the_header_does_not_grow_with_the_tensors():
+def test_the_header_does_not_grow_with_large_tensors():
     def header(*tensors: Tensor) -> int:
         return memoryview(encode(0, Message(Kind.BATCH, 0, tensors))[0]).nbytes
 
-    assert header(torch.zeros(2, 2, 2, 2)) == header(torch.zeros(32, 16, 28, 28)) <= 80
-    assert header(*[torch.zeros(4, 4)] * 3) <= 100
+    assert header(torch.zeros(2, 16, 28, 28)) == header(torch.zeros(32, 16, 28, 28)) <= 80
 
 
-def test_the_frames_hold_the_elements_and_nothing_else():
-    sent = (torch.zeros(3, 5, dtype=torch.float64), None, torch.zeros(7, dtype=torch.int16))
-    frames = encode(0, Message(Kind.BATCH, 0, sent))
-    assert [memoryview(frame).nbytes for frame in frames[1:]] == [120, 14]
+def test_small_tensors_travel_with_the_header_and_large_ones_alone():
+    large = torch.zeros(PACKED_BYTES // 8 + 1, dtype=torch.float64)
+    small = (torch.zeros(3, 5, dtype=torch.float64), None, torch.zeros(7, dtype=torch.int16))
+    frames = encode(0, Message(Kind.BATCH, 0, (*small, large, large[:-1])))
+    assert [memoryview(frame).nbytes for frame in frames[1:]] == [PACKED_BYTES + 8]
+    assert len(encode(0, Message(Kind.BATCH, 0, small))) == 1
+
+
+def test_small_and_large_tensors_arrive_in_their_order():
+    large = torch.arange(PACKED_BYTES, dtype=torch.float64)
+    sent = (torch.arange(5, dtype=torch.int8), large, None, torch.arange(3.0), large + 1)
+    for one, other in zip(carried(*sent), sent, strict=True):
+        assert_same(one, other)
+
+
+def test_whole_numbers_travel_with_the_tensors():
+    message = Message(Kind.PUSH, 3, (torch.arange(3.0),), words=(-(2**63), 0, 2**63 - 1))
+    assert arrive(message)[1].words == message.words
 
 
 def test_size_counts_the_bytes_of_all_tensors():
@@ -187,20 +200,20 @@ def test_size_counts_the_bytes_of_all_tensors():
     assert size_bytes(Message(Kind.FINISH, 0)) == 0
 
 
-def test_encoding_refers_to_the_memory_of_a_contiguous_tensor():
-    sent = torch.arange(4.0)
+def test_encoding_refers_to_the_memory_of_a_large_contiguous_tensor():
+    sent = torch.arange(float(PACKED_BYTES))
     frames = encode(0, Message(Kind.BATCH, 0, (sent,)))
     assert torch.frombuffer(frames[1], dtype=torch.uint8).data_ptr() == sent.data_ptr()
 
 
 def test_decoding_shares_the_memory_of_writable_frames_where_torch_would_have_put_them():
-    header, body = encode(0, Message(Kind.BATCH, 0, (torch.ones(4),)))
+    header, body = encode(0, Message(Kind.BATCH, 0, (torch.ones(PACKED_BYTES),)))
     at = _memory(memoryview(body).nbytes, 0)
     at[:] = body
     (got,) = decode([header, at])[1].tensors
-    at[:] = bytes(16)
+    at[:] = bytes(len(at))
     assert got is not None
-    assert got.tolist() == [0.0, 0.0, 0.0, 0.0]
+    assert not got.any()
 
 
 def _memory(size: int, offset: int) -> memoryview:
@@ -222,34 +235,38 @@ def test_decoding_copies_read_only_frames():
 
 
 @pytest.mark.parametrize("dtype", [torch.int16, torch.float32, torch.float64, torch.complex128])
-@pytest.mark.parametrize("offset", [1, 2, 4, 8, 16, 32])
-def test_a_frame_at_any_address_arrives_where_torch_would_have_put_it(
+@pytest.mark.parametrize("offset", [0, 1, 2, 4, 8, 16, 32])
+def test_frames_at_any_address_arrive_where_torch_would_have_put_them(
     dtype: torch.dtype, offset: int
 ):
     """Kernels add in an order that depends on where memory begins; a run must not."""
-    sent = torch.arange(5).to(dtype)
-    header, body = encode(0, Message(Kind.BATCH, 0, (sent,)))
-    at = _memory(memoryview(body).nbytes, offset)
-    at[:] = body
-    (got,) = decode([header, at])[1].tensors
-    assert got is not None
-    assert got.data_ptr() % 64 == 0
-    assert_same(got, sent)
+    sent = [torch.arange(size).to(dtype) for size in (5, 3, PACKED_BYTES, 1)]
+    frames = []
+    for frame in encode(0, Message(Kind.BATCH, 0, tuple(sent))):
+        at = _memory(memoryview(frame).nbytes, offset)
+        at[:] = frame
+        frames.append(at)
+    assert len(frames) == 2
+    for got, expected in zip(decode(frames)[1].tensors, sent, strict=True):
+        assert got is not None
+        assert got.data_ptr() % 64 == 0
+        assert_same(got, expected)
 
 
 # ------------------------------------------------------------------ what is refused
 
 Frames = list[bytes]
-FIXED = "<QBBQIId"
+FIXED = "<QBBBQIId"
+LARGE = PACKED_BYTES
 
 
 def good() -> Frames:
-    tensors = (torch.arange(6.0).reshape(2, 3), torch.arange(2))
+    tensors = (torch.arange(6.0 * LARGE).reshape(2, -1), torch.arange(LARGE))
     return [bytes(frame) for frame in encode(0, Message(Kind.BATCH, 0, tensors))]
 
 
 def header(*, kind: int = 0, code: int = 0, shape: Sequence[int] = (2,)) -> bytes:
-    fixed = struct.pack(FIXED, 0, kind, 1, 0, 0, 1, 1.0)
+    fixed = struct.pack(FIXED, 0, kind, 1, 0, 0, 0, 1, 1.0)
     return bytes(8) + fixed + struct.pack(f"<BB{len(shape)}Q", code, len(shape), *shape)
 
 
@@ -280,6 +297,9 @@ MALFORMED: dict[str, Callable[[], Frames]] = {
     "a header cut before the first tensor": lambda: [good()[0][:42], *good()[1:]],
     "a header cut in a shape": lambda: [good()[0][:-3], *good()[1:]],
     "a header with something behind": lambda: [good()[0] + b"\0", *good()[1:]],
+    "a header without its small tensor": lambda: [header(code=32)],
+    "a header that ends in its small tensor": lambda: [header(code=32) + bytes(9)],
+    "a small tensor that ends too late": lambda: [header(code=32, shape=(3,)) + bytes(13)],
     "a frame missing": lambda: good()[:-1],
     "a frame too many": lambda: [*good(), b"more"],
     "a frame too short": lambda: [good()[0], good()[1][:-4], good()[2]],
@@ -314,7 +334,7 @@ def test_frames_that_are_not_as_they_were_sent_are_refused(frames: Callable[[], 
 
 
 def test_the_refusal_tells_the_sizes_of_the_frames():
-    with pytest.raises(MailboxError, match=r"frames of \[52, 7\] bytes"):
+    with pytest.raises(MailboxError, match=r"frames of \[53, 7\] bytes"):
         decode(signed([header(), bytes(7)]))
 
 
@@ -322,7 +342,7 @@ def test_the_refusal_tells_the_sizes_of_the_frames():
 
 
 def test_damage_is_told_with_link_number_and_both_checksums():
-    frames = [bytes(f) for f in encode(12345, Message(Kind.BATCH, 0, (torch.zeros(2),)))]
+    frames = [bytes(f) for f in encode(12345, Message(Kind.BATCH, 0, (torch.zeros(LARGE),)))]
     expected = struct.unpack_from("<Q", frames[0])[0]
     frames[1] = b"\1" + frames[1][1:]
     found = struct.unpack_from("<Q", signed(frames)[0])[0]
@@ -333,8 +353,8 @@ def test_damage_is_told_with_link_number_and_both_checksums():
     assert f"was {expected:#018x}, but now it is {found:#018x}" in text
 
 
-def test_a_tensor_that_is_written_after_it_was_put_is_noticed():
-    sent = torch.zeros(1000)
+def test_a_large_tensor_that_is_written_after_it_was_put_is_noticed():
+    sent = torch.zeros(LARGE)
     frames = encode(0, Message(Kind.BATCH, 0, (sent,)))
     decode(frames)
     sent[500] = 1

@@ -62,6 +62,9 @@ class FakeRule:
     def apply(self, worker, message, staleness):
         self.calls.append(("apply", worker, staleness))
 
+    def changed(self):
+        return None
+
     def close_phase(self):
         self.calls.append(("close",))
         self.at += 1
@@ -492,7 +495,13 @@ def test_a_worker_does_what_a_reply_says_in_its_order():
     worker = WorkerLoop(FakeWorkerRule(), lambda step, state: kept.append(step))
     proof = worker.replied(
         reply(
-            verdict="discard", rewind=True, good=3, save=9, certify=(4, ()), opening=(), task=task()
+            verdict="discard",
+            rewind=True,
+            good=3,
+            save=9,
+            certify=(4, (), 0),
+            opening=(),
+            task=task(),
         )
     )
     assert worker.rule.names() == ["discard", "rewind", "save", "mark", "certify", "begin"]

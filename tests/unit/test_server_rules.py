@@ -58,6 +58,37 @@ def test_an_answer_is_not_changed_by_what_is_applied_later():
         assert not np.array_equal(w_of(server), before.numpy())
 
 
+def test_w_is_copied_only_while_somebody_has_the_one_before():
+    server, workers = pair("dis_dfsdca")
+    exchange(server, workers, 0)
+    place = server.writable().ctypes.data
+    exchange(server, workers, 1)
+    assert server.writable().ctypes.data == place
+    view = server.answer(0)[0][1:]
+    before = view.clone()
+    exchange(server, workers, 2)
+    assert server.writable().ctypes.data != place
+    assert torch.equal(view, before)
+
+
+@pytest.mark.parametrize("method", ["dis_dfsdca", "cocoa_plus", "asysgd", "asysvrg"])
+def test_a_server_names_every_coordinate_that_a_message_changes_or_none(method):
+    server, _ = pair(method, inner=5) if method == "asysvrg" else pair(method)
+    if server.phase().kind == "full":
+        server.close_phase()
+    values = torch.tensor([0.5, -2.0], dtype=torch.float64)
+    sparse = (torch.tensor([1, 3], dtype=torch.int32), values)
+    dense = (torch.arange(1.0, 6.0, dtype=torch.float64),)
+    for message in (dense, sparse, dense, sparse):
+        before = w_of(server)
+        server.apply(0, message, 0)
+        places = server.changed()
+        named = range(5) if places is None else places.tolist()
+        assert set(np.flatnonzero(w_of(server) != before)) <= set(named)
+    # Dual methods leave the others as they are.
+    assert (places is None) == method.startswith("asy")
+
+
 def test_a_checkpoint_of_the_server_fits_what_the_workers_kept_at_their_own_moments():
     server, workers = pair()
     parts = {}

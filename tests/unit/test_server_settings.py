@@ -166,7 +166,7 @@ def test_a_message_is_sparse_where_that_is_smaller_and_says_the_same(nonzero):
         message = as_message(given, 4000)
         assert len(message) == (2 if nonzero < 2600 else 1)
         target = np.ones(4000)
-        add_message(target, message, -0.5)
+        add_message(message, -0.5, target)
         np.testing.assert_array_equal(target, 1 - 0.5 * vector)
     assert len(as_message(np.zeros(30), 30)) == 1
 

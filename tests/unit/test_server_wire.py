@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from actors.errors import MailboxError
-from actors.server.changes import ChangesIn, ChangesOut
+from actors.server.changes import ChangesIn, ChangesOut, Trail
 from actors.server.exchange import Asked, Part, ServerSide, WorkerSide
 from actors.server.messages import News, Proof, Push, Reply
 from actors.server.protocols import Task
@@ -67,9 +67,9 @@ TASK = Task(
     [
         reply(),
         reply(verdict="none", over=True, save=0),
-        reply(verdict="discard", rewind=True, good=2, save=17, certify=(5, answer(1))),
+        reply(verdict="discard", rewind=True, good=2, save=17, certify=(5, answer(1), 0)),
         reply(task=TASK, answer=answer(2), opening=()),
-        reply(task=TASK, answer=answer(2), opening=(*answer(3), None), certify=(1, answer(4))),
+        reply(task=TASK, answer=answer(2), opening=(*answer(3), None), certify=(1, answer(4), 0)),
     ],
 )
 def test_a_reply_arrives_as_it_was_told(told):
@@ -120,29 +120,63 @@ def test_a_side_refuses_what_is_not_for_it():
 @pytest.mark.parametrize("seed", range(5))
 def test_a_worker_has_the_bits_of_the_server_however_little_changes(seed):
     draw = random.Random(seed)
-    server, worker = ServerSide(), WorkerSide()
+    server, worker, trail = ServerSide(), WorkerSide(), Trail()
     w = answer(seed)[0]
-    sizes = []
-    for version in range(40):
-        w = w.clone()
-        changed = draw.choice([0, 1, 5, DIM])
-        w[torch.randperm(DIM)[:changed]] += draw.choice([1.0, float("nan"), -0.0])
-        told: Reply | News = reply(task=TASK, answer=(w, torch.tensor([version])))
+    certified, at = w.clone(), 0
+    sizes, kept = [], []
+    for version in range(60):
+        for _ in range(draw.choice([0, 1, 4])):
+            places = torch.randperm(DIM)[: draw.choice([0, 1, 5, DIM])].to(torch.int32)
+            w[places.long()] += draw.choice([1.0, float("nan"), -0.0])
+            trail.add(None if draw.random() < 0.1 else places)
+        told: Reply | News = reply(task=TASK, answer=(w, torch.tensor([version])), at=trail.at)
         if draw.random() < 0.3:
-            told = News(era=1, version=version, answer=(w, torch.tensor([version])))
+            told = News(era=1, version=version, answer=(w,), at=trail.at)
         elif draw.random() < 0.3:
-            other = w.clone()
-            other[:2] = 0.0
-            told = reply(task=TASK, certify=(version, (other,)), answer=(w,))
-        message = server.packed(told)
+            told = reply(task=TASK, certify=(1, (certified,), at), answer=(w,), at=trail.at)
+        elif draw.random() < 0.3:
+            certified, at = w.clone(), trail.at
+        message = server.packed(told, trail)
         sizes.append(sum(t.numel() for t in message.tensors if t is not None))
         found = worker.unpacked(sent(message))
         assert torch.equal(found.answer[0].view(torch.int64), w.view(torch.int64))
+        if isinstance(found, Reply) and found.certify is not None:
+            kept.append((found.certify[1][0], certified))
+    for there, here in kept:
+        assert torch.equal(there.view(torch.int64), here.view(torch.int64))
+    assert len(kept) > 2
     assert min(sizes[1:]) < DIM / 4
 
 
-def test_what_changes_everywhere_is_looked_at_less_and_less_often():
-    out = ChangesOut()
-    whole = [out.pack(answer(seed))[0] for seed in range(200)]
-    assert whole == [2] * 200
-    assert out._pause == 64
+def test_a_trail_names_what_differs_between_any_two_updates_it_remembers():
+    trail = Trail()
+    for place in range(5):
+        trail.add(torch.tensor([place, place + 10]))
+    assert set(trail.between(1, 3, DIM).tolist()) == {1, 11, 2, 12}
+    assert set(trail.between(3, 1, DIM).tolist()) == {1, 11, 2, 12}
+    assert trail.between(4, 4, DIM).size == 0
+    assert trail.between(1, 3, 3) is None
+    trail.add(None)
+    assert trail.between(5, 6, DIM) is None
+    trail.add(torch.tensor([7]))
+    assert trail.between(6, 7, DIM).tolist() == [7]
+    assert trail.between(5, 7, DIM) is None
+
+
+def test_a_trail_forgets_what_is_old():
+    trail = Trail()
+    for _ in range(40):
+        trail.add(torch.arange(10_000))
+    assert trail.between(39, 40, 1e9) is not None
+    assert trail.between(1, 40, 1e9) is None
+
+
+def test_what_changes_in_many_places_goes_whole():
+    out, trail = ChangesOut(), Trail()
+    vector = answer(0)[0]
+    assert out.pack((vector,), trail.at, trail)[0] == 1
+    trail.add(torch.arange(DIM // 3 + 1))
+    assert out.pack((vector,), trail.at, trail)[0] == 1
+    trail.add(torch.arange(DIM // 3))
+    assert out.pack((vector,), trail.at, trail)[0] == -1
+    assert ChangesOut().pack((vector,), trail.at, trail)[0] == 1

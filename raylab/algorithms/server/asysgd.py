@@ -38,7 +38,7 @@ class AsySGDServer(PrimalServer):
         w = self.writable()
         with np.errstate(over="ignore", invalid="ignore"):
             w *= 1 - eta * strength
-            add_message(w, message, -eta)
+            add_message(message, -eta, w)
 
     def report(self) -> dict[str, Any]:
         """Return the step of now."""

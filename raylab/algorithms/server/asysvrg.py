@@ -47,13 +47,13 @@ class AsySVRGServer(PrimalServer):
     def apply(self, worker: int, message: Tensors, staleness: int) -> None:  # noqa: ARG002
         """Add to the full gradient, or take one step (2.32)."""
         if self._phase.kind == "full":
-            add_message(self._full, message, 1 / self.settings.n)
+            add_message(message, 1 / self.settings.n, self._full)
             return
         w = self.writable()
         with np.errstate(over="ignore", invalid="ignore"):
             w *= 1 - self.eta * self.settings.strength
             w -= self.eta * self._full
-            add_message(w, message, -self.eta)
+            add_message(message, -self.eta, w)
 
     def close_phase(self) -> None:
         """Go from the full gradient to the inner steps, and back."""
@@ -62,7 +62,6 @@ class AsySVRGServer(PrimalServer):
             self._phase = self._full_phase(number)
             return
         self._anchor = self._w
-        self._handed_out = True
         self._phase = Phase(number=number, kind="inner", messages=self.settings.inner_messages)
 
     def _full_phase(self, number: int) -> Phase:

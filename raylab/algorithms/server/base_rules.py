@@ -10,6 +10,7 @@ has a pair too: α_i = -∇φ_i(w), with which the gap is |∇P(w)|²/(2λ) if t
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -28,6 +29,8 @@ _RISE = {"duality_gap": 4.0, "gradient_norm": 2.0}
 """A figure that many times the best is no noise; a gap is about a gradient norm squared."""
 _NOISY_RISE = {"duality_gap": 64.0, "gradient_norm": 8.0}
 """Of SGD, whose figures stay noisy at a constant step."""
+_OWN_REFERENCES = 2
+"""To w where nobody else has it: the rule's, and that of the call that counts."""
 _ROUNDING = 1e-12
 _MOST_HALVINGS = 60
 
@@ -64,7 +67,6 @@ class ServerCore:
         self.eta = chosen_eta(settings)
         self.halvings = 0
         self._w = np.array(w0, dtype=np.float64)
-        self._handed_out = False
         self._phase = Phase(number=0, kind="steps")
         self._best: dict[str, float] = {}
         self._first: dict[str, float] = {}
@@ -79,12 +81,15 @@ class ServerCore:
         """Return what a worker must know for the phase: nothing."""
         return ()
 
+    def changed(self) -> Tensor | None:
+        """Return which coordinates of w the last message has changed; None: any."""
+        return None
+
     def close_phase(self) -> None:
         """End the phase of now."""
 
     def answer(self, worker: int) -> Tensors:  # noqa: ARG002
         """Return the w of now; nobody writes to it any more."""
-        self._handed_out = True
         return (as_tensor(self._w),)
 
     def weights(self, answer: Tensors) -> dict[str, Tensor]:
@@ -93,14 +98,18 @@ class ServerCore:
         return {} if w is None else {"w": w}
 
     def writable(self) -> Vector:
-        """Return w to write to: a copy, if the w of now has been given to somebody."""
-        if self._handed_out:
-            self._w, self._handed_out = self._w.copy(), False
+        """Return w to write to: a copy, if somebody has the w of now.
+
+        Whoever does has a reference to the array: as a vector of this process, or as a tensor on
+        its memory, which may be on its way to a worker.
+        """
+        if sys.getrefcount(self._w) > _OWN_REFERENCES:
+            self._w = self._w.copy()
         return self._w
 
     def become(self, w: Vector) -> None:
         """Let w be a vector, which nobody else writes to."""
-        self._w, self._handed_out = w, True
+        self._w = w
 
     # ----------------------------------------------------------------- certificates
 

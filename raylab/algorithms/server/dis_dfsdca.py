@@ -61,8 +61,11 @@ class DisDfSDCAWorker(DualWorker):
 
     def message(self) -> Tensors:
         """Return v; the change of the duals waits for `commit`."""
-        rows = np.concatenate([rows for rows, _ in self._pieces])
-        kappas = np.concatenate(self._kappas)
+        if len(self._pieces) == 1:
+            (rows, _), kappas = self._pieces[0], self._kappas[0]
+        else:
+            rows = np.concatenate([rows for rows, _ in self._pieces])
+            kappas = np.concatenate(self._kappas)
         with np.errstate(over="ignore", invalid="ignore"):
             self._sampler.seen(rows, kappas)
             factors = [f for _, f in self._pieces if f is not None]
@@ -75,6 +78,9 @@ class DisDfSDCAWorker(DualWorker):
     def _draw(self, number: int, w: Vector) -> None:
         rows, factors, looked_at = self._sampler.draw(number, w, self.duals)
         pieces = self.settings.pieces
+        if pieces == 1:
+            self._pieces, self._kappas, self._samples = [(rows, factors)], [], looked_at
+            return
         parts = np.array_split(rows, pieces)
         self._kappas = []
         self._samples = looked_at

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from raylab.algorithms.server.base_rules import CertificatePart, ServerCore
 from raylab.algorithms.server.parts import Tensors, add_message, as_tensor, as_vector
@@ -47,6 +48,10 @@ class DualServer(ServerCore):
                 f"{float(np.linalg.norm(w0)):.3g}: use asysvrg, or a problem whose w begins at 0"
             )
         super().__init__(settings, w0)
+        self._told = (math.nan, torch.empty(0))
+        """The step, and as it is told to workers."""
+        self._places: Tensor | None = None
+        """That the last message has changed; None: any."""
         self._shares: dict[int, Vector] = {}
         """g_k by worker."""
         self._begun: dict[int, Vector] = {}
@@ -62,16 +67,23 @@ class DualServer(ServerCore):
         self._disturbed = -1
         """The newest certificate that a loss may have been in the middle of."""
 
-    def answer(self, worker: int) -> Tensors:
+    def answer(self, worker: int) -> Tensors:  # noqa: ARG002
         """Return w, and the step that the duals are moved by."""
-        return (*super().answer(worker), torch.tensor([self.eta], dtype=torch.float64))
+        eta, step = self._told
+        if eta != self.eta:
+            step = torch.tensor([self.eta], dtype=torch.float64)
+            self._told = (self.eta, step)
+        return (as_tensor(self._w), step)
 
     def apply(self, worker: int, message: Tensors, staleness: int) -> None:  # noqa: ARG002
         """Move w and the worker's share of it."""
-        scale = self.scale()
         with np.errstate(over="ignore", invalid="ignore"):
-            add_message(self.writable(), message, scale)
-            add_message(self._share(worker), message, scale)
+            add_message(message, self.scale(), self.writable(), self._share(worker))
+        self._places = message[0] if len(message) == 2 else None
+
+    def changed(self) -> Tensor | None:
+        """Return which coordinates the last message has changed; None: any."""
+        return self._places
 
     def scale(self) -> float:
         """Return what a message is multiplied by: 1/(λn) where it is a change of Σ α."""

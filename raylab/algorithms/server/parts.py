@@ -140,14 +140,18 @@ def as_message(vector: Vector | tuple[Rows, Vector], dim: int) -> Tensors:
     return (torch.from_numpy(indices.astype(np.int32)), as_tensor(np.ascontiguousarray(values)))
 
 
-def add_message(target: Vector, message: Tensors, factor: float) -> None:
-    """Add `factor` times what `as_message` made to a vector."""
+def add_message(message: Tensors, factor: float, *targets: Vector) -> None:
+    """Add `factor` times what `as_message` made to vectors."""
+    values = factor * as_vector(message[-1])
     if len(message) == 1:
-        target += factor * as_vector(message[0])
+        for target in targets:
+            target += values
         return
-    indices, values = message
-    # The coordinates of a message are distinct, so nothing is lost here.
-    target[as_vector(indices)] += factor * as_vector(values)
+    # Converted once, as numpy takes longer to do it one by one.
+    indices = as_vector(message[0]).astype(np.intp)
+    for target in targets:
+        # The coordinates of a message are distinct, so nothing is lost here.
+        target[indices] += values
 
 
 def generator(seed: int, worker: int, number: int, use: int) -> np.random.Generator:

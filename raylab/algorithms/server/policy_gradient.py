@@ -138,6 +138,9 @@ class PolicyServer:
         self._w.grad = gradient * min(1.0, self._settings.max_norm / max(norm, 1e-12))
         self._adam.step()
 
+    def changed(self) -> None:
+        """Any weight may have changed."""
+
     def close_phase(self) -> None:
         """Do nothing: the phase does not end."""
 

@@ -41,7 +41,7 @@ class SgdSvrgServer(AsySVRGServer):
         w = self.writable()
         with np.errstate(over="ignore", invalid="ignore"):
             w *= 1 - eta * strength
-            add_message(w, message, -eta)
+            add_message(message, -eta, w)
 
     def _begin_again(self) -> None:
         if self._phase.kind != "steps":
