@@ -1,4 +1,4 @@
-"""What the workers of a run tell its driver while it waits for them."""
+"""What the workers of a run tell its driver while it waits for them, and what it asks of them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ class Board:
         self._notes: list[tuple[str, Any]] = []
         self._failure: Exception | None = None
         self._outcome: dict[str, Any] = {}
+        self._asked = False
 
     def put(self, kind: str, note: Any) -> None:
         """Take a note."""
@@ -26,6 +27,14 @@ class Board:
         """Return the notes that have come since the last call."""
         notes, self._notes = self._notes, []
         return notes
+
+    def end(self) -> None:
+        """Ask the workers to end the run."""
+        self._asked = True
+
+    def asked(self) -> bool:
+        """Return whether the run is to end."""
+        return self._asked
 
     def fail(self, failure: Exception) -> None:
         """Take why the run is not to be tried again; the first reason stays."""

@@ -16,7 +16,6 @@ from ray.exceptions import (
     RayTaskError,
     WorkerCrashedError,
 )
-from ray.util.placement_group import PlacementGroup, remove_placement_group
 from typing_extensions import Self
 
 from actors.errors import ActorLostError, PlacementError
@@ -24,6 +23,7 @@ from actors.groups.member import Home
 from actors.groups.opening import Opening, carriers
 from actors.groups.placement import Post, place, start
 from actors.groups.warm import Kept, warm_actors
+from actors.groups.within import Room
 from actors.wires.carrier import CarrierKind
 from actors.wires.link import CarrierChoice, Link, WireKind
 
@@ -39,14 +39,15 @@ class _Placed:
     """One member that is there."""
 
     post: Post
-    bundles: PlacementGroup
-    bundle: int
+    room: Room
+    at: int
     handle: Any
     home: Home
 
 
 class Group:
-    """Actors in placement groups, as a context: leaving it leaves nothing behind.
+    """Actors in placement groups, of its own or all in one that is there (see
+    `actors.groups.within`), as a context: leaving it leaves nothing behind.
 
     Args:
         posts: of the members that are there from the beginning, by their numbers.
@@ -66,7 +67,7 @@ class Group:
         self._strategy = strategy
         self._noun = noun
         self._placed: dict[int, _Placed] = {}
-        self._bundles: list[PlacementGroup] = []
+        self._rooms: list[Room] = []
         self._renewable = True
 
     def __enter__(self) -> Self:
@@ -143,10 +144,9 @@ class Group:
     def _place(self, share: Sequence[tuple[int, Post]], wait_s: float) -> None:
         posts = [post for _, post in share]
         kept = self._taken_over(posts) or self._started(posts, wait_s)
-        self._bundles.append(kept.bundles)
-        for bundle, (index, post) in enumerate(share):
-            handle = kept.handles[bundle]
-            self._placed[index] = _Placed(post, kept.bundles, bundle, handle, _NOWHERE)
+        self._rooms.append(kept.room)
+        for at, (index, post) in enumerate(share):
+            self._placed[index] = _Placed(post, kept.room, at, kept.handles[at], _NOWHERE)
 
     def restart(self, index: int) -> Any:
         """Start a member again in the place of one that is lost; return the call that tells its
@@ -154,7 +154,7 @@ class Group:
         """
         placed = self._placed[index]
         ray.kill(placed.handle)
-        placed.handle = start(placed.post, placed.bundles, placed.bundle)
+        placed.handle = start(placed.post, placed.room, placed.at)
         return placed.handle.home.remote()
 
     def settle(self, index: int, home: Any) -> None:
@@ -166,12 +166,12 @@ class Group:
         (self._placed[index].home,) = self.ask([home])
 
     def remove(self, index: int) -> None:
-        """End one member; a placement group that has none left is given back."""
+        """End one member; room that has none left is given back."""
         placed = self._placed.pop(index)
         self._end([placed.handle])
-        if all(each.bundles is not placed.bundles for each in self._placed.values()):
-            self._bundles.remove(placed.bundles)
-            remove_placement_group(placed.bundles)
+        if all(each.room is not placed.room for each in self._placed.values()):
+            self._rooms.remove(placed.room)
+            placed.room.give_back()
 
     # ------------------------------------------------------------------ wiring
 
@@ -235,19 +235,19 @@ class Group:
     def close(self) -> None:
         """End every actor and give the resources back. Never raises, may be called twice."""
         placed, self._placed = self._placed, {}
-        bundles, self._bundles = self._bundles, []
+        rooms, self._rooms = self._rooms, []
         if ray.is_initialized():
             self._end([each.handle for each in placed.values()])
-            for each in bundles:
-                remove_placement_group(each)
+            for each in rooms:
+                each.give_back()
 
     # ------------------------------------------------------------------ inside
 
     def _started(self, posts: Sequence[Post], wait_s: float) -> Kept:
         warm = warm_actors()
         make_room = None if warm is None else warm.clear
-        bundles = place(posts, self._strategy, wait_s, self._noun, make_room)
-        return Kept(bundles, [start(post, bundles, bundle) for bundle, post in enumerate(posts)])
+        room = place(posts, self._strategy, wait_s, self._noun, make_room)
+        return Kept(room, [start(post, room, at) for at, post in enumerate(posts)])
 
     def _taken_over(self, posts: Sequence[Post]) -> Kept | None:
         """Return actors that another group has left, as new members; None: there are none."""
@@ -264,18 +264,18 @@ class Group:
         return kept
 
     def _hand_over(self) -> None:
-        """Leave the actors of every placement group that has all of its own to who wants them."""
+        """Leave the actors of every room that has all of its own to who wants them."""
         warm = warm_actors()
         if warm is None or not ray.is_initialized():
             return
-        for bundles in list(self._bundles):
-            mine = {k: each for k, each in self._placed.items() if each.bundles is bundles}
-            members = sorted(mine.values(), key=lambda each: each.bundle)
+        for room in list(self._rooms):
+            mine = {k: each for k, each in self._placed.items() if each.room is room}
+            members = sorted(mine.values(), key=lambda each: each.at)
             handles = [each.handle for each in members]
-            if len(members) == bundles.bundle_count and self._closed(handles):
+            if len(members) == len(room.bundles) and self._closed(handles):
                 posts = [each.post for each in members]
-                warm.keep(posts, self._strategy, Kept(bundles, handles))
-                self._bundles.remove(bundles)
+                warm.keep(posts, self._strategy, Kept(room, handles))
+                self._rooms.remove(room)
                 self._placed = {k: v for k, v in self._placed.items() if k not in mine}
 
     def _end(self, handles: Sequence[Any]) -> None:

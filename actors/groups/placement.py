@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.errors import PlacementError
+from actors.groups.within import Room, within
 
 __all__ = ["Post", "place", "start"]
 
@@ -41,12 +43,13 @@ def place(
     wait_s: float,
     noun: str,
     make_room: Callable[[], None] | None = None,
-) -> PlacementGroup:
-    """Take a bundle of resources for each, all or none.
+) -> Room:
+    """Take a bundle of resources for each, all or none: of the placement group that this is called
+    within, see `actors.groups.within`, or of a new one.
 
     Args:
         posts: of the actors that are to live there.
-        strategy: of the placement group.
+        strategy: of a new placement group.
         wait_s: how long to wait for the cluster to have the resources.
         noun: what one of them is called in errors.
         make_room: called if the resources are not there at once: it may give others back.
@@ -55,22 +58,25 @@ def place(
         PlacementError: the resources are not there in time.
     """
     needed = [dict(post.resources) for post in posts]
-    bundles: PlacementGroup = placement_group(needed, strategy=strategy)
+    given = within()
+    if given is not None:
+        return given.take(needed, wait_s, noun, make_room)
+    group = placement_group(needed, strategy=strategy)
     try:
-        ready = bundles.ready()
+        ready = group.ready()
         if make_room is not None and not ray.wait([ready], timeout=min(_ROOM_S, wait_s))[0]:
             make_room()
         ray.get(ready, timeout=wait_s)
     except BaseException as error:
-        remove_placement_group(bundles)
+        remove_placement_group(group)
         if isinstance(error, GetTimeoutError):
             raise PlacementError(_shortage(needed, noun, wait_s)) from None
         raise
-    return bundles
+    return Room(group, range(len(needed)), functools.partial(remove_placement_group, group))
 
 
-def start(post: Post, bundles: PlacementGroup, bundle: int) -> Any:
-    """Start one actor on a bundle of its own."""
+def start(post: Post, room: Room, at: int) -> Any:
+    """Start one actor on a bundle of its own, the one `at` that place among those of `room`."""
     needs = post.resources
     other = {name: amount for name, amount in needs.items() if name not in ("CPU", "GPU")}
     return post.actor.options(
@@ -78,7 +84,7 @@ def start(post: Post, bundles: PlacementGroup, bundle: int) -> Any:
         num_gpus=needs.get("GPU", 0),
         resources=other,
         scheduling_strategy=PlacementGroupSchedulingStrategy(
-            bundles, placement_group_bundle_index=bundle
+            room.group, placement_group_bundle_index=room.bundles[at]
         ),
     ).remote(*post.arguments)
 

@@ -2,7 +2,7 @@
 
 A process that has imported torch and Ray takes seconds of a core to start, and runs that follow one
 another (the methods of a comparison, the trials of a search) ask for the same ones each time. What
-is kept is a placement group with all its actors; each becomes a new member by
+is kept is room with all its actors; each becomes a new member by
 `actors.groups.member.Member.renew`. Whatever a run's own code has changed in such a process beyond
 its members, a module's global for instance, the next run finds changed: so nothing is kept unless
 somebody asks for it.
@@ -17,10 +17,10 @@ from types import TracebackType
 from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, remove_placement_group
 from typing_extensions import Self
 
 from actors.groups.placement import Post
+from actors.groups.within import Room, within
 
 __all__ = ["Kept", "WarmActors", "warm_actors"]
 
@@ -29,16 +29,16 @@ _Key = tuple[Any, ...]
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A placement group, and the actors on its bundles, in order."""
+    """Room, and the actors on its bundles, in order."""
 
-    bundles: PlacementGroup
+    room: Room
     handles: Sequence[Any]
 
     def end(self) -> None:
         """Give the resources back."""
         for handle in self.handles:
             ray.kill(handle)
-        remove_placement_group(self.bundles)
+        self.room.give_back()
 
 
 class WarmActors:
@@ -79,7 +79,7 @@ class WarmActors:
     def resources(self) -> dict[str, float]:
         """What they hold, by Ray's names."""
         held: dict[str, float] = {}
-        for (_, _, needs), _ in self._kept:
+        for (*_, needs), _ in self._kept:
             for _, resources in needs:
                 for name, amount in resources:
                     held[name] = held.get(name, 0.0) + amount
@@ -128,4 +128,6 @@ def _session() -> str:
 
 def _key(posts: Sequence[Post], strategy: str) -> _Key:
     needs = tuple((post.actor, tuple(sorted(post.resources.items()))) for post in posts)
-    return (_session(), strategy, needs)
+    given = within()
+    # Those that live within another's placement group are of no use outside of it.
+    return (_session(), strategy if given is None else given.placement_group, needs)

@@ -7,7 +7,8 @@
 Between two epochs the pipeline does not empty: every stage tests with its weights at the same
 index n. The last test comes after the drain, with the weights that the run returns. Labels go
 straight to the stage that has the loss, ahead of the features that they belong to; those of
-training batches also to every stage that has a loss of its own. A checkpoint stands between two
+training batches also to every stage that has a loss of its own. A run that is asked to end goes to
+its DRAIN and FINISH before the next batch, without a test. A checkpoint stands between two
 batches; the source's part of it is where it is and what its draws were at the start of the epoch,
 from which the same batches come again.
 
@@ -73,6 +74,7 @@ class Source:
         seed: of the draws that the iterables make from the global generators.
         checkpoints: when to put markers between the batches; default: never.
         start: from `state`, where to go on; default: the beginning.
+        ends: asked before every training batch whether the run is to end there; default: never.
         clock: for tests.
     """
 
@@ -93,6 +95,7 @@ class Source:
         seed: int = 0,
         checkpoints: CheckpointPlan | None = None,
         start: Mapping[str, Any] | None = None,
+        ends: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.statistics = BoxStatistics()
@@ -105,6 +108,8 @@ class Source:
         self._ages = recheck_ages
         self._seen: deque[_Pair] = deque(maxlen=max(recheck_ages, default=0) + 1)
         self._checkpoints = checkpoints or CheckpointPlan()
+        self._ends = ends
+        self._ended = False
         self._clock = clock
         self._draws = Draws(seed)
         self._place = _Place()
@@ -148,8 +153,10 @@ class Source:
         for epoch in range(self._place.epoch, self._epochs):
             last = epoch == self._epochs - 1
             yield from self._batches(train, epoch)
-            if last:
+            if last or self._ended:
                 yield _Item(features=Message(Kind.DRAIN, self._place.batch), labels=None)
+            if self._ended:
+                break
             if test is not None and (last or (epoch + 1) % self._evaluate_every == 0):
                 yield from self._tests(test, epoch)
             yield _Item(features=Message(Kind.EPOCH, epoch), labels=None)
@@ -163,6 +170,9 @@ class Source:
         if hasattr(train, "set_epoch"):
             train.set_epoch(epoch)
         for pair in self._drawing(lambda: _from_batch(train, place.index)):
+            if self._ends():
+                self._ended = True
+                return
             # Before the batch, so that a marker never follows the last one of a run.
             if self._due():
                 yield _Item(features=Message(Kind.CHECKPOINT, place.batch), labels=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -63,6 +64,7 @@ class StageWorker(Member):
         super().__init__(stage, f"stage {stage}", threads, seed)
         self._rule: StageRule | None = None
         self._runner: StageRunner | None = None
+        self._ending = threading.Event()
         self._metrics = StageMetrics(stage, tags or {})
 
     # ------------------------------------------------------------------ work
@@ -127,6 +129,11 @@ class StageWorker(Member):
         return {} if self._runner is None else self._runner.remains(_CREDITS_S)
 
     @ray.method(concurrency_group="control")
+    def end(self) -> None:
+        """Let the run end before the next training batch that this stage reads, and drain."""
+        self._ending.set()
+
+    @ray.method(concurrency_group="control")
     def progress(self) -> tuple[int, list[dict[str, Any]], list[tuple[int, Any]]]:
         """Return how many batches have entered the stage, and what is new since the last call:
         rows, and parts of checkpoints, each with its step.
@@ -160,6 +167,7 @@ class StageWorker(Member):
                 seed=feed.seed,
                 checkpoints=feed.checkpoints,
                 start=None if part is None else part["source"],
+                ends=self._ending.is_set,
             )
             features = self._ahead(source)
         targets = self._inbox("labels")

@@ -113,7 +113,7 @@ class Supervisor(Group):
         self,
         programs: Sequence[StageProgram],
         feed: Feed,
-        watch: Callable[[Look], None],
+        watch: Callable[[Look], bool],
         keeping: Sequence[Keeping] | None = None,
         period_s: float = 0.25,
     ) -> None:
@@ -122,7 +122,8 @@ class Supervisor(Group):
         Args:
             programs: of all stages, in order.
             feed: what stage 0 reads.
-            watch: called about every `period_s` with what the stages have done since.
+            watch: called about every `period_s` with what the stages have done since; tells
+                whether the run is to end before the next batch, with nothing left in flight.
             keeping: of every stage, how it keeps checkpoints; default: none.
             period_s: seconds between two looks.
 
@@ -135,7 +136,7 @@ class Supervisor(Group):
             stage.run.remote(program, feed if program.first else None, keep)
             for stage, program, keep in zip(self.handles, programs, kept, strict=True)
         ]
-        left = list(running)
+        left, ends = list(running), False
         while left:
             done, left = ray.wait(left, num_returns=len(left), timeout=period_s)
             try:
@@ -143,7 +144,9 @@ class Supervisor(Group):
             except LinkError:
                 self.check_alive()
                 raise
-            watch(self._look())
+            if watch(self._look()) and not ends:
+                ends = True
+                self.ask([self.handles[0].end.remote()])
         watch(self._look())
         held = {k: each for k, each in enumerate(self._remains()) if each}
         if held:

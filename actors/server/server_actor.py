@@ -182,6 +182,10 @@ class ServerMember(Member):
         """End soon, with everything kept, for others to go on."""
         self._running().suspend()
 
+    def end(self) -> None:
+        """End soon, with a last certificate."""
+        self._running().end()
+
     # ------------------------------------------------------------------ inside
 
     def _ring(self) -> None:

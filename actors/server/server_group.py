@@ -144,6 +144,7 @@ class ServerGroup(Group):
         watch: Callable[[ServerNews], int],
         lost: Callable[[int, Exception], Return],
         suspend: Callable[[], bool] = lambda: False,
+        ends: Callable[[], bool] = lambda: False,
     ) -> str:
         """Run all to the end; the driver only watches.
 
@@ -154,6 +155,7 @@ class ServerGroup(Group):
             lost: called with a worker that is lost and what it was lost by; says how to go on, or
                 raises.
             suspend: asked a few times a second whether to end soon, with everything kept.
+            ends: asked as often whether to end for good, once there has been a row.
 
         Returns:
             Why the run has ended.
@@ -163,7 +165,7 @@ class ServerGroup(Group):
             LinkError: a link was cut that belongs to no worker. What a computation raised is
                 raised as it is.
         """
-        return ServerWatch(self, company, self._wire, watch, lost, suspend).to_the_end()
+        return ServerWatch(self, company, self._wire, watch, lost, suspend, ends).to_the_end()
 
     def weights(self) -> dict[str, Any]:
         """Return the model that a run has ended with."""

@@ -21,10 +21,12 @@ from actors.server.seat import Seat
 from actors.server.shard_links import ShardLinks
 from actors.wires.doorbell import Doorbell
 
-__all__ = ["SUSPENDED", "ServerRunner"]
+__all__ = ["ASKED", "SUSPENDED", "ServerRunner"]
 
 SUSPENDED = "other workers"
 """Why a run ends that goes on at once with other workers, from the checkpoint of its end."""
+ASKED = "asked"
+"""Why a run ends that its driver wants no more of."""
 _WHO = "the server"
 
 
@@ -128,6 +130,10 @@ class ServerRunner:
         """Let everything come to a rest, be kept, and end, for others to go on from there."""
         self._suspending = True
         self._order(self.loop.pause())
+
+    def end(self) -> None:
+        """End the run: what is under way is still applied, then a last certificate is made."""
+        self._order(self.loop.stop(ASKED))
 
     # ------------------------------------------------------------------ run
 

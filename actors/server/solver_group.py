@@ -11,6 +11,7 @@ from actors.checkpoint_plan import CheckpointPlan
 from actors.groups.group import Group
 from actors.groups.part_writer import Keeping
 from actors.groups.placement import Post
+from actors.server.server_runner import ASKED
 from actors.server.solver_actor import SolverActor, SolverFactory, SolverNews
 
 __all__ = ["SolverGroup"]
@@ -43,14 +44,14 @@ class SolverGroup(Group):
         return found
 
     def run(
-        self, plan: CheckpointPlan, keeping: Keeping | None, watch: Callable[[SolverNews], None]
+        self, plan: CheckpointPlan, keeping: Keeping | None, watch: Callable[[SolverNews], bool]
     ) -> str:
         """Run to the end; the driver only watches.
 
         Args:
             plan: when to save, counted in steps.
             keeping: of the parts of checkpoints.
-            watch: called a few times a second with what is new.
+            watch: called a few times a second with what is new; tells whether to end soon.
 
         Returns:
             Why the run has ended.
@@ -64,9 +65,10 @@ class SolverGroup(Group):
         done: list[Any] = []
         while not done:
             done, _ = ray.wait([ending], timeout=_PERIOD_S)
-            watch(*self.ask([solver.progress.remote()]))
+            if watch(*self.ask([solver.progress.remote()])):
+                self.ask([solver.stop.remote()])
         (ended_by,) = self.ask([ending])
-        return str(ended_by)
+        return str(ended_by) or ASKED
 
     def weights(self) -> dict[str, Any]:
         """Return the model that a run has ended with."""

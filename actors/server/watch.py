@@ -33,7 +33,8 @@ class ServerWatch:
         wire: that carries their messages.
         watch: called with what is new.
         lost: called with a worker that is lost; says how to go on, or raises.
-        suspend: asked whether to end soon.
+        suspend: asked whether to end soon, for others to go on.
+        ends: asked whether to end for good.
     """
 
     def __init__(
@@ -44,12 +45,14 @@ class ServerWatch:
         watch: Callable[[ServerNews], int],
         lost: Callable[[int, Exception], Return],
         suspend: Callable[[], bool],
+        ends: Callable[[], bool],
     ) -> None:
         self._group = group
         self._company = company
         self._watch = watch
         self._lost = lost
         self._suspend = suspend
+        self._ends = ends
         self._wire = wire
         self._server = group.handle(SERVER)
         members = [shard_member(s) for s in range(1, len(company.shards) + 1)]
@@ -72,11 +75,14 @@ class ServerWatch:
 
     def to_the_end(self) -> str:
         """Watch until the server has ended; return why it has."""
-        suspended = False
+        suspended = ended = False
         while not self._is_over(_PERIOD_S):
             for worker, why in self._look().cut:
                 self._is_lost(worker, LinkError(why))
-            if not suspended and self._suspend():
+            if not ended and self._ends():
+                ended = True
+                self._tell("end")
+            elif not (ended or suspended) and self._suspend():
                 suspended = True
                 self._tell("suspend")
         (ended_by,) = self._group.ask([self._ending])
@@ -160,7 +166,7 @@ class ServerWatch:
         Of a worker all shards are told. The first server is told last: what it does then can be
         done by all of them.
         """
-        handles = [self._server] if method == "suspend" else [*self._shards, self._server]
+        handles = [self._server] if method in ("suspend", "end") else [*self._shards, self._server]
         try:
             for handle in handles:
                 self._group.ask([handle.meanwhile.remote(method, *arguments)])

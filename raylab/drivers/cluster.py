@@ -11,6 +11,7 @@ import ray
 from ray.util.placement_group import placement_group_table
 
 from actors.groups.warm import warm_actors
+from actors.groups.within import within
 from raylab.errors import ConfigError
 
 __all__ = ["connect", "resources_asked", "room", "stage_resources", "threads_of"]
@@ -82,10 +83,13 @@ def room(needs: Mapping[str, float]) -> int:
     """Return how many bundles of resources the cluster could give now, those aside that others wait
     for in a placement group; negative: how many they miss. A group that the whole cluster could
     not hold is not waited for. What warm actors hold can be given, and is given to those who wait.
+    A run within a placement group of others keeps to what it has: 0.
 
     Args:
         needs: of a bundle.
     """
+    if within() is not None:
+        return 0
     free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
     total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     warm = warm_actors()

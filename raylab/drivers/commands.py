@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from raylab.config import (
     apply_pairs,
     run_config,
 )
+from raylab.drivers.listener import OnRow
 from raylab.drivers.result import Result
 from raylab.errors import ConfigError
 from raylab.records import RunFolder, Storage
@@ -49,6 +51,7 @@ def train(
     progress: bool,
     resume: str | None = None,
     resume_step: int | None = None,
+    on_row: OnRow | None = None,
 ) -> Result:
     """Train as `config` says and return the result.
 
@@ -57,23 +60,32 @@ def train(
         progress: show progress on standard error.
         resume: folder of a run to go on with.
         resume_step: of an older checkpoint of it.
+        on_row: called with every row of metrics as it comes, maybe from another thread; a True
+            ends the run early and well: what is under way is finished, actors are closed as at a
+            normal end, and result.json says `stopped`: "asked".
 
     Raises:
         InputError: the configuration does not fit together, or the data, or the cluster.
         RaylabError: the run failed.
     """
+    where: dict[str, Any] = {
+        "progress": progress,
+        "resume": resume,
+        "resume_step": resume_step,
+        "on_row": on_row,
+    }
     # Each brings in what it needs alone.
     if isinstance(config, ParameterServerConfig):
         from raylab.drivers.server.command import run_server
 
-        return run_server(config, progress=progress, resume=resume, resume_step=resume_step)
+        return run_server(config, **where)
     if isinstance(config, AveragingConfig):
         from raylab.drivers.averaging.command import run_averaging
 
-        return run_averaging(config, progress=progress, resume=resume, resume_step=resume_step)
+        return run_averaging(config, **where)
     from raylab.drivers.pipeline.command import run_pipeline
 
-    return run_pipeline(config, progress=progress, resume=resume, resume_step=resume_step)
+    return run_pipeline(config, **where)
 
 
 def resolved(config: RunConfiguration) -> RunConfiguration:
@@ -127,7 +139,8 @@ def resume(
             f"{', '.join(sorted(changed - may_change))}, which would make it another run: "
             "raylab train FILE.yaml key=value begins one"
         )
-    if folder.folder.exists("result.json") and not _goes_further(config, before):
+    finished = folder.folder.exists("result.json") and not _stopped(folder)
+    if finished and not _goes_further(config, before):
         raise ConfigError(
             f"a run that goes on must not be finished, but {folder.folder} has its result.json: "
             f"give it more epochs, for instance epochs={2 * int(before['epochs'])}"
@@ -136,6 +149,11 @@ def resume(
         # The delays that were written down belong to the links that were.
         config = config.model_copy(update={"delay": None})
     return train(config, progress=progress, resume=path, resume_step=step)
+
+
+def _stopped(folder: RunFolder) -> bool:
+    """Tell whether a run has a result because it was asked for it before its end."""
+    return json.loads(folder.folder.read("result.json")).get("stopped") is not None
 
 
 def _goes_further(config: RunConfiguration, before: Mapping[str, Any]) -> bool:

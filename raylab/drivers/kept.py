@@ -59,7 +59,8 @@ def write_run(
             "config": dict(config),
             "seed": config.get("seed"),
             "metrics": last,
-            "epochs": last["epoch"],
+            # The last row of a run that was asked to end may be in the middle of one.
+            "epochs": next((e for row in reversed(rows) if (e := row["epoch"]) is not None), 0),
             "steps": last["step"],
             "time_s": last["time_s"],
             **figures,

@@ -17,8 +17,10 @@ class RunView:
         ready: when its numbers are known.
         show: takes the epochs done and the new rows.
         say: takes a line for the user.
+        asked: whether who hears the rows wants the run to end.
     """
 
     ready: Callable[[], None]
     show: Callable[[float, Sequence[Mapping[str, Any]]], None]
     say: Callable[[str], None]
+    asked: Callable[[], bool]

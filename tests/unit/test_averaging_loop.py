@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from actors.checkpoint_plan import CheckpointPlan
 from raylab import AveragingTrainer
+from raylab.algorithms.averaging.flat import FlatTensors, trainable
 from raylab.algorithms.averaging.states import mean_state
 from raylab.cli.main import main
 from raylab.config import AveragingConfig
@@ -385,3 +386,27 @@ def test_a_simulation_says_what_it_cannot_do(capsys):
     assert "give step_s" in capsys.readouterr().err
     assert main(["simulate", "dasgd", "workers=3", "workers_per_node=2"]) == 2
     assert "must divide workers" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------ an end that is asked for
+
+
+@pytest.mark.parametrize("delay", [0, 1])
+def test_a_run_that_is_asked_to_end_has_the_mean_of_where_it_is_then(delay):
+    """Not before a first row, which there is after 5 steps, and where no average is under way."""
+    options = {"tau": 3, "delay": delay, "epochs": 9, "test": None}
+    whole, _ = run(course(**options), 2)
+    asked, kept = run(course(**options, listened=True), 2, asked=lambda: True)
+    assert asked.loop.stopped
+    assert not whole.loop.stopped
+    assert [row["epoch"] for row in asked.loop.rows] == [1]
+    assert asked.loop.step == {0: 6, 1: 7}[delay]
+    assert not kept.parts
+    flats = [FlatTensors(trainable(each.model)).read() for each in asked.workers]
+    mean = FlatTensors(trainable(asked.loop.model)).read()
+    torch.testing.assert_close(mean, (flats[0] + flats[1]) / 2)
+
+
+def test_nobody_is_asked_where_nobody_listens():
+    found, _ = run(course(), 2, asked=lambda: pytest.fail("asked"))
+    assert not found.loop.stopped

@@ -16,7 +16,7 @@ from actors.errors import StageError
 from actors.server.exchange import server_links
 from actors.server.loop import Ends, ServerLoop
 from actors.server.seat import Seat
-from actors.server.server_runner import SUSPENDED, ServerRunner
+from actors.server.server_runner import ASKED, SUSPENDED, ServerRunner
 from actors.server.staleness import Bound
 from actors.server.worker_loop import WorkerLoop
 from actors.server.worker_runner import WorkerRunner
@@ -258,6 +258,18 @@ def test_a_suspended_run_is_kept_whole_at_its_end(found, seed):
     for k in range(3):
         assert torch.equal(parts[f"worker-{k}"]["sum"], town.rule.sums[k])
     assert parts["server"]["step"] == town.server.loop.version
+    assert_applied_once(town)
+
+
+@pytest.mark.parametrize("seed", [None, 1, 2])
+def test_a_run_that_is_asked_to_end_applies_what_is_under_way_and_certifies_it(found, seed):
+    town = found(CountingServer(3), 3, seed=seed, ends=Ends(messages=10_000, certify_samples=13))
+    while not town.rows:
+        town.turn()
+    town.server.end()
+    town.run()
+    assert town.server.loop.ended_by == ASKED
+    assert town.rows[-1]["messages"] == town.server.loop.messages == len(town.rule.applied)
     assert_applied_once(town)
 
 

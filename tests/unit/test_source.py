@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -99,6 +100,23 @@ def test_batches_and_test_batches_are_numbered_over_all_epochs():
 )
 def test_the_test_set_comes_every_so_many_epochs_and_always_last(every: int, expected: str):
     bench = Bench(numbered(1), numbered(1), epochs=5, evaluate_every=every)
+    assert spell(bench.features()) == expected
+
+
+@pytest.mark.parametrize(
+    ("batches", "expected"),
+    [
+        (0, "drain0 end0"),
+        (1, "b0 drain1 end1"),
+        (2, "b0 b1 t0 epoch0 drain2 end2"),
+        (3, "b0 b1 t0 epoch0 b2 drain3 end3"),
+        (6, "b0 b1 t0 epoch0 b2 b3 t1 epoch1 b4 b5 drain6 t2 epoch2 end6"),
+    ],
+)
+def test_a_source_that_is_asked_to_end_does_before_the_next_batch(batches: int, expected: str):
+    """Tests that have begun come whole, and who has no batch left ends as ever."""
+    asked = itertools.count()
+    bench = Bench(numbered(2), numbered(1), epochs=3, ends=lambda: next(asked) >= batches)
     assert spell(bench.features()) == expected
 
 

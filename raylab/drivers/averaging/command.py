@@ -9,6 +9,7 @@ from raylab.drivers.averaging.resolved import resolve_averaging
 from raylab.drivers.averaging.trainer import AveragingTrainer
 from raylab.drivers.cluster import resources_asked
 from raylab.drivers.ingredients import data_of, model_of, optimizer_of, schedule_of
+from raylab.drivers.listener import OnRow
 from raylab.drivers.result import Result
 from raylab.drivers.run_place import run_config
 
@@ -21,6 +22,7 @@ def run_averaging(
     progress: bool,
     resume: str | None = None,
     resume_step: int | None = None,
+    on_row: OnRow | None = None,
 ) -> Result:
     """Train as `config` says and return the result.
 
@@ -31,6 +33,7 @@ def run_averaging(
         progress: show progress on standard error.
         resume: folder of a run to go on with, see `AveragingTrainer.fit`.
         resume_step: of an older checkpoint of it.
+        on_row: called with every row; a True ends the run.
 
     Raises:
         InputError: the configuration does not fit together, or the data, or the cluster.
@@ -77,4 +80,5 @@ def run_averaging(
         progress=progress,
         resume=resume,
         resume_step=resume_step,
+        on_row=on_row,
     )

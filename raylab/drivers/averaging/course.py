@@ -36,6 +36,7 @@ class Course:
         evaluate_every: epochs between two tests.
         report_every: local steps between two rows of metrics; 0: a row an epoch.
         checkpoints: when they are due.
+        listened: whether somebody hears the rows who may ask for the run's end.
     """
 
     settings: AveragingSettings
@@ -49,6 +50,7 @@ class Course:
     evaluate_every: int = 1
     report_every: int = 0
     checkpoints: CheckpointPlan = field(default_factory=CheckpointPlan)
+    listened: bool = False
 
     def bound(self, workers: int) -> ScheduleFactory | None:
         """Return the schedule over the updates of W workers.

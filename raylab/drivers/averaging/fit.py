@@ -11,6 +11,7 @@ from raylab.drivers.averaging.course import Course, Row
 from raylab.drivers.averaging.keeping import rewind
 from raylab.drivers.averaging.ray_run import GroupPlan, RayRun
 from raylab.drivers.averaging.rows import summary_figures
+from raylab.drivers.listener import ASKED, RowListener
 from raylab.drivers.result import Result
 from raylab.drivers.run_place import keep
 from raylab.drivers.told import told
@@ -28,6 +29,7 @@ class AveragingFit:
         plan: with which workers.
         folder: of the run.
         config: what was asked for; written with what is resolved.
+        listener: hears the rows.
         bar: shows the progress.
         events: writes TensorBoard's, if it is to.
     """
@@ -39,6 +41,7 @@ class AveragingFit:
         folder: RunFolder,
         config: Mapping[str, Any],
         *,
+        listener: RowListener,
         bar: Progress,
         events: EventWriter,
     ) -> None:
@@ -46,6 +49,7 @@ class AveragingFit:
         self._plan = plan
         self._folder = folder
         self._config = dict(config)
+        self._listener = listener
         self._bar = bar
         self._events = events
         self._workers = plan.least
@@ -83,17 +87,23 @@ class AveragingFit:
             rows,
             weights,
             self._config,
-            summary_figures(rows, found["workers"]),
+            {
+                **summary_figures(rows, found["workers"]),
+                **({"stopped": ASKED} if found["stopped"] else {}),
+            },
             model=self._course.model,
         )
 
     def _start(self, note: Mapping[str, Any]) -> None:
         """Write what was decided into the configuration, from which the run can be repeated."""
+        self._listener.begin()
         self._workers = note["workers"]
         self._config.update({name: note[name] for name in ("tau", "delay", "xi")})
         self._folder.write_config(self._config)
 
-    def _show(self, rows: Sequence[Row]) -> None:
+    def _show(self, rows: Sequence[Row]) -> bool:
         done = sum(row["step"] for row in rows[-1:]) * self._workers
         self._bar.show(done, rows)
         self._events.add(rows)
+        self._listener.hear(rows)
+        return self._listener.asked

@@ -28,7 +28,9 @@ from raylab.drivers.averaging.shards import Shards
 __all__ = ["AveragingLoop", "Keeper"]
 
 _VOTE_STEPS = 16
-"""Local steps between two looks at the first worker's clock, which decides for all."""
+"""Local steps between two looks at the first worker's clock, and at what it is asked, which decide
+for all; after a row there is one, too.
+"""
 
 
 class Keeper(Protocol):
@@ -49,6 +51,7 @@ class AveragingLoop:
         clock: seconds.
         on_rows: takes new rows; called where the first worker is.
         keeper: takes checkpoints; None: there are none.
+        asked: tells the first worker whether the run is to end.
         about: what else a checkpoint is to say of the run; the same wherever it goes on.
         timed: gives a row other times.
     """
@@ -62,10 +65,13 @@ class AveragingLoop:
         clock: Callable[[], float] = time.perf_counter,
         on_rows: Callable[[Sequence[Row]], None] | None = None,
         keeper: Keeper | None = None,
+        asked: Callable[[], bool] = lambda: False,
         about: Mapping[str, Any] | None = None,
         timed: Callable[[Row], Row] = lambda row: row,
     ) -> None:
         self.rows: list[Row] = []
+        self.stopped = False
+        """Whether the run has ended because it was asked to."""
         self.size = seats[0].size
         """W."""
         self.model = copy.deepcopy(workers[0].model)
@@ -77,6 +83,7 @@ class AveragingLoop:
         self._clock = clock
         self._on_rows = on_rows
         self._keeper = keeper
+        self._asked = asked
         self.about = dict(about or {})
         self._timed = timed
         self._shards = Shards(course.batches, course.settings.seed)
@@ -97,7 +104,8 @@ class AveragingLoop:
         return self._workers[0].step
 
     def run(self) -> None:
-        """Train to the end; the mean of all replicas is in `model` then.
+        """Train to the end, or until all know that it is asked for; the mean of all replicas is in
+        `model` then.
 
         Raises:
             RaylabError: the run failed.
@@ -115,7 +123,10 @@ class AveragingLoop:
                 every = self._course.report_every
                 if every and self.step % every == 0:
                     self._add(None, tested=False)
-                self._checkpoint()
+                self._look_up()
+                if self.stopped:
+                    self._take_mean()
+                    return
                 since = self._clock()
             last = epoch + 1 == self._course.epochs
             if last:
@@ -189,6 +200,7 @@ class AveragingLoop:
         )
         self._trained_s, self._averages = 0.0, 0
         self.rows.append(row)
+        self._voted_step = self.step - _VOTE_STEPS
         if 0 in self._ranks and self._on_rows is not None:
             self._on_rows([row])
 
@@ -215,17 +227,29 @@ class AveragingLoop:
         device = self._workers[0].settings.device
         return torch.tensor(numbers, dtype=torch.float64, device=device)
 
-    def _checkpoint(self) -> None:
-        """Keep a checkpoint if one is due and nothing is in flight."""
-        plan = self._course.checkpoints
-        if self._keeper is None or self._workers[0].in_flight or not plan.on:
+    def _look_up(self) -> None:
+        """End if that is asked, or keep a checkpoint if one is due, where nothing is in flight."""
+        if self._workers[0].in_flight:
             return
+        plan = self._course.checkpoints
         since_steps = self.step - self._saved_step
-        due = plan.due(self.step, since_steps, 0.0)
-        if not due and plan.every_s > 0 and self.step - self._voted_step >= _VOTE_STEPS:
+        kept = self._keeper is not None and plan.on
+        due = kept and plan.due(self.step, since_steps, 0.0)
+        timed = kept and plan.every_s > 0
+        if (timed or self._course.listened) and self.step - self._voted_step >= _VOTE_STEPS:
             self._voted_step = self.step
-            due = self._first_says(plan.due(self.step, since_steps, self._clock() - self._saved_s))
-        if not due:
+            since_s = self._clock() - self._saved_s
+            self.stopped, late = self._first_says(
+                self._course.listened and self.rows and self._asked(),
+                timed and plan.due(self.step, since_steps, since_s),
+            )
+            due = due or late
+        if due and not self.stopped:
+            self._checkpoint()
+
+    def _checkpoint(self) -> None:
+        """Keep a checkpoint."""
+        if self._keeper is None:
             return
         loop = self.state()
         self._keeper.keep(
@@ -242,12 +266,13 @@ class AveragingLoop:
         )
         self._saved_step, self._saved_s = self.step, self._clock()
 
-    def _first_says(self, own: bool) -> bool:
+    def _first_says(self, *own: object) -> list[bool]:
         """Return what the first worker holds to be true, at all workers."""
         parts = [
-            self._vector([float(own and worker.settings.worker == 0)]) for worker in self._workers
+            self._vector([float(bool(each) and worker.settings.worker == 0) for each in own])
+            for worker in self._workers
         ]
-        return bool(summed(self._seats, parts) > 0)
+        return [bool(each > 0) for each in summed(self._seats, parts)]
 
     def _time_s(self) -> float:
         return self._before_s + self._clock() - self._began

@@ -68,12 +68,16 @@ def _train(course: Course, board: Any) -> None:
     def on_rows(rows: Sequence[Row]) -> None:
         board.put.remote("rows", rows)
 
+    def asked() -> bool:
+        return rank == 0 and bool(ray.get(board.asked.remote()))
+
     loop = AveragingLoop(
         course,
         [worker],
         [DistributedCollective(None, device)],
         on_rows=on_rows,
         keeper=RayKeeper(),
+        asked=asked,
         about=_about(course.settings),
     )
     if parts:
@@ -85,7 +89,7 @@ def _train(course: Course, board: Any) -> None:
     if rank != 0:
         return
     state = {name: tensor.cpu() for name, tensor in loop.model.state_dict().items()}
-    outcome = {"rows": loop.rows, "weights": state, "workers": size}
+    outcome = {"rows": loop.rows, "weights": state, "workers": size, "stopped": loop.stopped}
     ray.get(board.finish.remote(outcome))
 
 

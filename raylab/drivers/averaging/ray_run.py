@@ -20,7 +20,10 @@ from ray.train.v2.torch.torch_trainer import TorchTrainer
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from actors.averaging.board import open_board
+from actors.groups.warm import warm_actors
+from actors.groups.within import Room, within
 from raylab.drivers.averaging.course import Course, Row
+from raylab.drivers.averaging.engine import Engine
 from raylab.drivers.averaging.on_ray import train_worker
 from raylab.drivers.cluster import threads_of
 from raylab.errors import RaylabError, ResourceError
@@ -75,7 +78,7 @@ class RayRun:
         course: what is to be done.
         plan: with which workers.
         storage: of the checkpoints.
-        on_rows: takes rows as they come, in a thread of its own.
+        on_rows: takes rows as they come, in a thread of its own; tells whether the run is to end.
         on_start: takes workers, step, tau, d and xi whenever a group has begun.
         say: takes a line for the user.
     """
@@ -86,7 +89,7 @@ class RayRun:
         plan: GroupPlan,
         storage: Storage,
         *,
-        on_rows: Callable[[Sequence[Row]], None],
+        on_rows: Callable[[Sequence[Row]], bool],
         on_start: Callable[[Mapping[str, Any]], None],
         say: Callable[[str], None],
     ) -> None:
@@ -97,6 +100,8 @@ class RayRun:
         self._on_start = on_start
         self._say = say
         self._groups = 0
+        self._mistakes: list[Exception] = []
+        """Of who hears the rows."""
 
     def carry_out(self) -> dict[str, Any]:
         """Train to the end; return the first worker's rows, weights and numbers.
@@ -105,9 +110,15 @@ class RayRun:
             ResourceError: the cluster does not have the fewest workers' resources in time.
             RaylabError: the run failed.
         """
-        self._wait_for_room()
+        with self._room() as room:
+            found = self._trained(room)
+        if not found:
+            raise RaylabError("the first worker must say what the run has come to, but it has not")
+        return found
+
+    def _trained(self, room: Room | None) -> dict[str, Any]:
         board = open_board()
-        trainer = TorchTrainer(
+        trainer = Engine(
             functools.partial(
                 _train, ray.put(self._course), board, threads_of(self._plan.resources)
             ),
@@ -120,12 +131,13 @@ class RayRun:
                 failure_config=FailureConfig(max_failures=self._plan.failures),
                 checkpoint_config=CheckpointConfig(num_to_keep=self._plan.keep),
             ),
+            room=room,
         )
         with self._listening(board):
             _fit(trainer, board, self._plan.failures)
+        if self._mistakes:
+            raise self._mistakes[0]
         found: dict[str, Any] = ray.get(board.outcome.remote())
-        if not found:
-            raise RaylabError("the first worker must say what the run has come to, but it has not")
         return found
 
     def _scaling(self) -> ScalingConfig:
@@ -138,10 +150,24 @@ class RayRun:
             use_gpu="GPU" in own,
         )
 
-    def _wait_for_room(self) -> None:
-        """Wait until the cluster has room for the fewest workers."""
+    @contextlib.contextmanager
+    def _room(self) -> Iterator[Room | None]:
+        """Have room for the fewest workers: in the placement group that the run is to live in, or,
+        for Ray Train to find it there again, in the cluster.
+        """
         plan = self._plan
         bundles = [dict(plan.resources) for _ in range(plan.least)]
+        warm = warm_actors()
+        if warm is not None:
+            # Ray Train places its workers itself, and does not ask others to make room.
+            warm.clear()
+        if (given := within()) is not None:
+            room = given.take(bundles, plan.wait_s, "worker")
+            try:
+                yield room
+            finally:
+                room.give_back()
+            return
         group = placement_group(bundles)
         try:
             if not group.wait(plan.wait_s):
@@ -152,6 +178,7 @@ class RayRun:
                 )
         finally:
             remove_placement_group(group)
+        yield None
 
     @contextlib.contextmanager
     def _listening(self, board: Any) -> Iterator[None]:
@@ -177,10 +204,20 @@ class RayRun:
         except RayError:  # the session has ended
             return
         for kind, note in notes:
-            if kind == "rows":
-                self._on_rows(note)
-            else:
+            if kind != "rows":
                 self._begun(note)
+            elif not self._mistakes:
+                self._hear(board, note)
+
+    def _hear(self, board: Any, rows: Sequence[Row]) -> None:
+        try:
+            ends = self._on_rows(rows)
+        except Exception as error:
+            # In a thread that nobody waits for: the run ends, and raises it then.
+            self._mistakes.append(error)
+            ends = True
+        if ends:
+            board.end.remote()
 
     def _begun(self, note: Mapping[str, Any]) -> None:
         self._groups += 1

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from actors.checkpoint_plan import CheckpointPlan
-from actors.groups.warm import warm_actors
+from actors.groups.within import within
 from raylab.algorithms.stage.settings import ScheduleFactory
 from raylab.drivers.averaging.check import check_fits
 from raylab.drivers.averaging.course import Course
@@ -29,6 +29,7 @@ from raylab.drivers.averaging.settings import (
 )
 from raylab.drivers.batches import batches_of
 from raylab.drivers.cluster import connect, stage_resources
+from raylab.drivers.listener import OnRow, RowListener
 from raylab.drivers.result import Result
 from raylab.drivers.run_place import RunPlace
 from raylab.errors import ConfigError, ModelError
@@ -179,6 +180,7 @@ class AveragingTrainer:
         progress: bool = True,
         resume: str | os.PathLike[str] | None = None,
         resume_step: int | None = None,
+        on_row: OnRow | None = None,
     ) -> Result:
         """Train.
 
@@ -196,6 +198,9 @@ class AveragingTrainer:
                 workers it ends as if it had not been interrupted, bit for bit. Other workers go on
                 from the mean of the replicas.
             resume_step: of an older checkpoint to go on from; those after it are deleted.
+            on_row: called with every row of metrics as it comes, in another thread; a True ends the
+                run within a few steps, the same for all workers, with the mean of their weights
+                and all its files, whose result.json has `stopped`: "asked".
 
         Raises:
             CheckpointError: a checkpoint is damaged or missing; the message names the file.
@@ -217,17 +222,16 @@ class AveragingTrainer:
             epochs=epochs,
             evaluate_every=evaluate_every,
             report_every=report_every,
+            listened=on_row is not None,
         )
         folder = self._place.folder(resume)
         own = connect()
-        if (warm := warm_actors()) is not None:
-            # Ray Train places its workers itself, and does not ask others to make room.
-            warm.clear()
         wait_s, resize_s, timeout_s = self._waits
         settings = self.settings
         plan = GroupPlan(
             least=settings.least,
-            most=settings.most,
+            # In a placement group of others there is no more room to come.
+            most=settings.most if within() is None else settings.least,
             resources=stage_resources(self._resources, settings.most, own=own)[0],
             wait_s=wait_s,
             resize_s=resize_s,
@@ -246,6 +250,7 @@ class AveragingTrainer:
             plan,
             folder,
             self._described(epochs),
+            listener=RowListener(on_row),
             bar=bar,
             events=self._place.events(folder),
         ).carry_out(resumed=resume is not None, step=resume_step)
@@ -258,6 +263,7 @@ class AveragingTrainer:
         epochs: int,
         evaluate_every: int,
         report_every: int,
+        listened: bool = False,
     ) -> Course:
         """Return the run in one piece, checked as far as it can be without an actor.
 
@@ -267,6 +273,7 @@ class AveragingTrainer:
             epochs: how often to go through the batches.
             evaluate_every: epochs between two tests.
             report_every: local steps between two rows.
+            listened: whether somebody hears the rows, who may ask for the run's end.
 
         Raises:
             InputError: what was given does not fit together.
@@ -284,6 +291,7 @@ class AveragingTrainer:
             evaluate_every=evaluate_every,
             report_every=report_every,
             checkpoints=self._checkpoints,
+            listened=listened,
         )
         course.bound(self.settings.least)
         return course

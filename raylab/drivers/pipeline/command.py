@@ -10,6 +10,7 @@ from raylab.config import PipelineConfig
 from raylab.data import DataSet
 from raylab.drivers.cluster import resources_asked
 from raylab.drivers.ingredients import data_of, model_of, optimizer_of, schedule_of
+from raylab.drivers.listener import OnRow
 from raylab.drivers.pipeline.trainer import PipelineTrainer
 from raylab.drivers.resolve import resolve
 from raylab.drivers.result import Result
@@ -24,6 +25,7 @@ def run_pipeline(
     progress: bool,
     resume: str | None = None,
     resume_step: int | None = None,
+    on_row: OnRow | None = None,
 ) -> Result:
     """Train as `config` says and return the result.
 
@@ -34,6 +36,7 @@ def run_pipeline(
         progress: show progress on standard error.
         resume: folder of a run to go on with, see `PipelineTrainer.fit`.
         resume_step: of an older checkpoint of it.
+        on_row: called with every row; a True ends the run.
 
     Raises:
         InputError: the configuration does not fit together, or the data, or the cluster.
@@ -50,6 +53,7 @@ def run_pipeline(
         progress=progress,
         resume=resume,
         resume_step=resume_step,
+        on_row=on_row,
     )
 
 

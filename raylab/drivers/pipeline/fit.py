@@ -9,6 +9,7 @@ from torch import nn
 
 from actors.pipeline.stage_actor import Feed
 from actors.pipeline.supervisor import Supervisor
+from raylab.drivers.listener import ASKED, RowListener
 from raylab.drivers.pipeline.checkpointing import RunCheckpoints
 from raylab.drivers.pipeline.run import PipelineRun
 from raylab.drivers.recovery import with_recovery
@@ -32,6 +33,7 @@ class PipelineFit:
         config: what was asked for; written with what is resolved.
         report_every: batches between two rows of metrics; 0: a row an epoch.
         open_stages: places the stages on the cluster.
+        listener: hears the rows.
         bar: shows the progress.
         events: writes TensorBoard's, if it is to.
     """
@@ -46,6 +48,7 @@ class PipelineFit:
         *,
         report_every: int,
         open_stages: Callable[[], Supervisor],
+        listener: RowListener,
         bar: Progress,
         events: EventWriter,
     ) -> None:
@@ -56,6 +59,7 @@ class PipelineFit:
         self._config = config
         self._report_every = report_every
         self._open_stages = open_stages
+        self._listener = listener
         self._bar = bar
         self._events = events
 
@@ -77,10 +81,14 @@ class PipelineFit:
             self._run.rows,
             model.state_dict(),
             config,
-            _figures(self._run.rows),
+            _figures(self._run.rows) | self._stopped(),
             timeline=self._run.timeline,
             model=model,
         )
+
+    def _stopped(self) -> dict[str, str]:
+        ended = self._run.rows[-1]["epoch"] == self._feed.epochs
+        return {"stopped": ASKED} if self._listener.asked and not ended else {}
 
     def _attempt(self) -> tuple[nn.Module, dict[str, Any]]:
         saved = self._checkpoints.newest()
@@ -89,7 +97,10 @@ class PipelineFit:
             config = {**self._config, **self._run.resolved()}
             self._folder.write_config(config)
             self._bar.say(self._run.in_a_line())
-            self._run.carry_out(supervisor, plan, self._feed, self._show, self._checkpoints, saved)
+            self._run.carry_out(
+                *(supervisor, plan, self._feed, self._show, self._checkpoints, saved),
+                self._listener,
+            )
             return self._run.trained(supervisor), config
 
     def _show(self, done: int, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -17,6 +17,7 @@ from actors.pipeline.supervisor import Look, Supervisor
 from actors.pipeline.wiring import links
 from raylab.algorithms.stage.rules import stage_rule
 from raylab.algorithms.stage.settings import ScheduleFactory
+from raylab.drivers.listener import RowListener
 from raylab.drivers.pipeline.checkpointing import RunCheckpoints
 from raylab.drivers.pipeline.measure import (
     as_written,
@@ -132,19 +133,26 @@ class PipelineRun:
         show: Callable[[int, Sequence[Mapping[str, Any]]], None],
         checkpoints: RunCheckpoints,
         saved: SavedCheckpoint | None,
+        listener: RowListener,
     ) -> None:
-        """Run the stages from `saved` to their end; the rows are in `rows`, with those before."""
+        """Run the stages from `saved` to their end, or until the listener asks for it; the rows
+        are in `rows`, with those before.
+        """
         merger = RowMerger(self._settings.count)
         done = 0 if saved is None else saved.step
         self.rows = [row for row in self.rows if row["step"] <= done]
         self.timeline = [span for span in self.timeline if span["batch"] < done]
+        listener.begin()
 
-        def watch(look: Look) -> None:
+        def watch(look: Look) -> bool:
             new = merger.add(look.rows)
             self.rows.extend(new)
             self.timeline.extend(timeline_rows(look.rows))
             checkpoints.took(look.written, self.rows, self.timeline)
             show(look.batches, new)
+            listener.hear(new)
+            # A run that has lost its rows with a stage makes one before it ends.
+            return listener.asked and bool(self.rows)
 
         every = self._settings.sigma_every * self._settings.accumulate
         if every:

@@ -16,6 +16,7 @@ from actors.pipeline.supervisor import Supervisor
 from raylab.algorithms.stage.settings import ScheduleFactory
 from raylab.drivers.batches import batches_of
 from raylab.drivers.cluster import connect, stage_resources, threads_of
+from raylab.drivers.listener import OnRow, RowListener
 from raylab.drivers.pipeline.checkpointing import RunCheckpoints, checkpoint_plan
 from raylab.drivers.pipeline.fit import PipelineFit
 from raylab.drivers.pipeline.network import Network
@@ -188,6 +189,7 @@ class PipelineTrainer:
         progress: bool = True,
         resume: str | os.PathLike[str] | None = None,
         resume_step: int | None = None,
+        on_row: OnRow | None = None,
     ) -> Result:
         """Train.
 
@@ -206,6 +208,9 @@ class PipelineTrainer:
                 it had not been interrupted, bit for bit. With other stages or delays it goes on
                 from the whole model, and what was in flight is left out.
             resume_step: of an older checkpoint to go on from; those after it are deleted.
+            on_row: called with every row of metrics as it comes; a True ends the run before the
+                next batch, drained and with all its files, whose result.json has `stopped`:
+                "asked". The rows are those up to then.
 
         Raises:
             CheckpointError: a checkpoint is damaged or foreign; the message names the file.
@@ -256,6 +261,7 @@ class PipelineTrainer:
             self._described(epochs),
             report_every=report_every,
             open_stages=functools.partial(self._supervisor, own),
+            listener=RowListener(on_row),
             bar=bar,
             events=self._place.events(folder),
         ).carry_out(self._place.most_failures)

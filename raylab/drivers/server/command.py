@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from raylab.config import ParameterServerConfig
+from raylab.drivers.listener import OnRow
 from raylab.drivers.result import Result
 from raylab.drivers.run_place import run_config
 from raylab.drivers.server.kinds import kind_of
@@ -32,6 +33,7 @@ def run_server(
     progress: bool,
     resume: str | None = None,
     resume_step: int | None = None,
+    on_row: OnRow | None = None,
 ) -> Result:
     """Train as `config` says and return the result.
 
@@ -40,6 +42,7 @@ def run_server(
         progress: show progress on standard error.
         resume: folder of a run to go on with, see `ParameterServerTrainer.fit`.
         resume_step: of an older checkpoint of it.
+        on_row: called with every row; a True ends the run.
 
     Raises:
         InputError: the configuration does not fit together, or the data, or the cluster.
@@ -86,4 +89,5 @@ def run_server(
         progress=progress,
         resume=resume,
         resume_step=resume_step,
+        on_row=on_row,
     )

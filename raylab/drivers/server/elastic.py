@@ -8,7 +8,7 @@ from typing import Any
 
 from raylab.errors import ConfigError
 
-__all__ = ["Elastic"]
+__all__ = ["Elastic", "fewest_and_most"]
 
 _LOOK_S = 5.0
 _STAY_S = 60.0
@@ -36,7 +36,7 @@ class Elastic:
         wait_s: float = 10.0,
         aside: int = 1,
     ) -> None:
-        few, most = _range(workers)
+        few, most = fewest_and_most(workers)
         self.wait_s = wait_s
         self._few, self._most = few, most
         self._room = room
@@ -66,7 +66,7 @@ class Elastic:
         Raises:
             ConfigError: it is none.
         """
-        self._few, self._most = _range(workers)
+        self._few, self._most = fewest_and_most(workers)
         self._stays_until, self._looked = 0.0, -_LOOK_S
         self._wanted = max(self._few, min(self._most, self._wanted))
 
@@ -87,7 +87,7 @@ class Elastic:
         return self._wanted != workers
 
 
-def _range(workers: int | Sequence[int]) -> tuple[int, int]:
+def fewest_and_most(workers: int | Sequence[int]) -> tuple[int, int]:
     """Return the fewest and the most workers.
 
     Raises:

@@ -142,6 +142,18 @@ class Kind:
         asked = self.asked.workers
         return workers_of(self.asked.method) if asked is None else asked
 
+    @staticmethod
+    def bundles(needs: Mapping[str, float], workers: int, servers: int) -> list[dict[str, float]]:
+        """Return what each actor of a run needs: servers first, then workers.
+
+        Args:
+            needs: of a worker, by Ray's names.
+            workers: K.
+            servers: S.
+        """
+        server = {"CPU": needs["CPU"]}
+        return [dict(each) for each in [server] * servers + [needs] * workers]
+
     def check(self, workers: int) -> None:
         """Check what can be before the data is known."""
         # Numbers of the data that stand in no other's way.
@@ -172,6 +184,14 @@ class _Threads(Kind):
         *("servers", "wire"),
     )
     instead = ""
+
+    @staticmethod
+    def bundles(
+        needs: Mapping[str, float],
+        workers: int,
+        servers: int,  # noqa: ARG004 - there are none
+    ) -> list[dict[str, float]]:
+        return [{name: amount * workers for name, amount in needs.items()}]
 
     def check(self, workers: int) -> None:
         shared_settings(self.asked, workers)

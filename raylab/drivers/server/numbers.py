@@ -115,7 +115,7 @@ def came_to(rows: Sequence[Mapping[str, Any]], ended_by: str, figure: str) -> di
 
     Args:
         rows: of metrics.
-        ended_by: tolerance, epochs or messages.
+        ended_by: tolerance, epochs or messages, or that it was asked to.
         figure: that the tolerance is of.
     """
     last = rows[-1]

@@ -235,6 +235,7 @@ class ServerRun:
         servers = self._asked.servers
         saved, recut, server_keepings, keepings = checkpoints.begin(workers, servers)
         self.rows = [row for row in self.rows if saved is not None and row["step"] < saved.step]
+        before = len(self.rows)
         supplies = rules.supplies(workers)
         rules.settle(group.supply(supplies, rules.question), workers)
         view.ready()
@@ -273,7 +274,11 @@ class ServerRun:
             losses.bear(error, f"worker {worker} begins again with {how}", checkpoints.whence())
             return back
 
-        return group.run(company, watch, lost, lambda: self._elastic.differs(workers))
+        def ends() -> bool:
+            # A round begins with a row: from then on the server can be told.
+            return len(self.rows) > before and view.asked()
+
+        return group.run(company, watch, lost, lambda: self._elastic.differs(workers), ends)
 
     def _program(self, workers: int) -> ServerProgram:
         rules = self.rules

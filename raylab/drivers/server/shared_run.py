@@ -169,11 +169,12 @@ class SharedRun:
         resume = None if saved is None else functools.partial(saved.part, _PART)
         keeping = Keeping(name=_PART, write=checkpoints.store.write_part, resume=resume)
 
-        def watch(news: SolverNews) -> None:
+        def watch(news: SolverNews) -> bool:
             self.rows.extend(news.rows)
             checkpoints.took(news.written, self.rows)
             done = self.rows[-1]["samples_seen"] if self.rows else 0
             view.show(done / n, news.rows)
+            return view.asked() and bool(self.rows)
 
         self.ended_by = group.run(self._means.plan, keeping, watch)
         return group.weights()

@@ -18,6 +18,7 @@ from raylab.algorithms.server.stragglers import parse as parse_straggler
 from raylab.data import RowSource
 from raylab.drivers.cluster import connect, room, stage_resources
 from raylab.drivers.commits import Commits
+from raylab.drivers.listener import ASKED, OnRow, RowListener
 from raylab.drivers.recovery import Losses, with_recovery
 from raylab.drivers.result import Result
 from raylab.drivers.run_place import RunPlace, keep
@@ -203,6 +204,7 @@ class ParameterServerTrainer:
         progress: bool = True,
         resume: str | os.PathLike[str] | None = None,
         resume_step: int | None = None,
+        on_row: OnRow | None = None,
     ) -> Result:
         """Train until the first of three ends is reached; the result's summary says which.
 
@@ -223,6 +225,9 @@ class ParameterServerTrainer:
             resume: folder of a run that was interrupted: go on in it from its newest checkpoint,
                 from the beginning if it has none, with as many workers or others.
             resume_step: of an older checkpoint to go on from; those after it are deleted.
+            on_row: called with every row of metrics as it comes; a True ends the run, with what is
+                under way applied, a last certificate and all its files, whose result.json has
+                `stopped` and `ended_by`: "asked".
 
         Raises:
             CheckpointError: a checkpoint is damaged or foreign; the message names the file.
@@ -243,7 +248,8 @@ class ParameterServerTrainer:
             run.rows = list(folder.read_metrics())
         own = connect()
         self._needs = stage_resources(self._resources, run.shares, own=own)[0]
-        return self._trained(run, limits, folder, checkpoints, progress=progress)
+        listener = RowListener(on_row)
+        return self._trained(run, limits, folder, checkpoints, listener, progress=progress)
 
     # ----------------------------------------------------------------- inside
 
@@ -253,6 +259,7 @@ class ParameterServerTrainer:
         limits: Limits,
         folder: RunFolder,
         checkpoints: Commits,
+        listener: RowListener,
         *,
         progress: bool,
     ) -> Result:
@@ -262,6 +269,7 @@ class ParameterServerTrainer:
         config: dict[str, Any] = {}
 
         def ready() -> None:
+            listener.begin()
             if not config:
                 config.update(self._described(run, limits))
                 folder.write_config(config)
@@ -270,8 +278,9 @@ class ParameterServerTrainer:
 
         def show(epochs: float, rows: Sequence[Mapping[str, Any]]) -> None:
             bar.show(min(most, int(epochs)), rows)
+            listener.hear(rows)
 
-        view = RunView(ready=ready, show=show, say=bar.say)
+        view = RunView(ready=ready, show=show, say=bar.say, asked=lambda: listener.asked)
 
         def attempt() -> Mapping[str, Tensor]:
             with run.open(self._needs) as group:
@@ -280,6 +289,8 @@ class ParameterServerTrainer:
         with told(), bar:
             weights = with_recovery(attempt, losses, bar.say, checkpoints.whence)
         figures = came_to(run.rows, run.ended_by, run.figure)
+        if run.ended_by == ASKED:
+            figures["stopped"] = ASKED
         return keep(folder, run.rows, weights, config, figures)
 
     def _room(self) -> int:

@@ -1,0 +1,141 @@
+"""Runs whose rows somebody hears: each row as it comes, and an end when they say so."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from actors.groups.group import Group
+from actors.groups.warm import WarmActors
+from raylab.cli.main import main
+from raylab.config import run_config
+from raylab.drivers.commands import train
+from raylab.drivers.result import Result
+from raylab.errors import NonFiniteLossError
+
+pytestmark = [pytest.mark.actor, pytest.mark.usefixtures("session")]
+
+PIPELINE = {
+    "method": "adl",
+    "model": "mlp",
+    "model_options": {"width": 8},
+    "data": "random:n=256,shape=1x4x4,classes=3",
+    "epochs": 400,
+    "cpus_per_stage": 0.1,
+    "timeline": 0,
+    "evaluate_every": 400,
+}
+SERVER = {
+    "method": "dis_dfsdca",
+    "data": "sparse:n=240,d=20,density=0.4",
+    "workers": 2,
+    "tolerance": 0.0,
+    "epochs": 100_000.0,
+    "cpus_per_worker": 0.1,
+    "sample_s": 1e-3,
+}
+THREADS = {
+    "method": "shared_asysvrg",
+    "data": "sparse:n=240,d=20,density=0.4",
+    "workers": 2,
+    "tolerance": 0.0,
+    "epochs": 1_000_000.0,
+    "cpus_per_worker": 0.1,
+}
+AVERAGING = {
+    "method": "dasgd",
+    "model": "mlp",
+    "model_options": {"width": 8},
+    "batch_size": 16,
+    "data": "random:n=256,shape=1x4x4,classes=3",
+    "epochs": 2000,
+    "cpus_per_worker": 0.1,
+    "evaluate_every": 2000,
+}
+
+
+def run(keys: Mapping[str, Any], folder: Path, name: str, hear: Callable[[Any], bool]) -> Result:
+    config = run_config({**keys, "storage": str(folder), "name": name, "checkpoint_minutes": 0.0})
+    return train(config, progress=False, on_row=hear)
+
+
+def processes(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """Return a list that gets the processes of every group that ends."""
+    found: list[list[int]] = []
+    leave = Group.__exit__
+
+    def left(self: Group, *error: Any) -> None:
+        found.append([home.pid for home in self.homes])
+        leave(self, *error)
+
+    monkeypatch.setattr(Group, "__exit__", left)
+    return found
+
+
+@pytest.mark.parametrize("keys", [PIPELINE, SERVER, THREADS], ids=["stages", "server", "threads"])
+def test_a_run_that_is_asked_ends_well_and_its_actors_are_taken_by_the_next(
+    keys, tmp_path, monkeypatch
+):
+    pids = processes(monkeypatch)
+    heard: list[Any] = []
+
+    def third(row: Mapping[str, Any]) -> bool:
+        heard.append(row)
+        return len(heard) == 3
+
+    with WarmActors():
+        first = run(keys, tmp_path, "first", third)
+        again = run(keys, tmp_path, "again", lambda _: True)
+    assert len(heard) == 3
+    assert first.summary["stopped"] == again.summary["stopped"] == "asked"
+    rows = pq.read_table(tmp_path / "first" / "metrics.parquet").to_pylist()
+    assert [row["step"] for row in rows][:3] == [row["step"] for row in heard]
+    assert json.loads((tmp_path / "first" / "result.json").read_text()) == first.summary
+    assert first.summary["steps"] == rows[-1]["step"]
+    saved = torch.load(tmp_path / "first" / "checkpoints" / "final" / "model.pt", weights_only=True)
+    assert all(torch.equal(saved[name], tensor) for name, tensor in first.weights.items())
+    assert pids[0] == pids[1]
+
+
+def test_workers_that_are_asked_end_together_and_the_run_can_be_resumed(tmp_path, capsys):
+    heard: list[Any] = []
+
+    def second(row: Mapping[str, Any]) -> bool:
+        heard.append(row)
+        return len(heard) == 2
+
+    found = run({**AVERAGING, "checkpoint_every": 8}, tmp_path, "run", second)
+    assert len(heard) == 2
+    assert found.summary["stopped"] == "asked"
+    epochs = found.summary["epochs"]
+    assert 2 <= epochs == len(found.table) < 2000
+    again = ["resume", str(tmp_path / "run"), f"epochs={epochs + 1}", "--json", "--quiet"]
+    assert main(again) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert "stopped" not in summary
+    assert summary["epochs"] == epochs + 1
+
+
+@pytest.mark.parametrize(
+    "keys", [PIPELINE, SERVER, AVERAGING], ids=["stages", "server", "replicas"]
+)
+def test_what_a_listener_raises_ends_the_run_and_is_raised(keys, tmp_path):
+    def fail(_: Any) -> bool:
+        raise NonFiniteLossError("no such loss")
+
+    with pytest.raises(NonFiniteLossError, match="no such loss"):
+        run(keys, tmp_path, "run", fail)
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_a_run_that_is_asked_at_its_last_row_has_ended_as_ever(tmp_path):
+    keys = {**PIPELINE, "epochs": 2}
+    found = run(keys, tmp_path, "run", lambda row: row["epoch"] == 2)
+    assert "stopped" not in found.summary
+    assert found.summary["epochs"] == 2
