@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from raylab.drivers.pipeline.trainer import PipelineTrainer
     from raylab.drivers.result import Result
     from raylab.drivers.server.trainer import ParameterServerTrainer
+    from raylab.drivers.tuning.tune import tune
     from raylab.optimizers import Schedule
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "Schedule",
     "WarmActors",
     "__version__",
+    "tune",
 ]
 
 __version__ = "0.1.0"
@@ -57,6 +59,7 @@ _LATER = {
     "Result": "raylab.drivers.result",
     "Schedule": "raylab.optimizers",
     "WarmActors": "actors.groups.warm",
+    "tune": "raylab.drivers.tuning.tune",
 }
 
 

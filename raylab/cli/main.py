@@ -28,6 +28,7 @@ _COMMANDS = {
     "plan": ("raylab.cli.plan", "predict a pipeline on its stages, or averaging over a network"),
     "train": ("raylab.cli.train", "train a network with one of the methods"),
     "simulate": ("raylab.cli.simulate", "run workers and what they share under virtual time"),
+    "tune": ("raylab.cli.tune", "search for the best keys of a run, by many runs"),
     "resume": ("raylab.cli.resume", "go on with a run that was interrupted"),
     "compare": ("raylab.cli.compare", "train with several methods under one seed and budget"),
     "report": ("raylab.cli.report", "make a page of a run or of several"),
@@ -47,6 +48,7 @@ examples:
   raylab plan averaging --table paper
   raylab compare methods=bp,ddg,fr,adl epochs=3 name=first
   raylab report runs/try1 runs/try2
+  raylab tune adl_digits
   raylab train --help
 """
 

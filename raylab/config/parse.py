@@ -27,10 +27,13 @@ from raylab.errors import ConfigError
 
 __all__ = [
     "apply_pairs",
+    "checked",
+    "lay",
     "load_yaml",
     "pipeline_config",
     "read_yaml",
     "run_config",
+    "shown",
     "simulation_config",
 ]
 
@@ -92,16 +95,20 @@ def load_yaml(text: str, source: str) -> dict[str, Any]:
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ConfigError(
             f"a configuration must be a mapping, one `key: value` a line, but {source} holds "
-            f"{_shown(content)}"
+            f"{shown(content)}"
         )
     return content
 
 
-def apply_pairs(base: Mapping[str, Any], pairs: Sequence[str]) -> dict[str, Any]:
+def apply_pairs(
+    base: Mapping[str, Any],
+    pairs: Sequence[str],
+    fields: Mapping[str, FieldInfo] | None = None,
+) -> dict[str, Any]:
     """Return `base` with key=value pairs laid over it, in their order.
 
     A dotted key reaches into a mapping and leaves its other keys as they are. How a value is read
-    depends on the keys of the method's family.
+    depends on `fields`; None: the keys of the method's family.
 
     >>> apply_pairs({"model_options": {"block": "basic"}}, ["model_options.width=16", "lr=1e-3"])
     {'model_options': {'block': 'basic', 'width': 16}, 'lr': 0.001}
@@ -110,24 +117,34 @@ def apply_pairs(base: Mapping[str, Any], pairs: Sequence[str]) -> dict[str, Any]
         ConfigError: something is not key=value, or its value is not YAML.
     """
     merged: dict[str, Any] = copy.deepcopy(dict(base))
-    asked = [pair.partition("=")[2] for pair in pairs if pair.startswith("method=")]
-    fields = family_of({**merged, **({"method": asked[-1]} if asked else {})}).fields
+    if fields is None:
+        asked = [pair.partition("=")[2] for pair in pairs if pair.startswith("method=")]
+        fields = family_of({**merged, **({"method": asked[-1]} if asked else {})}).fields
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals or not key or not all(key.split(".")):
             example = f"{key}=VALUE" if key in fields else "epochs=3"
             raise ConfigError(f"a setting must be key=value, such as {example}, but got {pair!r}")
-        *outer, last = key.split(".")
-        inside = merged
-        for depth, name in enumerate(outer, start=1):
-            inside = inside.setdefault(name, {})
-            if not isinstance(inside, dict):
-                raise ConfigError(
-                    f"`{'.'.join(outer[:depth])}` must be a mapping for {key} to be set, but it "
-                    f"is {_shown(inside)}"
-                )
-        inside[last] = _value(fields, key, text)
+        lay(merged, key, _value(fields, key, text))
     return merged
+
+
+def lay(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set a key in `values`; a dotted one reaches into a mapping, which is made if it is missing.
+
+    Raises:
+        ConfigError: what it reaches into is no mapping.
+    """
+    *outer, last = key.split(".")
+    inside = values
+    for depth, name in enumerate(outer, start=1):
+        inside = inside.setdefault(name, {})
+        if not isinstance(inside, dict):
+            raise ConfigError(
+                f"`{'.'.join(outer[:depth])}` must be a mapping for {key} to be set, but it "
+                f"is {shown(inside)}"
+            )
+    inside[last] = value
 
 
 def run_config(values: Mapping[str, Any]) -> RunConfiguration:
@@ -137,7 +154,7 @@ def run_config(values: Mapping[str, Any]) -> RunConfiguration:
         ConfigError: keys are unknown, or values of the wrong type or out of range; every one of
             them has its line in the message.
     """
-    return _checked(family_of(values).config, values)
+    return checked(family_of(values).config, values)
 
 
 def pipeline_config(values: Mapping[str, Any]) -> PipelineConfig:
@@ -164,7 +181,7 @@ def simulation_config(
     """
     method = values.get("method", "dis_dfsdca")
     if method in AVERAGING_METHODS:
-        return _checked(AveragingSimulationConfig, values)
+        return checked(AveragingSimulationConfig, values)
     for key, alien in (("method", SHARED), ("problem", EPISODES)):
         if values.get(key) == alien:
             raise ConfigError(
@@ -181,16 +198,27 @@ def simulation_config(
             f"`method` must be one of {', '.join([*AVERAGING_METHODS, *SIMULATED])}, but "
             f"got {method}, which is a pipeline's: raylab plan pipeline {method} predicts it"
         )
-    return _checked(SimulationConfig, values)
+    return checked(SimulationConfig, values)
 
 
-def _checked(kind: type[C], values: Mapping[str, Any]) -> C:
+def checked(kind: type[C], values: Mapping[str, Any], inside: str = "") -> C:
+    """Return the model of `values`.
+
+    Args:
+        kind: of the model.
+        values: by key.
+        inside: in which mapping they stand, for complaints, with a dot at its end.
+
+    Raises:
+        ConfigError: keys are unknown, or values of the wrong type or out of range.
+    """
     try:
         return kind.model_validate(dict(values))
     except ValidationError as error:
         # A union complains once for each of its types; the rule of the key says it all in one.
         keys = dict.fromkeys(str(each["loc"][0]) for each in error.errors())
-        lines = [_complaint(kind.model_fields, key, values[key]) for key in keys]
+        fields = kind.model_fields
+        lines = [_complaint(fields, key, values.get(key), inside) for key in keys]
         raise ConfigError("\n".join(lines)) from None
 
 
@@ -208,22 +236,26 @@ def _value(fields: Mapping[str, FieldInfo], key: str, text: str) -> Any:
         ) from None
 
 
-def _complaint(fields: Mapping[str, FieldInfo], key: str, value: Any) -> str:
+def _complaint(fields: Mapping[str, FieldInfo], key: str, value: Any, inside: str) -> str:
     field = fields.get(key)
     if key == "method":
         close = difflib.get_close_matches(str(value), ALL_METHODS, n=1, cutoff=0.4)
         hint = f": did you mean {close[0]}?" if close else ""
-        return f"`method` must be one of {', '.join(ALL_METHODS)}, but got {_shown(value)}{hint}"
+        return f"`method` must be one of {', '.join(ALL_METHODS)}, but got {shown(value)}{hint}"
     if field is None:
         close = difflib.get_close_matches(key, fields, n=1)
-        hint = f"did you mean {close[0]}?" if close else "raylab train --help lists the keys"
-        return f"a key must be one that is known, but got `{key}`: {hint}"
+        hint = (
+            f"did you mean {inside}{close[0]}?" if close else "raylab train --help lists the keys"
+        )
+        if inside and not close:
+            hint = f"there are {', '.join(fields)}"
+        return f"a key must be one that is known, but got `{inside}{key}`: {hint}"
     close = difflib.get_close_matches(str(value), choices_of(field), n=1, cutoff=0.4)
     hint = f": did you mean {close[0]}?" if close else ""
-    return f"`{key}` must be {rule_of(field)}, but got {_shown(value)}{hint}"
+    return f"`{inside}{key}` must be {rule_of(field)}, but got {shown(value)}{hint}"
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """Return a value as YAML has it, in a line."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]

@@ -1,0 +1,181 @@
+"""A trial: one run of raylab, driven by an actor of Ray Tune whose reports are the run's rows.
+
+The actor's placement group is the run's: bundle i is that of its actor i, and its own part is
+nothing. Where the next trial asks for the same resources, this process, the group and the run's
+actors serve it, too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypedDict
+
+import ray.util
+from actors.groups.within import Within
+from ray.tune import PlacementGroupFactory, Trainable
+
+from actors.groups.warm import WarmActors
+from raylab.config import run_config
+from raylab.config.objectives import Objective, objectives_of
+from raylab.drivers.commands import train
+from raylab.drivers.tuning.driving import Driving, Outcome, Report
+from raylab.drivers.tuning.figures import Figures
+from raylab.errors import NonFiniteLossError
+from raylab.records import RunFolder, Storage
+
+__all__ = ["RunTrial", "TrialOrder"]
+
+
+class TrialOrder(TypedDict):
+    """What a trial is given: the configuration that Tune shows of it."""
+
+    number: int
+    """In the study."""
+    params: dict[str, Any]
+    """What was chosen, as the study keeps it."""
+    train: dict[str, Any]
+    """Keys of the run, its folder among them."""
+    bundles: list[dict[str, float]]
+    """Resources of the run's actors."""
+    objectives: list[dict[str, Any]]
+    family: str
+    patient: bool
+    """Wait at each report for word of whether to go on."""
+
+
+class RunTrial(Trainable):
+    """Ray Tune's class for a trial; its configuration is a `TrialOrder`."""
+
+    @classmethod
+    def default_resource_request(cls, config: dict[str, Any]) -> PlacementGroupFactory:
+        """Return the resources of all the run's actors, and nothing for its driver."""
+        return PlacementGroupFactory([{}, *config["bundles"]], strategy="PACK")
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Begin the run."""
+        self._driving = Driving(_around, patient=config["patient"])
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """End the run and begin another."""
+        self._driving.end()
+        self._begin(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Return the run's next report; the last one again when it has ended."""
+        news = self._driving.next()
+        if isinstance(news, Report):
+            self._reported = self._told(news)
+            return self._reported
+        return {**self._reported, "done": True, **self._ended(news)}
+
+    def cleanup(self) -> None:
+        """End the run, and the actors that were kept for another."""
+        self._driving.close()
+
+    def _begin(self, order: Mapping[str, Any]) -> None:
+        self._began = time.perf_counter()
+        self._figures = Figures(_objectives(order))
+        self._reported: dict[str, Any] = {"training_iteration": 0, **self._figures.named()}
+        self._trained_before_s = 0.0
+        run = _Run(order["train"])
+        past = run.past()
+        if past:
+            self._trained_before_s = past[-1]["time_s"]
+        self._past = past
+
+        def report(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
+            self._catch_up(row)
+            if not self._figures.take(row):
+                return None
+            return {**self._figures.named(), "training_iteration": self._figures.reports}
+
+        def carry_out() -> None:
+            if run.finished:
+                for row in past:
+                    self._driving.hear(row)
+                return
+            run.train(self._driving.hear)
+
+        if run.finished:
+            self._past = []
+        self._driving.begin(carry_out, report)
+
+    def _catch_up(self, row: Mapping[str, Any]) -> None:
+        """Take in the rows before the first new one of a run that goes on from a checkpoint."""
+        past, self._past = self._past, []
+        for before in past:
+            if before["step"] < row["step"]:
+                self._figures.take(before)
+
+    def _told(self, report: Report) -> dict[str, Any]:
+        row = report.row
+        plain = {
+            name: value
+            for name, value in row.items()
+            if isinstance(value, (int, float)) and not isinstance(value, bool)
+        }
+        return {**plain, **report.figures, **self._seconds(row["time_s"])}
+
+    def _seconds(self, time_s: float) -> dict[str, float]:
+        here = max(0.0, time_s - self._trained_before_s)
+        return {
+            "train_s": time_s,
+            "start_s": max(0.0, time.perf_counter() - self._began - here),
+        }
+
+    def _ended(self, outcome: Outcome) -> dict[str, Any]:
+        seconds = self._seconds(self._reported.get("time_s", 0.0))
+        if isinstance(outcome.error, NonFiniteLossError):
+            return {**seconds, "ended": "diverged", "error": str(outcome.error)}
+        if outcome.error is not None:
+            raise outcome.error
+        return {**seconds, "ended": "finished", "values": self._figures.final()}
+
+
+class _Run:
+    """The run of a trial, in its folder.
+
+    Args:
+        keys: of the run.
+    """
+
+    def __init__(self, keys: Mapping[str, Any]) -> None:
+        self._keys = dict(keys)
+        self._storage = Storage.at(Path(keys["storage"]) / keys["name"])
+        self._begun = self._storage.exists("config.yaml")
+        self.finished = self._begun and self._storage.exists("result.json") and not self._asked()
+
+    def past(self) -> list[dict[str, Any]]:
+        """Return the rows that it has written before."""
+        return RunFolder.existing(self._storage).read_metrics() if self._begun else []
+
+    def train(self, on_row: Any) -> None:
+        """Carry it out, from its newest checkpoint if it has begun before."""
+        if not self._begun:
+            train(run_config(self._keys), progress=False, on_row=on_row)
+            return
+        before = RunFolder.existing(self._storage).read_config()
+        train(run_config(before), progress=False, resume=str(self._storage), on_row=on_row)
+
+    def _asked(self) -> bool:
+        """Tell whether it was asked to end, by a scheduler that has forgotten why."""
+        return json.loads(self._storage.read("result.json")).get("stopped") is not None
+
+
+@contextlib.contextmanager
+def _around() -> Iterator[None]:
+    group = ray.util.get_current_placement_group()
+    if group is None:
+        raise RuntimeError("a trial must live in its placement group, but it is in none")
+    with Within(group), WarmActors():
+        yield
+
+
+def _objectives(order: Mapping[str, Any]) -> tuple[Objective, ...]:
+    return objectives_of(order["objectives"], order["family"])

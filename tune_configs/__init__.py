@@ -1,0 +1,1 @@
+"""The searches that ship with raylab: YAML, for `raylab tune NAME`."""
