@@ -18,13 +18,13 @@ from typing import NoReturn
 
 from raylab.errors import RaylabError
 
-__all__ = ["entry_point", "main"]
+__all__ = ["COMMANDS", "INTERRUPTED", "entry_point", "main"]
 
 INTERRUPTED = 130
 _COMPLAINT = "raylab: error: "
 
 # A command's module is imported when the command is used, and imports torch and Ray only to work.
-_COMMANDS = {
+COMMANDS = {
     "plan": ("raylab.cli.plan", "predict a pipeline on its stages, or averaging over a network"),
     "train": ("raylab.cli.train", "train a network with one of the methods"),
     "simulate": ("raylab.cli.simulate", "run workers and what they share under virtual time"),
@@ -32,6 +32,8 @@ _COMMANDS = {
     "resume": ("raylab.cli.resume", "go on with a run that was interrupted"),
     "compare": ("raylab.cli.compare", "train with several methods under one seed and budget"),
     "report": ("raylab.cli.report", "make a page of a run or of several"),
+    "cluster": ("raylab.cli.cluster", "make and check the files that describe clusters"),
+    "submit": ("raylab.cli.submit", "run a command on a cluster, as a job"),
 }
 
 _DESCRIPTION = """\
@@ -87,15 +89,15 @@ def entry_point() -> NoReturn:
 
 
 def _run(words: list[str]) -> int:
-    if words and words[0] in _COMMANDS:
-        module = importlib.import_module(_COMMANDS[words[0]][0])
+    if words and words[0] in COMMANDS:
+        module = importlib.import_module(COMMANDS[words[0]][0])
         code: int = module.run(words[1:])
         return code
     parser = argparse.ArgumentParser(
         prog="raylab",
         usage="raylab COMMAND ...",
         description=_DESCRIPTION.format(
-            commands="\n".join(f"  {name:<10} {text}" for name, (_, text) in _COMMANDS.items())
+            commands="\n".join(f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items())
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -108,9 +110,9 @@ def _run(words: list[str]) -> int:
         sys.stdout.write(f"raylab {__version__}\n")
         return 0
     if given.command is not None:
-        close = difflib.get_close_matches(given.command, _COMMANDS, n=1)
+        close = difflib.get_close_matches(given.command, COMMANDS, n=1)
         hint = f": did you mean {close[0]}?" if close else ""
-        known = ", ".join(_COMMANDS)
+        known = ", ".join(COMMANDS)
         parser.error(f"COMMAND must be one of {known}, but got {given.command!r}{hint}")
     parser.print_help(sys.stderr)
     return 2
