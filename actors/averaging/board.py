@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 __all__ = ["Board", "open_board"]
 
@@ -57,5 +58,10 @@ _BoardActor: Any = ray.remote(Board)
 
 
 def open_board() -> Any:
-    """Start a board beside the driver and return its handle; it ends with its last handle."""
-    return _BoardActor.options(num_cpus=0).remote()
+    """Start a board beside the driver and return its handle; it ends with its last handle.
+
+    Elsewhere it would be lost with its node.
+    """
+    here = ray.get_runtime_context().get_node_id()
+    beside = NodeAffinitySchedulingStrategy(here, soft=False)
+    return _BoardActor.options(num_cpus=0, scheduling_strategy=beside).remote()

@@ -107,7 +107,7 @@ class AveragingConfig(BaseModel):
     gpus_per_worker: NotNegative = Field(
         0.0, description="GPUs of a worker; with any, it computes there and averages go by NCCL"
     )
-    wait_s: Positive = _shared("wait_s")
+    wait_s: Positive | None = _shared("wait_s")
     resize_s: Positive = Field(
         60.0, description="seconds between two looks at whether there is room for more workers"
     )

@@ -156,7 +156,11 @@ class ParameterServerConfig(BaseModel):
         None, description="CPUs of a worker, and of the server; null: 1, or a share of this "
         "machine's if it has fewer"
     )  # fmt: skip
-    wait_s: Positive = Field(60.0, description="how long to wait for these resources, seconds")
+    wait_s: Positive | None = Field(
+        None,
+        description="how long to wait for these resources, seconds; null: 60 on a machine of its "
+        "own, 1800 on a cluster, where nodes may have to come and others to end",
+    )
 
     checkpoint_every: Natural = Field(
         0, description="updates between two checkpoints; 0: the time decides alone"

@@ -194,7 +194,11 @@ class PipelineConfig(BaseModel):
     gpus_per_stage: NotNegative = Field(
         0.0, description="GPUs of a stage, 0.5 is half of one; with any, it computes there"
     )
-    wait_s: Positive = Field(60.0, description="how long to wait for these resources, seconds")
+    wait_s: Positive | None = Field(
+        None,
+        description="how long to wait for these resources, seconds; null: 60 on a machine of its "
+        "own, 1800 on a cluster, where nodes may have to come and others to end",
+    )
 
     evaluate_every: Count = Field(1, description="epochs between two tests")
     report_every: Natural = Field(

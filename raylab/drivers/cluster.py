@@ -14,10 +14,11 @@ from actors.groups.warm import warm_actors
 from actors.groups.within import within
 from raylab.errors import ConfigError
 
-__all__ = ["connect", "resources_asked", "room", "stage_resources", "threads_of"]
+__all__ = ["connect", "patience_s", "resources_asked", "room", "stage_resources", "threads_of"]
 
 _started: set[str] = set()
 """Addresses of the local Rays that were started here: a second run shares their CPUs, too."""
+_OWN_WAIT_S, _CLUSTER_WAIT_S = 60.0, 1800.0
 
 
 def connect() -> bool:
@@ -108,6 +109,18 @@ def room(needs: Mapping[str, float]) -> int:
         if possible:
             free = {name: free.get(name, 0.0) - asked.get(name, 0.0) for name in free | asked}
     return min(math.floor(free.get(name, 0.0) / amount + 1e-6) for name, amount in needs.items())
+
+
+def patience_s(asked: float | None) -> float:
+    """Return how long to wait for resources, once Ray is there.
+
+    Args:
+        asked: by the user; None: a minute where Ray was started here, for no more will come; half
+            an hour on a cluster, where nodes may have to be started and others to end.
+    """
+    if asked is not None:
+        return asked
+    return _OWN_WAIT_S if _gcs_address() in _started else _CLUSTER_WAIT_S
 
 
 def threads_of(resources: Mapping[str, float]) -> int:

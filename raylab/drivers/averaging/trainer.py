@@ -28,7 +28,7 @@ from raylab.drivers.averaging.settings import (
     workers_of,
 )
 from raylab.drivers.batches import batches_of
-from raylab.drivers.cluster import connect, stage_resources
+from raylab.drivers.cluster import connect, patience_s, stage_resources
 from raylab.drivers.listener import OnRow, RowListener
 from raylab.drivers.result import Result
 from raylab.drivers.run_place import RunPlace
@@ -84,7 +84,9 @@ class AveragingTrainer:
         resources_per_worker: by Ray's names, e.g. {"CPU": 2, "GPU": 1}; with a GPU the worker
             computes on it, and averages go by NCCL instead of gloo. Default: one CPU, or a share of
             them where Ray is started for the run on a machine with fewer cores than workers.
-        wait_s: how long to wait for the resources of the fewest workers, in seconds.
+        wait_s: how long to wait for the resources of the fewest workers, in seconds. Default: 60
+            where Ray is started for the run, 1800 on a cluster, where nodes may have to come and
+            others to end.
         resize_s: seconds between two looks at whether there is room for more workers.
         timeout_s: after which an average that does not come counts as a lost link, in seconds.
         run_config: Ray Train's; `name`, `storage_path`, `storage_filesystem`,
@@ -119,7 +121,7 @@ class AveragingTrainer:
         checkpoint_minutes: float = 1.0,
         tensorboard: bool = False,
         resources_per_worker: Mapping[str, float] | None = None,
-        wait_s: float = 60.0,
+        wait_s: float | None = None,
         resize_s: float = 60.0,
         timeout_s: int = 600,
         run_config: RunConfig | None = None,
@@ -149,7 +151,7 @@ class AveragingTrainer:
         if not callable(loss_fn):
             raise ConfigError(f"loss_fn must be callable, but got {type(loss_fn).__name__}")
         for name, limit in (("wait_s", wait_s), ("resize_s", resize_s), ("timeout_s", timeout_s)):
-            if not limit > 0:
+            if limit is not None and not limit > 0:
                 raise ConfigError(f"{name} > 0 must hold, but got {limit}")
         for name, amount in (
             ("checkpoint_every", checkpoint_every),
@@ -233,7 +235,7 @@ class AveragingTrainer:
             # In a placement group of others there is no more room to come.
             most=settings.most if within() is None else settings.least,
             resources=stage_resources(self._resources, settings.most, own=own)[0],
-            wait_s=wait_s,
+            wait_s=patience_s(wait_s),
             resize_s=resize_s,
             timeout_s=timeout_s,
             failures=self._place.most_failures,

@@ -15,7 +15,7 @@ from torch.optim import SGD, Optimizer
 from actors.pipeline.supervisor import Supervisor
 from raylab.algorithms.stage.settings import ScheduleFactory
 from raylab.drivers.batches import batches_of
-from raylab.drivers.cluster import connect, stage_resources, threads_of
+from raylab.drivers.cluster import connect, patience_s, stage_resources, threads_of
 from raylab.drivers.listener import OnRow, RowListener
 from raylab.drivers.pipeline.checkpointing import RunCheckpoints, checkpoint_plan
 from raylab.drivers.pipeline.fit import PipelineFit
@@ -97,7 +97,8 @@ class PipelineTrainer:
         resources_per_stage: by Ray's names, e.g. {"CPU": 2, "GPU": 0.5}; with a GPU the stage
             computes on it. Default: one CPU, or a share of them where Ray is started for the run
             on a machine with fewer cores than stages.
-        wait_s: how long to wait for these resources, in seconds.
+        wait_s: how long to wait for these resources, in seconds. Default: 60 where Ray is started
+            for the run, 1800 on a cluster, where nodes may have to come and others to end.
         run_config: Ray Train's. `name`, `storage_path` (a local folder or an address such as
             s3://bucket/path) and `storage_filesystem` say where, by default ~/raylab_results and a
             name with the time in it; `checkpoint_config.num_to_keep` how many checkpoints to keep,
@@ -139,7 +140,7 @@ class PipelineTrainer:
         timeline: int = 100,
         tensorboard: bool = False,
         resources_per_stage: Mapping[str, float] | None = None,
-        wait_s: float = 60.0,
+        wait_s: float | None = None,
         run_config: RunConfig | None = None,
         config: Mapping[str, Any] | None = None,
     ) -> None:
@@ -165,7 +166,7 @@ class PipelineTrainer:
         )
         if not callable(loss_fn):
             raise ConfigError(f"loss_fn must be callable, but got {type(loss_fn).__name__}")
-        if not wait_s > 0:
+        if wait_s is not None and not wait_s > 0:
             raise ConfigError(f"wait_s > 0 must hold, but got {wait_s}")
         self._model = model
         self._loss_fn = loss_fn
@@ -304,7 +305,7 @@ class PipelineTrainer:
             resources,
             threads=threads_of(resources[0]),
             seed=self.settings.seed,
-            wait_s=self._wait_s,
+            wait_s=patience_s(self._wait_s),
             tags={"method": self.settings.method, "run": self._place.name},
         )
 

@@ -60,11 +60,11 @@ class Means:
         elastic: how many workers are wanted.
         plan: when to save.
         straggler: what is wrong with the workers.
-        wait_s: how long to wait for resources, in seconds.
+        wait_s: how long to wait for resources, in seconds; None: see `patience_s`.
     """
 
     name: str
     elastic: Elastic
     plan: CheckpointPlan
     straggler: Straggler
-    wait_s: float
+    wait_s: float | None

@@ -21,7 +21,7 @@ from actors.server.server_group import ServerGroup
 from actors.server.server_runner import SUSPENDED
 from actors.server.staleness import Bound
 from actors.server.worker_actor import WorkerProgram
-from raylab.drivers.cluster import threads_of
+from raylab.drivers.cluster import patience_s, threads_of
 from raylab.drivers.recovery import Losses
 from raylab.drivers.run_view import RunView
 from raylab.drivers.server.asked import Asked, Means
@@ -194,7 +194,7 @@ class ServerRun:
             worker=needs,
             threads=threads_of(needs),
             seed=self._asked.seed,
-            wait_s=self._means.wait_s,
+            wait_s=patience_s(self._means.wait_s),
             wire=self._asked.wire,
             tags={"method": self._asked.method, "run": self._means.name},
         )

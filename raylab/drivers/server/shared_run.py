@@ -15,6 +15,7 @@ from actors.server.solver_group import SolverGroup
 from raylab.algorithms.shared_memory.asysvrg import SharedMemorySolver, figure
 from raylab.algorithms.shared_memory.settings import SharedSettings
 from raylab.algorithms.shared_memory.training import SharedLimits, SharedTraining
+from raylab.drivers.cluster import patience_s
 from raylab.drivers.commits import Commits
 from raylab.drivers.recovery import Losses
 from raylab.drivers.run_view import RunView
@@ -136,7 +137,7 @@ class SharedRun:
             {name: amount * threads for name, amount in needs.items()},
             threads=1,
             seed=self._asked.seed,
-            wait_s=self._means.wait_s,
+            wait_s=patience_s(self._means.wait_s),
         )
 
     def carry_out(self, group: SolverGroup, losses: Losses, view: RunView) -> Mapping[str, Tensor]:  # noqa: ARG002

@@ -87,7 +87,8 @@ class ParameterServerTrainer:
             one CPU, or a share of them where Ray is started for the run on a machine with fewer.
             Each of several servers takes as much.
             Threads take theirs together, on one node.
-        wait_s: how long to wait for these resources, in seconds.
+        wait_s: how long to wait for these resources, in seconds. Default: 60 where Ray is started
+            for the run, 1800 on a cluster, where nodes may have to come and others to end.
         run_config: Ray Train's, as for `raylab.PipelineTrainer`; a worker that is lost counts as a
             failure, though the others go on meanwhile.
         config: written to config.yaml with what was resolved; default: these arguments.
@@ -121,7 +122,7 @@ class ParameterServerTrainer:
         checkpoint_every: int = 0,
         checkpoint_minutes: float = 1.0,
         resources_per_worker: Mapping[str, float] | None = None,
-        wait_s: float = 60.0,
+        wait_s: float | None = None,
         run_config: RunConfig | None = None,
         config: Mapping[str, Any] | None = None,
     ) -> None:
@@ -134,7 +135,7 @@ class ParameterServerTrainer:
                 raise ConfigError(f"{name} >= 0 must hold, but got {value}")
         if type(servers) is not int or servers < 1:
             raise ConfigError(f"servers must be an integer >= 1, but got {servers!r}")
-        if not wait_s > 0:
+        if wait_s is not None and not wait_s > 0:
             raise ConfigError(f"wait_s > 0 must hold, but got {wait_s}")
         if wire not in get_args(WireKind):
             raise ConfigError(f"wire must be {' or '.join(get_args(WireKind))}, but got {wire!r}")
