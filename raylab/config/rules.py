@@ -74,7 +74,7 @@ def _rule(kind: Any, metadata: list[Any], *, many: bool = False) -> str:
     if get_origin(kind) is list:
         return f"a list of {_rule(get_args(kind)[0], [], many=True)}"
     if get_origin(kind) is dict:
-        return "a mapping"
+        return "mappings" if many else "a mapping"
     words = _WORDS[kind][many] + "".join(_bounds(metadata))
     return words if many or kind is not str else "a text that is not empty"
 

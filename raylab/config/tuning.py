@@ -95,7 +95,9 @@ class TuningKeys(_Keys):
     space: dict[str, Any] = Field(
         {}, description="by key of a run, what it may be: uniform, int or choice"
     )
-    objectives: list[Any] = Field([], description="columns of the runs' rows, the first one leads")
+    objectives: list[dict[str, Any]] = Field(
+        [], description="columns of the runs' rows, the first one leads"
+    )
     search: dict[str, Any] = Field({}, description="how the next point is chosen")
     scheduler: dict[str, Any] = Field({}, description="which trials are ended early")
     budget: dict[str, Any] = Field({}, description="trials and minutes")

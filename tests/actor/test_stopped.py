@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.actor, pytest.mark.usefixtures("session")]
 PIPELINE = {
     "method": "adl",
     "model": "mlp",
-    "model_options": {"width": 8},
+    "model_options": {"hidden": [8]},
     "data": "random:n=256,shape=1x4x4,classes=3",
     "epochs": 400,
     "cpus_per_stage": 0.1,
@@ -51,7 +51,7 @@ THREADS = {
 AVERAGING = {
     "method": "dasgd",
     "model": "mlp",
-    "model_options": {"width": 8},
+    "model_options": {"hidden": [8]},
     "batch_size": 16,
     "data": "random:n=256,shape=1x4x4,classes=3",
     "epochs": 2000,

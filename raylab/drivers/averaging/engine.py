@@ -11,9 +11,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray._common.constants import RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.constants import get_env_vars_to_propagate
+from ray.train.v2._internal.constants import (
+    DEFAULT_RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_VALUE,
+    get_env_vars_to_propagate,
+)
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.worker_group.placement_group_handle import (
     DefaultPlacementGroupHandle,
@@ -23,11 +26,14 @@ from ray.train.v2._internal.execution.worker_group.worker_group import WorkerGro
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from ray.util.state import list_nodes
+from ray.util.state import get_node
+from ray.util.state.exception import RayStateApiException
 
 from actors.groups.within import Room
 
 __all__ = ["Engine"]
+
+_PATIENCE_S = 5
 
 
 class Engine(TorchTrainer):
@@ -49,7 +55,7 @@ class Engine(TorchTrainer):
             return found
         # This one removes the placement group of a controller that has died, and asks the state
         # API every second whether it has. Another's is not ours to remove; and a session without
-        # the API is a local one, which ends with its driver.
+        # the API is a local one, which goes with its driver.
         return [each for each in found if not isinstance(each, PlacementGroupCleanerCallback)]
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
@@ -57,19 +63,20 @@ class Engine(TorchTrainer):
             return super()._initialize_and_run_controller(**arguments)
         # Beside the driver, as Ray Train has it, and not in the placement group, whose bundles are
         # the workers', though a driver in there may hand that on to whom it starts.
-        here = NodeAffinitySchedulingStrategy(
-            ray.get_runtime_context().get_node_id(),
-            soft=False,
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        variables = get_env_vars_to_propagate()
+        variables.setdefault(
+            RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR,
+            DEFAULT_RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_VALUE,
         )
-        controller = (
-            ray.remote(_Controller)
-            .options(
-                num_cpus=0,
-                scheduling_strategy=here,
-                runtime_env={"env_vars": get_env_vars_to_propagate()},
-            )
-            .remote(self._room.group, list(self._room.bundles), **arguments)
-        )
+        options = {
+            "num_cpus": 0,
+            "scheduling_strategy": here,
+            "runtime_env": {"env_vars": variables},
+        }
+        actor: Any = ray.remote(_Controller)
+        room = (self._room.group, list(self._room.bundles))
+        controller = actor.options(**options).remote(*room, **arguments)
         if threading.current_thread() is threading.main_thread():
             self._register_sigint_handler(controller)
         ray.get(controller.run.remote())
@@ -116,9 +123,12 @@ class _Workers(WorkerGroup):
 
 
 def _knows_actors() -> bool:
-    """Tell whether the session has the API that tells who is alive."""
+    """Tell whether the session has the API that tells who is alive: it must know this node, as the
+    address of one that is not there may be that of another session's.
+    """
+    context = ray.get_runtime_context()
     try:
-        list_nodes(limit=1, timeout=5)
-    except (RayError, OSError):
+        here = get_node(context.get_node_id(), address=context.gcs_address, timeout=_PATIENCE_S)
+    except (RayStateApiException, OSError):
         return False
-    return True
+    return here is not None

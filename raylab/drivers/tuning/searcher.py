@@ -63,6 +63,10 @@ class StudySearch(OptunaSearch):
             mode=modes[0] if one else modes,
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return nothing: Tune pickles it to restore a search, which the study does here."""
+        return {}
+
     def _setup_study(self, mode: str | list[str]) -> None:  # noqa: ARG002 - Ray's
         self._ot_study: Any = self._study.optuna
 

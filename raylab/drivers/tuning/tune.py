@@ -43,7 +43,7 @@ from raylab.errors import ConfigError
 from raylab.records import RunFolder, Storage, new_run_name
 from raylab.report import TuningView
 
-__all__ = ["resume_tuning", "tune"]
+__all__ = ["alone", "resume_tuning", "study_of", "tune"]
 
 _MAY_CHANGE = ("budget", "concurrent", "retries", "scheduler")
 """Keys that a search that goes on may be given anew."""
@@ -142,10 +142,10 @@ def _local(path: str) -> Storage:
 def _carry_out(folder: RunFolder, config: TuningConfig, *, progress: bool) -> ray_tune.ResultGrid:
     path, name = folder.path, folder.path.name
     names = [each.name for each in config.objectives]
-    with _alone(path), _quiet(), TuningView(
+    with alone(path), _quiet(), TuningView(
         f"tuning {name}", names, config.budget.trials, enabled=progress
     ) as view:  # fmt: skip
-        study = _study(path, name, config)
+        study = study_of(path, name, config)
         own = connect()
         cpus = float(ray.cluster_resources().get("CPU", 1)) if own else None  # type: ignore[no-untyped-call]
         minutes = config.budget.minutes
@@ -170,6 +170,7 @@ def _carry_out(folder: RunFolder, config: TuningConfig, *, progress: bool) -> ra
                 name="ray",
                 storage_path=str(path),
                 failure_config=ray_tune.FailureConfig(max_failures=config.retries),
+                checkpoint_config=ray_tune.CheckpointConfig(checkpoint_at_end=False),
                 stop=_Deadline(ends),
                 callbacks=[watch],
                 verbose=0,
@@ -183,7 +184,7 @@ def _carry_out(folder: RunFolder, config: TuningConfig, *, progress: bool) -> ra
     return grid
 
 
-def _study(path: Path, name: str, config: TuningConfig) -> TuningStudy:
+def study_of(path: Path, name: str, config: TuningConfig) -> TuningStudy:
     directions = {"min": StudyDirection.MINIMIZE, "max": StudyDirection.MAXIMIZE}
     study = TuningStudy.made(
         path, name, [(each.name, directions[each.mode]) for each in config.objectives],
@@ -205,7 +206,7 @@ def _keep(folder: RunFolder, study: TuningStudy, config: TuningConfig) -> None:
 
 
 @contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
+def alone(path: Path) -> Iterator[None]:
     """Keep others from carrying out the same search; a process that is killed lets go."""
     lock = filelock.FileLock(path / f".{DATABASE}.lock")
     try:
@@ -223,13 +224,19 @@ def _alone(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Tune and Optuna from telling in their words what the view tells."""
+    """Keep Tune and Optuna from telling in their words what the view tells: Tune prints a trial's
+    error, whatever it is told.
+    """
     logger = logging.getLogger("ray.tune")
     level, verbosity = logger.level, optuna.logging.get_verbosity()
     logger.setLevel(logging.CRITICAL)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        with warnings.catch_warnings():
+        with (
+            warnings.catch_warnings(),
+            Path(os.devnull).open("w") as nowhere,
+            contextlib.redirect_stdout(nowhere),
+        ):
             warnings.simplefilter("ignore", ExperimentalWarning)
             yield
     finally:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import ray
 from optuna.trial import TrialState
 from ray.exceptions import RayTaskError
 from ray.tune import Callback
@@ -41,6 +43,10 @@ class Watch(Callback):
         self._lines: dict[int, TrialLine] = {}
         self._before_s = study.spent_s
         self._began = self._noted = time.monotonic()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return nothing: Tune pickles it to restore a search, which the study does here."""
+        return {}
 
     def on_trial_start(self, *_: Any, **info: Any) -> None:
         """Show it."""
@@ -102,8 +108,9 @@ class Watch(Callback):
 def _error(trial: Any) -> str:
     """Return why a trial of Tune's has failed, in a line or two."""
     error: Any = None
-    with contextlib.suppress(Exception):
-        error = trial.get_error()
+    with contextlib.suppress(OSError, TypeError):
+        # This process has written it a moment ago.
+        error = ray.cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
     if isinstance(error, RayTaskError) and error.cause is not None:
         error = error.cause
     text = str(error or "its process ended").strip()
