@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,9 @@ class Post:
     resources: Mapping[str, float]
 
 
+_LOG = logging.getLogger(__name__)
+_TELL_S = 5.0
+"""Time after which a user is told what is waited for: nodes may have to come, or others to end."""
 _ROOM_S = 1.0
 """Time that a cluster with room for a placement group takes at most, as a rule, to make it."""
 
@@ -66,6 +70,9 @@ def place(
         ready = group.ready()
         if make_room is not None and not ray.wait([ready], timeout=min(_ROOM_S, wait_s))[0]:
             make_room()
+        if wait_s > _TELL_S and not ray.wait([ready], timeout=_TELL_S)[0]:
+            what = f"{len(needed)} {noun}s' resources ({_missing(needed)})"
+            _LOG.warning("waiting up to %g s for %s", wait_s, what)
         ray.get(ready, timeout=wait_s)
     except BaseException as error:
         remove_placement_group(group)
@@ -90,6 +97,20 @@ def start(post: Post, room: Room, at: int) -> Any:
 
 
 def _shortage(needs: Sequence[Mapping[str, float]], noun: str, wait_s: float) -> str:
+    largest: dict[str, float] = {}
+    for each in needs:
+        for name, amount in each.items():
+            largest[name] = max(largest.get(name, 0), amount)
+    return (
+        f"{len(needs)} {noun}s did not get their resources within {wait_s:g} s"
+        f" ({_missing(needs)}; one {noun} needs "
+        f"{', '.join(f'{amount:g} {name}' for name, amount in largest.items())} on one node): "
+        f"ask for fewer {noun}s or less for each, wait longer, or add nodes"
+    )
+
+
+def _missing(needs: Sequence[Mapping[str, float]]) -> str:
+    """Return what is needed in all, and what there is of it."""
     needed: dict[str, float] = {}
     for each in needs:
         for name, amount in each.items():
@@ -101,10 +122,4 @@ def _shortage(needs: Sequence[Mapping[str, float]], noun: str, wait_s: float) ->
         f"{free.get(name, 0):g} free"
         for name, amount in needed.items()
     ]
-    largest = {name: max(each.get(name, 0) for each in needs) for name in needed}
-    return (
-        f"{len(needs)} {noun}s did not get their resources within {wait_s:g} s"
-        f" ({'; '.join(lines)}; one {noun} needs "
-        f"{', '.join(f'{amount:g} {name}' for name, amount in largest.items())} on one node): "
-        f"ask for fewer {noun}s or less for each, wait longer, or add nodes"
-    )
+    return "; ".join(lines)

@@ -34,7 +34,7 @@ __all__ = ["PROJECT", "Hosts", "missing", "until"]
 TOOLS = ("sshd", "ssh", "ssh-keygen", "rsync", "ip", "unshare", "nsenter", "setpriv")
 PROJECT = Path(__file__).parents[2]
 _SBIN = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
-_NEW = ["unshare", "--net", "--pid", "--mount", "--uts", "--ipc", "--fork", "--kill-child"]
+_OWN = ["--pid", "--mount", "--uts", "--ipc", "--fork", "--kill-child", "--mount-proc"]
 _SWITCH = """
 set -e
 mount -t tmpfs tmpfs /run
@@ -89,20 +89,16 @@ class Hosts:
     def __enter__(self) -> Self:
         try:
             self._write_keys()
-            lan = self._start(
-                ["setpriv", "--pdeathsig", "KILL", *_NEW, "--mount-proc"]
-                + ["bash", "-c", _SWITCH, "switch", str(self._keys / "names")],
-                children=1,
-            )
+            names = str(self._keys / "names")
+            command = ["setpriv", "--pdeathsig", "KILL", "unshare", "--net", *_OWN]
+            lan = self._start([*command, "bash", "-c", _SWITCH, "switch", names], children=1)
             inside = ["nsenter", f"--target={lan}", "--all"]
             run([[*inside, *command] for command in self._lan.build()])
-            for index, (name, address) in enumerate(zip(self._lan.names, self.addresses, strict=True)):
-                command = self._lan.inside(
-                    index, [*(each for each in _NEW if each != "--net"), "--mount-proc", "--"]
-                )
-                arguments = [name, address, str(self._keys), *self._common()]
-                script = str(Path(__file__).with_name("host.sh"))
-                self._start([*inside, *command, "bash", script, *arguments], children=2)
+            for index in range(len(self._cpus)):
+                first = ["unshare", *_OWN, "bash", str(Path(__file__).with_name("host.sh"))]
+                host = [self._lan.names[index], self.addresses[index], str(self._keys)]
+                command = self._lan.inside(index, [*first, *host, *_common(self._shared)])
+                self._start([*inside, *command], children=2)
         except BaseException:
             self.close()
             raise
@@ -179,7 +175,10 @@ class Hosts:
         for name in ("user", "host"):
             command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self._keys / name)]
             subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
-        names = {"localhost": "127.0.0.1", **dict(zip(self._lan.names, self.addresses, strict=True))}
+        names = {
+            "localhost": "127.0.0.1",
+            **dict(zip(self._lan.names, self.addresses, strict=True)),
+        }
         lines = [f"{address} {name}\n" for name, address in names.items()]
         (self._keys / "names").write_text("".join(lines))
         for name, cpus in zip(self._lan.names, self._cpus, strict=True):
@@ -189,17 +188,14 @@ class Hosts:
                 "OMP_NUM_THREADS": "1",
                 "RAY_USAGE_STATS_ENABLED": "0",
                 "RAY_OVERRIDE_RESOURCES": json.dumps({"CPU": cpus}),
-                # A node that is lost is missed, and one that is wanted is begun, after a second or
-                # ten: by default it is 5 and 30.
+                # Ray's workers yield to everybody, and so to the other tests.
+                "RAY_worker_niceness": "0",
+                # Autoscalers look every 5 s, and miss a node after 30.
                 "AUTOSCALER_UPDATE_INTERVAL_S": "1",
                 "AUTOSCALER_HEARTBEAT_TIMEOUT_S": "10",
             }
             lines = [f"export {key}={shlex.quote(value)}\n" for key, value in settings.items()]
             (self._keys / f"{name}.profile").write_text("".join(lines))
-
-    def _common(self) -> list[str]:
-        """Return the folders that all hosts have from this machine."""
-        return [str(self._shared), str(PROJECT), sys.prefix, sys.base_prefix]
 
     def _start(self, command: list[str], children: int) -> int:
         """Start the first process of new namespaces; return its number here."""
@@ -231,6 +227,11 @@ def until(there: Callable[[], object], what: str, timeout_s: float = 300) -> Non
         time.sleep(0.1)
 
 
+def _common(shared: Path) -> list[str]:
+    """Return the folders that all hosts have from this machine."""
+    return [str(shared), str(PROJECT), sys.prefix, sys.base_prefix]
+
+
 def _running() -> Iterator[tuple[int, str, str]]:
     """Give number, name and namespace of every process that has not ended."""
     for entry in Path("/proc").iterdir():
@@ -243,4 +244,4 @@ def _running() -> Iterator[tuple[int, str, str]]:
 
 
 def _space(pid: int | str) -> str:
-    return os.readlink(f"/proc/{pid}/ns/pid")
+    return str(Path(f"/proc/{pid}/ns/pid").readlink())

@@ -92,7 +92,9 @@ class Autoscaled:
         line = f"python -m raylab train {words} storage={self.runs} name={name}"
         with self.hosts.running(0, f"RAY_AUTH_MODE=token RAY_ADDRESS=auto {line}") as run:
             saved = self.runs / name / "checkpoints"
-            until(lambda: run.poll() is not None or [*saved.glob("*/manifest.json")], "a checkpoint")
+            until(
+                lambda: run.poll() is not None or [*saved.glob("*/manifest.json")], "a checkpoint"
+            )
             there = self.nodes()
             if kill:
                 self.hosts.kill(there[-1])

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ray._common.utils import get_default_ray_temp_dir
 
 from tests.cluster.hosts import PROJECT, Hosts, missing, until
 
@@ -35,7 +36,8 @@ def outside() -> tuple[str, str, bool]:
     """Return what a host might leave on this machine: mounts, links, Ray's notes of a cluster."""
     links = subprocess.run(["ip", "-oneline", "link"], capture_output=True, text=True, check=True)
     mounts = Path("/proc/self/mountinfo").read_text()
-    return mounts, links.stdout, Path("/tmp/ray/cluster-raylab.state").exists()
+    ours = Path(get_default_ray_temp_dir(), "cluster-raylab.state")
+    return mounts, links.stdout, ours.exists()
 
 
 def test_a_cluster_comes_up_trains_through_the_loss_of_a_node_and_goes_down(lan, tmp_path):
@@ -50,17 +52,19 @@ def test_a_cluster_comes_up_trains_through_the_loss_of_a_node_and_goes_down(lan,
     lan.run(LAPTOP, f"RAY_UP_enable_autoscaler_v2=0 ray up --yes {file}")
     until(lambda: all(lan.raylets(k) for k in WORKERS), "both workers")
     with lan.running(LAPTOP, f"ray dashboard {file}"):
+        until(lambda: ":8265 " in lan.run(LAPTOP, "ss -tln"), "the tunnel")
         job = (
             f"train adl data=digits model=mlp epochs={EPOCHS} stages=2 checkpoint_every=50 "
             f"storage={runs}"
         )
         submit = f"cd {PROJECT} && raylab submit --"
         with lan.running(LAPTOP, f"{submit} {job} name=killed") as submitted:
-            until(lambda: list(runs.glob("killed/checkpoints/*/manifest.json")), "a checkpoint")
+            saved = runs / "killed" / "checkpoints"
+            until(lambda: submitted.poll() or [*saved.glob("*/manifest.json")], "a checkpoint")
             (raylet,) = lan.raylets(WORKERS[0])
             lan.kill(raylet)
             said, _ = submitted.communicate(timeout=300)
-            assert submitted.returncode == 0, said
+        assert submitted.returncode == 0, said
     assert "(restart 1 of 3)" in said
     result = json.loads((runs / "killed" / "result.json").read_text())
     assert result["metrics"]["epoch"] == EPOCHS

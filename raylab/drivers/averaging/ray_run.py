@@ -32,6 +32,7 @@ from raylab.records import Storage
 __all__ = ["GroupPlan", "RayRun"]
 
 _LOOK_S = 0.2
+_TELL_S = 5.0
 _MANNERS = {
     # Workers stay in the driver's folder, as all actors do.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -170,6 +171,8 @@ class RayRun:
             return
         group = placement_group(bundles)
         try:
+            if plan.wait_s > _TELL_S and not group.wait(_TELL_S):
+                self._say(f"waiting up to {plan.wait_s:g} s for room for {plan.least} workers")
             if not group.wait(plan.wait_s):
                 raise ResourceError(
                     f"the cluster must have room for {plan.least} workers with "
