@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from raylab.cli.session import ray_session, say_result
+from raylab.cli.tune import resume_here
 
 __all__ = ["run"]
 
@@ -29,6 +31,7 @@ examples:
   raylab resume runs/ridge workers=8        with more workers
   raylab resume runs/try1 epochs=20         a finished run goes on from its last checkpoint
   raylab resume s3://bucket/runs/try1 --json
+  raylab resume runs/search budget.trials=64    a search, as raylab tune --resume does
 
 exit codes: 0 done, 1 the run failed, 2 the input cannot be used, 130 interrupted"""
 
@@ -53,6 +56,9 @@ def run(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     given = parser.parse_intermixed_args(argv)
+    if (Path(given.path).expanduser() / "study.db").is_file():
+        progress = not given.quiet
+        return resume_here(given.path, given.settings, as_json=given.json, progress=progress)
     with ray_session():
         from raylab.drivers.commands import resume
 

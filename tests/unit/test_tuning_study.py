@@ -1,4 +1,4 @@
-"""A search's memory, without Ray's processes: points, reports, ends, and what is left after a kill."""
+"""A search's memory, without processes of Ray: points, reports, ends, what a kill leaves."""
 
 from __future__ import annotations
 

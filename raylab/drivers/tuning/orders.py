@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ class Orders:
             bundles=bundles(config),
             objectives=[each.plain() for each in self._config.objectives],
             family=self._config.family.name,
+            asked_at=time.time(),
             patient=self._patient,
         )
 

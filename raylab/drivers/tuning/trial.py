@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
 import ray.util
-from actors.groups.within import Within
 from ray.tune import PlacementGroupFactory, Trainable
 
 from actors.groups.warm import WarmActors
+from actors.groups.within import Within
 from raylab.config import run_config
 from raylab.config.objectives import Objective, objectives_of
 from raylab.drivers.commands import train
@@ -43,6 +44,8 @@ class TrialOrder(TypedDict):
     """Resources of the run's actors."""
     objectives: list[dict[str, Any]]
     family: str
+    asked_at: float
+    """When it was made, of `time.time`."""
     patient: bool
     """Wait at each report for word of whether to go on."""
 
@@ -57,11 +60,15 @@ class RunTrial(Trainable):
 
     def setup(self, config: dict[str, Any]) -> None:
         """Begin the run."""
+        # A process that was there before was not started for this trial.
+        began = max(config["asked_at"], _process_began())
+        self._began = time.perf_counter() - max(0.0, time.time() - began)
         self._driving = Driving(_around, patient=config["patient"])
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """End the run and begin another."""
+        self._began = time.perf_counter()
         self._driving.end()
         self._begin(new_config)
         return True
@@ -79,39 +86,37 @@ class RunTrial(Trainable):
         self._driving.close()
 
     def _begin(self, order: Mapping[str, Any]) -> None:
-        self._began = time.perf_counter()
         self._figures = Figures(_objectives(order))
         self._reported: dict[str, Any] = {"training_iteration": 0, **self._figures.named()}
         self._trained_before_s = 0.0
         run = _Run(order["train"])
-        past = run.past()
-        if past:
-            self._trained_before_s = past[-1]["time_s"]
-        self._past = past
+        self._past = run.past()
+        self._driving.begin(self._recall if run.finished else self._training(run), self._report)
 
-        def report(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
-            self._catch_up(row)
-            if not self._figures.take(row):
-                return None
-            return {**self._figures.named(), "training_iteration": self._figures.reports}
+    def _training(self, run: _Run) -> Callable[[], None]:
+        return lambda: run.train(self._driving.hear)
 
-        def carry_out() -> None:
-            if run.finished:
-                for row in past:
-                    self._driving.hear(row)
-                return
-            run.train(self._driving.hear)
+    def _recall(self) -> None:
+        """Take in the rows of a run that had ended, when nobody heard of it any more."""
+        past, self._past = self._past, []
+        for row in past:
+            figures = self._report(row)
+            if figures is not None:
+                self._trained_before_s = row["time_s"]
+                self._reported = self._told(Report(row=row, figures=figures))
 
-        if run.finished:
-            self._past = []
-        self._driving.begin(carry_out, report)
-
-    def _catch_up(self, row: Mapping[str, Any]) -> None:
-        """Take in the rows before the first new one of a run that goes on from a checkpoint."""
+    def _report(self, row: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """Return what is told of a row; the rows before the first one of a run that goes on from a
+        checkpoint are taken in.
+        """
         past, self._past = self._past, []
         for before in past:
             if before["step"] < row["step"]:
+                self._trained_before_s = before["time_s"]
                 self._figures.take(before)
+        if not self._figures.take(row):
+            return None
+        return {**self._figures.named(), "training_iteration": self._figures.reports}
 
     def _told(self, report: Report) -> dict[str, Any]:
         row = report.row
@@ -179,3 +184,13 @@ def _around() -> Iterator[None]:
 
 def _objectives(order: Mapping[str, Any]) -> tuple[Objective, ...]:
     return objectives_of(order["objectives"], order["family"])
+
+
+def _process_began() -> float:
+    """Return when this process began, of `time.time`; 0: where that is not known."""
+    try:
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        up_s = float(Path("/proc/uptime").read_text().split()[0])
+    except OSError:
+        return 0.0
+    return time.time() - up_s + ticks / os.sysconf("SC_CLK_TCK")

@@ -130,13 +130,12 @@ def _check(config: TuningConfig) -> None:
 
 
 def _local(path: str) -> Storage:
-    storage = Storage.at(path)
-    if storage.local is None:
+    if "://" in path:
         raise ConfigError(
             f"a search is kept in a local folder, since its study is a database, but got {path}: "
             "give it a local storage"
         )
-    return storage
+    return Storage.at(path)
 
 
 def _carry_out(folder: RunFolder, config: TuningConfig, *, progress: bool) -> ray_tune.ResultGrid:
@@ -185,6 +184,13 @@ def _carry_out(folder: RunFolder, config: TuningConfig, *, progress: bool) -> ra
 
 
 def study_of(path: Path, name: str, config: TuningConfig) -> TuningStudy:
+    """Return the study in a search's folder, made if need be, with the points to begin with.
+
+    Args:
+        path: of the folder.
+        name: of the study.
+        config: of the search.
+    """
     directions = {"min": StudyDirection.MINIMIZE, "max": StudyDirection.MAXIMIZE}
     study = TuningStudy.made(
         path, name, [(each.name, directions[each.mode]) for each in config.objectives],
