@@ -143,16 +143,23 @@ class Hosts:
             finally:
                 process.kill()
 
-    def run(self, host: int, command: str, timeout_s: float = 300) -> str:
+    def run(self, host: int, command: str, *, tries: int = 1) -> str:
         """Run a line of a login shell on a host; return what it wrote.
+
+        Args:
+            host: where.
+            command: that is run.
+            tries: until it succeeds. Ray gives a node 30 s to start, which a busy machine may miss.
 
         Raises:
             AssertionError: it failed; the message has what it wrote.
         """
-        with self.running(host, command) as process:
-            said, _ = process.communicate(timeout=timeout_s)
-        assert process.returncode == 0, f"{command}: exit code {process.returncode}\n{said}"
-        return said
+        for _ in range(tries):
+            with self.running(host, command) as process:
+                said, _ = process.communicate(timeout=600)
+            if process.returncode == 0:
+                return said
+        raise AssertionError(f"{command}: exit code {process.returncode}\n{said}")
 
     def kill(self, pid: int) -> None:
         """Kill a process of a host, by its number here."""
@@ -219,7 +226,7 @@ class Hosts:
         return pid
 
 
-def until(there: Callable[[], object], what: str, timeout_s: float = 300) -> None:
+def until(there: Callable[[], object], what: str, timeout_s: float = 600) -> None:
     """Wait for what another process brings about."""
     deadline = time.monotonic() + timeout_s
     while not there():

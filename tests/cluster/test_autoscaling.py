@@ -18,7 +18,7 @@ from tests.cluster.hosts import Hosts, missing, until
 
 pytestmark = [
     pytest.mark.cluster,
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(1800),
     pytest.mark.skipif(missing() is not None, reason=missing() or ""),
 ]
 
@@ -71,9 +71,10 @@ class Autoscaled:
         environment = " ".join(f"{key}={value}" for key, value in AS_HEAD.items())
         hosts.run(
             0,
-            "ray get-auth-token --generate && "
+            "ray stop --force && ray get-auth-token --generate && "
             f"RAY_AUTH_MODE=token {environment} ray start --head --port=6379 "
             f"--include-dashboard=false --autoscaling-config={config}",
+            tries=3,
         )
 
     def nodes(self) -> list[int]:
@@ -98,7 +99,7 @@ class Autoscaled:
             there = self.nodes()
             if kill:
                 self.hosts.kill(there[-1])
-            said, _ = run.communicate(timeout=300)
+            said, _ = run.communicate(timeout=600)
         assert run.returncode == 0, said
         assert len(there) == nodes
         return said

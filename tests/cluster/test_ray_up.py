@@ -15,7 +15,7 @@ from tests.cluster.hosts import PROJECT, Hosts, missing, until
 
 pytestmark = [
     pytest.mark.cluster,
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(1800),
     pytest.mark.skipif(missing() is not None, reason=missing() or ""),
 ]
 
@@ -49,7 +49,7 @@ def test_a_cluster_comes_up_trains_through_the_loss_of_a_node_and_goes_down(lan,
         f"{workers} --min-workers 2 --ssh-user root --ssh-key {lan.key} --environment {sys.prefix} "
         f"--output {file} && ray get-auth-token --generate && raylab cluster check {file}",
     )
-    lan.run(LAPTOP, f"RAY_UP_enable_autoscaler_v2=0 ray up --yes {file}")
+    lan.run(LAPTOP, f"RAY_UP_enable_autoscaler_v2=0 ray up --yes {file}", tries=3)
     until(lambda: all(lan.raylets(k) for k in WORKERS), "both workers")
     with lan.running(LAPTOP, f"ray dashboard {file}"):
         until(lambda: ":8265 " in lan.run(LAPTOP, "ss -tln"), "the tunnel")
@@ -63,7 +63,7 @@ def test_a_cluster_comes_up_trains_through_the_loss_of_a_node_and_goes_down(lan,
             until(lambda: submitted.poll() or [*saved.glob("*/manifest.json")], "a checkpoint")
             (raylet,) = lan.raylets(WORKERS[0])
             lan.kill(raylet)
-            said, _ = submitted.communicate(timeout=300)
+            said, _ = submitted.communicate(timeout=600)
         assert submitted.returncode == 0, said
     assert "(restart 1 of 3)" in said
     result = json.loads((runs / "killed" / "result.json").read_text())

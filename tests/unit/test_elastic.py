@@ -101,6 +101,14 @@ def test_the_room_that_others_wait_for_is_not_ours(monkeypatch, waiting, expecte
     assert cluster.room({"CPU": 1.0}) == expected
 
 
+def test_a_run_waits_longer_for_room_where_nodes_may_come(monkeypatch):
+    monkeypatch.setattr(cluster, "_gcs_address", lambda: "10.0.0.1:6379")
+    assert cluster.patience_s(None) == 1800
+    assert cluster.patience_s(5.0) == 5
+    monkeypatch.setattr(cluster, "_started", {"10.0.0.1:6379"})
+    assert cluster.patience_s(None) == 60
+
+
 @pytest.mark.parametrize("workers", [0, [3, 2], [0, 2], [1, 2, 3], True, 2.0, "4"])
 def test_what_is_no_number_of_workers_is_refused(workers):
     with pytest.raises(ConfigError, match="workers must be a number >= 1"):
