@@ -6,11 +6,15 @@ thin line would be lost on white. A colour is named by its *tone*, and the page 
 
 from __future__ import annotations
 
-__all__ = ["DARK", "LIGHT", "run_dash", "run_tone"]
+__all__ = ["DARK", "LIGHT", "RANKS", "run_dash", "run_tone"]
 
 _RUNS_LIGHT = ("#0072B2", "#D55E00", "#007F5F", "#B0508A", "#8A6A00", "#3A9BD9", "#5B5B5B")
 _RUNS_DARK = ("#5CB8F0", "#FF9A52", "#38CFA3", "#EDA3CF", "#F0D442", "#9AD8FF", "#C4C7CE")
 _DASHES = ("solid", "longdash", "dashdot")
+
+_RANKS_LIGHT = ("#08366B", "#2171B5", "#5FA3D3", "#9CC3E2", "#CBDCEB")
+_RANKS_DARK = ("#E2F2FF", "#93CCFB", "#4F9BD6", "#38699A", "#2C445E")
+"""From the best to the worst, of one hue: they differ in lightness alone."""
 
 _KINDS_LIGHT = {
     "forward": "#0072B2",
@@ -35,6 +39,7 @@ _KINDS_DARK = {
 
 LIGHT = {
     **{f"run{i}": colour for i, colour in enumerate(_RUNS_LIGHT)},
+    **{f"rank{i}": colour for i, colour in enumerate(_RANKS_LIGHT)},
     **_KINDS_LIGHT,
     "text": "#1C2430",
     "muted": "#566071",
@@ -44,6 +49,7 @@ LIGHT = {
 }
 DARK = {
     **{f"run{i}": colour for i, colour in enumerate(_RUNS_DARK)},
+    **{f"rank{i}": colour for i, colour in enumerate(_RANKS_DARK)},
     **_KINDS_DARK,
     "text": "#E8ECF2",
     "muted": "#A4AEBD",
@@ -51,6 +57,10 @@ DARK = {
     "axis": "#5A6474",
     "card": "#181D25",
 }
+
+
+RANKS = tuple(f"rank{i}" for i in range(len(_RANKS_LIGHT)))
+"""Tones of things in an order, the best first."""
 
 
 def run_tone(index: int) -> str:

@@ -6,6 +6,7 @@
                  ray/           what Ray Tune writes of itself; nothing is read from there
                  best.yaml      what raylab train takes
                  result.json    a summary
+                 report.html    a page of it all, which needs no network
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from raylab.config.tuning import TuningConfig, tuning_config
 from raylab.drivers.cluster import connect
 from raylab.drivers.tuning.best import best_yaml, summary
 from raylab.drivers.tuning.orders import Orders, absolute
+from raylab.drivers.tuning.page import tuning_record
 from raylab.drivers.tuning.schedulers import remind, scheduler_of
 from raylab.drivers.tuning.searcher import StudySearch
 from raylab.drivers.tuning.space import suggest
@@ -42,6 +44,7 @@ from raylab.drivers.tuning.watch import Watch
 from raylab.errors import ConfigError
 from raylab.records import RunFolder, Storage, new_run_name
 from raylab.report import TuningView
+from raylab.report.tuning_page import tuning_page
 
 __all__ = ["alone", "resume_tuning", "study_of", "tune"]
 
@@ -209,6 +212,7 @@ def _keep(folder: RunFolder, study: TuningStudy, config: TuningConfig) -> None:
     if best is not None:
         folder.folder.write("best.yaml", best.encode())
     folder.write_result({**summary(study, config), "path": folder.folder.uri})
+    folder.write_report(tuning_page(tuning_record(study, config, folder.path)))
 
 
 @contextlib.contextmanager

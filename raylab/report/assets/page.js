@@ -64,6 +64,38 @@
     });
   }
 
+  for (const button of document.querySelectorAll("[data-sort]")) {
+    button.addEventListener("click", () => {
+      const head = button.closest("th"), body = button.closest("table").tBodies[0];
+      const down = head.getAttribute("aria-sort") === "ascending";
+      for (const other of head.parentElement.children) other.removeAttribute("aria-sort");
+      head.setAttribute("aria-sort", down ? "descending" : "ascending");
+      const value = (row) => row.cells[button.dataset.sort].dataset.value;
+      const rows = [...body.rows].sort((a, b) => {
+        const [x, y] = [value(a), value(b)];
+        // What has no value stands last, either way.
+        if (!x || !y) return !x - !y;
+        return (down ? -1 : 1) * (x - y || x.localeCompare(y, "en", { numeric: true }));
+      });
+      body.append(...rows);
+    });
+  }
+
+  for (const button of document.querySelectorAll("[data-copy]")) {
+    button.addEventListener("click", async () => {
+      const text = document.getElementById(button.dataset.copy);
+      getSelection().selectAllChildren(text);
+      try {
+        await navigator.clipboard.writeText(text.textContent);
+      } catch {
+        // Not allowed, say in a frame: what is selected is copied the old way.
+        if (!document.execCommand("copy")) return;
+      }
+      button.textContent = "Copied";
+      setTimeout(() => { button.textContent = "Copy"; }, 2000);
+    });
+  }
+
   const only = document.getElementById("only-differences");
   only?.addEventListener("change", () =>
     document.getElementById("config").classList.toggle("only-differences", only.checked));
