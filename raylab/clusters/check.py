@@ -43,14 +43,14 @@ def check_file(path: Path) -> Checked:
         ConfigError: it cannot be used; the message lists all that is wrong.
     """
     text = _read(path)
-    documents = _parsed(path, text)
-    problems = [
+    left = [
         f"a value must stand for ${{{name}}}: raylab cluster render gives it"
         for name in placeholders(text)
     ]
-    if problems:
-        # What stands in the place of a number would only be said a second time.
-        raise _refused(path, problems)
+    if left:
+        # What stands in the place of a number may not even be YAML.
+        raise _refused(path, left)
+    documents = _parsed(path, text)
     manifests = [each for each in documents if each.get("kind") in kuberay.KINDS]
     if manifests:
         problems = [line for each in manifests for line in kuberay.problems(each)]

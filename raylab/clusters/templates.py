@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.resources
 import json
 import re
@@ -22,8 +23,9 @@ def read_text(name: str) -> str:
     return (importlib.resources.files("cluster") / name).read_text(encoding="utf-8")
 
 
+@functools.cache
 def read_data(name: str) -> dict[str, Any]:
-    """Return what a YAML or JSON file of the package `cluster` holds."""
+    """Return what a YAML or JSON file of the package `cluster` holds, to be read only."""
     text = read_text(name)
     # The schema is large, and YAML's reader in Python slow.
     found: dict[str, Any] = json.loads(text) if name.endswith(".json") else yaml.safe_load(text)
