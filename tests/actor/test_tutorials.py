@@ -51,6 +51,7 @@ def test_a_search_is_made_gone_on_with_and_its_best_is_trained(reader):
 
 def test_the_files_of_clusters_are_made_and_pass_their_check(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))  # the token is the reader's
     page = blocks(PAGES / "cluster.md")
     here = [block for block in page if block.section not in HOSTS]
     assert {block.section for block in page} > set(HOSTS)
