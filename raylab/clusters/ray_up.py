@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["LOOPBACK", "notes", "problems", "workers"]
+__all__ = ["LOOPBACK", "notes", "problems", "schema_problem", "workers"]
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 """Hosts that nobody else reaches."""
@@ -47,7 +47,7 @@ def problems(config: Mapping[str, Any]) -> list[str]:
         return [f"provider.type must be a name such as aws, but got {provider!r}"]
     found = [*_provider(provider), *_unfilled(config)]
     try:
-        prepared = prepared_config(config)
+        prepared = _prepared(config)
     except _RefusedError as error:
         return [*found, str(error)]
     found += _node_types(prepared)
@@ -62,7 +62,7 @@ def problems(config: Mapping[str, Any]) -> list[str]:
 
 def workers(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
     """Return the fewest and most workers of each type, of a file without problems."""
-    prepared = prepared_config(config)
+    prepared = _prepared(config)
     head = prepared["head_node_type"]
     types = prepared["available_node_types"]
     local = config["provider"]["type"] == "local"
@@ -85,7 +85,7 @@ class _RefusedError(Exception):
     """Ray does not take the file."""
 
 
-def prepared_config(config: Mapping[str, Any]) -> dict[str, Any]:
+def _prepared(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what Ray makes of the file, with all defaults, after its own checks."""
     import click
     import jsonschema

@@ -7,10 +7,10 @@ import contextlib
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from raylab.errors import ConfigError, InputError, RaylabError, ResourceError
 
@@ -172,8 +172,11 @@ class ClusterJobs:
 
     async def _tail(self, job: str, log: _Log) -> None:
         log.begin()
-        async for piece in self._client.tail_job_logs(job):
-            log.more(piece)
+        tail = cast("AsyncGenerator[str, None]", self._client.tail_job_logs(job))
+        # Whatever ends this, the connection is closed.
+        async with contextlib.aclosing(tail) as pieces:
+            async for piece in pieces:
+                log.more(piece)
 
     def state(self, job: str) -> JobState:
         """Return how it stands with a job.

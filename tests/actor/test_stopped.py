@@ -13,9 +13,8 @@ import torch
 
 from actors.groups.group import Group
 from actors.groups.warm import WarmActors
-from raylab.cli.main import main
 from raylab.config import run_config
-from raylab.drivers.commands import train
+from raylab.drivers.commands import resume, train
 from raylab.drivers.result import Result
 from raylab.errors import NonFiniteLossError
 
@@ -24,7 +23,7 @@ pytestmark = [pytest.mark.actor, pytest.mark.usefixtures("session")]
 PIPELINE = {
     "method": "adl",
     "model": "mlp",
-    "model_options": {"hidden": [8]},
+    "model_options": {"hidden": [8, 8]},
     "data": "random:n=256,shape=1x4x4,classes=3",
     "epochs": 400,
     "cpus_per_stage": 0.1,
@@ -51,7 +50,7 @@ THREADS = {
 AVERAGING = {
     "method": "dasgd",
     "model": "mlp",
-    "model_options": {"hidden": [8]},
+    "model_options": {"hidden": [8, 8]},
     "batch_size": 16,
     "data": "random:n=256,shape=1x4x4,classes=3",
     "epochs": 2000,
@@ -103,23 +102,30 @@ def test_a_run_that_is_asked_ends_well_and_its_actors_are_taken_by_the_next(
     assert pids[0] == pids[1]
 
 
-def test_workers_that_are_asked_end_together_and_the_run_can_be_resumed(tmp_path, capsys):
+def test_workers_that_are_asked_end_together(tmp_path):
     heard: list[Any] = []
 
     def second(row: Mapping[str, Any]) -> bool:
         heard.append(row)
         return len(heard) == 2
 
-    found = run({**AVERAGING, "checkpoint_every": 8}, tmp_path, "run", second)
+    found = run(AVERAGING, tmp_path, "run", second)
     assert len(heard) == 2
     assert found.summary["stopped"] == "asked"
+    assert 2 <= found.summary["epochs"] == len(found.table) < 2000
+    # 8 rounds an epoch, two of 16 batches at a time.
+    assert [row["step"] for row in heard] == [8, 16]
+
+
+def test_a_run_that_was_asked_to_end_can_be_resumed(tmp_path):
+    found = run({**PIPELINE, "checkpoint_every": 4}, tmp_path, "run", lambda _: True)
     epochs = found.summary["epochs"]
-    assert 2 <= epochs == len(found.table) < 2000
-    again = ["resume", str(tmp_path / "run"), f"epochs={epochs + 1}", "--json", "--quiet"]
-    assert main(again) == 0
-    summary = json.loads(capsys.readouterr().out)
-    assert "stopped" not in summary
-    assert summary["epochs"] == epochs + 1
+    assert found.summary["stopped"] == "asked"
+    again = resume(str(tmp_path / "run"), [f"epochs={epochs + 1}"], progress=False)
+    assert "stopped" not in again.summary
+    assert again.summary["epochs"] == epochs + 1
+    steps = again.table.column("step").to_pylist()
+    assert steps == sorted(set(steps))
 
 
 @pytest.mark.parametrize(

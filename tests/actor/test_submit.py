@@ -135,7 +135,7 @@ def test_a_job_that_fails_gives_its_own_exit_code(head, project, capsys):
     options = ["--working-dir", str(project), "--id", "bad", "--json"]
     assert head.submit(*options, "--", "train", "adl", "stages=0") == 2
     out, err = capsys.readouterr()
-    assert "raylab: error: stages" in err
+    assert "raylab: error: `stages` must" in err
     assert json.loads(out) == {
         "job": "bad",
         "status": "FAILED",

@@ -40,6 +40,12 @@ def outside() -> tuple[str, str, bool]:
     return mounts, links.stdout, ours.exists()
 
 
+def has_joined(lan: Hosts, worker: int) -> bool:
+    """Tell whether Ray runs on a worker, and the command that has started it has ended."""
+    names = lan.processes(worker).values()
+    return "raylet" in names and "ray" not in names
+
+
 def test_a_cluster_comes_up_trains_through_the_loss_of_a_node_and_goes_down(lan, tmp_path):
     file, runs = tmp_path / "cluster.yaml", tmp_path / "runs"
     workers = ",".join(lan.addresses[k] for k in WORKERS)
@@ -50,7 +56,7 @@ def test_a_cluster_comes_up_trains_through_the_loss_of_a_node_and_goes_down(lan,
         f"--output {file} && ray get-auth-token --generate && raylab cluster check {file}",
     )
     lan.run(LAPTOP, f"RAY_UP_enable_autoscaler_v2=0 ray up --yes {file}", tries=3)
-    until(lambda: all(lan.raylets(k) for k in WORKERS), "both workers")
+    until(lambda: all(has_joined(lan, k) for k in WORKERS), "both workers")
     with lan.running(LAPTOP, f"ray dashboard {file}"):
         until(lambda: ":8265 " in lan.run(LAPTOP, "ss -tln"), "the tunnel")
         job = (
