@@ -1,4 +1,4 @@
-"""The pages of docs/tutorials, as a reader works through them: every block of a page is carried out.
+"""The pages of docs/tutorials, as a reader works through them: every block is carried out.
 
     bash      lines of a shell, one after another
     python    run from top to bottom; what it defines is there for the page's next one
@@ -20,7 +20,6 @@ import re
 import shlex
 import subprocess
 import sys
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,14 +27,27 @@ from typing import Any
 
 from raylab.cli.main import main
 
-__all__ = ["HOSTS", "PAGES", "Block", "Reader", "blocks", "commands", "in_process", "in_shell"]
+__all__ = [
+    "FILE",
+    "HOSTS",
+    "PAGES",
+    "Block",
+    "Reader",
+    "blocks",
+    "commands",
+    "in_process",
+    "in_shell",
+]
 
 PAGES = Path(__file__).parents[1] / "docs" / "tutorials"
+FILE = "A token and a file"
 HOSTS = ("Up", "A job", "A search", "Down")
 """Sections of cluster.md whose commands need hosts."""
 KINDS = ("bash", "diff", "python", "text", "yaml")
 _FENCE = re.compile(r"\s*(```|~~~)\s*(\S*)\s*")
-_COMMAND = re.compile(r"`(?:(?:raylab|ray) [^`\s]+ |(?:make|pip|python|git|kubectl|optuna-dashboard) )")
+_COMMAND = re.compile(
+    r"`(?:(?:raylab|ray) [^`\s]+ |(?:make|pip|python|git|kubectl|optuna-dashboard) )"
+)
 """In a sentence; `ray up` alone is its name."""
 _FILE = re.compile(r"# (\S+\.(?:py|yaml))\n")
 
@@ -90,7 +102,9 @@ def blocks(page: Path) -> list[Block]:
             section = line.removeprefix("## ") if line.startswith("## ") else section
     assert opened is None, f"{opened}: the block must end"
     for block in found:
-        assert block.kind != "yaml" or block.file, f"{block.place}: yaml must begin with # FILE.yaml"
+        assert block.kind != "yaml" or block.file, (
+            f"{block.place}: yaml must begin with # FILE.yaml"
+        )
     return found
 
 
