@@ -89,7 +89,8 @@ class Laptop:
             until(lambda: ":8265 " in self.lan.run(LAPTOP, "ss -tln"), "the tunnel")
             return ""
         tries = 3 if " ray up " in command else 1
-        return self.lan.run(LAPTOP, f"{{ {line}; }} 2> told || {{ cat told; false; }}", tries=tries)
+        line = f"{{ {line}; }} 2> /tmp/told || {{ cat /tmp/told; false; }}"
+        return self.lan.run(LAPTOP, line, tries=tries)
 
 
 def test_a_cluster_comes_up_trains_tunes_bears_the_loss_of_a_node_and_goes_down(lan, tmp_path):
