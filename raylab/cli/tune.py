@@ -129,6 +129,8 @@ def _say(folder: Path, *, as_json: bool) -> int:
     if summary["best"] is not None:
         write(f"best: raylab train {folder}/best.yaml")
     write(f"results: {folder}")
+    if (folder / "report.html").is_file():
+        write(f"report: {folder}/report.html")
     return code
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import plotly.graph_objects as go
 
+from raylab.report.averaging import without_waiting
 from raylab.report.figure import Figure, axis, plot, safe
 from raylab.report.palette import LIGHT, run_tone
 from raylab.report.run_record import RunRecord, number
@@ -76,7 +77,15 @@ def throughput(runs: Sequence[RunRecord]) -> Iterator[Figure]:
         )
     note = "Without the time of tests."
     if any(predicted is not None for _, _, predicted in planned):
-        note += " Dotted: the plan, what the slowest stage allows."
+        whose = (
+            "steps, and averages beyond their delay"
+            if all(r.averages for r in runs)
+            else ("what the slowest stage allows")
+        )
+        note += f" Dotted: the plan, {whose}."
+    if waits := without_waiting(runs, place):
+        traces += waits
+        note += " Dashed: had no worker waited for the network."
     yield Figure(
         name="throughput",
         section="Speed",

@@ -32,6 +32,9 @@ _TITLES = {
     "dfsdca": "dfSDCA",
     "sdca": "SDCA",
     "cocoa_plus": "CoCoA+",
+    "minibatch_sgd": "mini-batch SGD",
+    "local_sgd": "Local SGD",
+    "dasgd": "DaSGD",
 }
 _FIGURES = (
     ("return, greedy policy", "greedy_return", ",.1f"),
@@ -48,7 +51,8 @@ _FIGURES = (
 _SUMMARY = (
     ("samples/s", "samples_per_s", ",.1f"),
     ("mean staleness (updates)", "staleness_mean", ",.3f"),
-    ("waited for the network", "blocked_share", ".1%"),
+    ("waited for the network", "blocked_share", ".2%"),
+    ("sent (MiB)", "sent_mib", ",.1f"),
     ("time (s)", "time_s", ",.1f"),
 )
 
@@ -97,8 +101,12 @@ def _of_stages(run: RunRecord) -> list[tuple[str, str]]:
 
 def _of_workers(run: RunRecord) -> list[tuple[str, str]]:
     config = run.config
-    if "tau" in config:
-        numbers = [f"{name} = {_shown(config[name])}" for name in ("tau", "delay", "xi")]
+    if run.averages:
+        numbers = [
+            f"{name} = {_shown(config[name])}{unit}"
+            for name, unit in (("tau", " steps apart"), ("delay", " steps late"), ("xi", ""))
+            if config.get(name) is not None
+        ]
         return [
             ("Workers", f"W = {_shown(run.rows[-1].get('workers', config['workers']))}"),
             ("Averages", ", ".join(numbers)),
@@ -174,7 +182,10 @@ def config_table(runs: Sequence[RunRecord]) -> str:
 
 
 def _final(run: RunRecord, key: str) -> float | None:
-    if key in ("samples_per_s", "staleness_mean"):
+    if key == "sent_mib":
+        sent = number(run.result.get("bytes")) if run.averages else None
+        return None if sent is None else sent / 2**20
+    if key in ("samples_per_s", "staleness_mean", "blocked_share"):
         # Of the whole run, where its summary has them, and not of the last row.
         return number(run.result.get(key)) or run.last(key)
     return run.last(key)

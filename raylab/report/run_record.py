@@ -46,6 +46,11 @@ class RunRecord:
         found = [len(v) for k, v in self.rows[-1].items() if k.startswith("stage_") and v]
         return max(found, default=1)
 
+    @property
+    def averages(self) -> bool:
+        """Whether its workers average their weights."""
+        return "tau" in self.config
+
     def last(self, column: str) -> float | None:
         """Return the last finite value of a column."""
         return next((v for row in reversed(self.rows) if (v := number(row.get(column)))), None)
@@ -71,6 +76,8 @@ class RunRecord:
                     if found := number(place.get(key)):
                         return found
         batch_size = number(self.config.get("batch_size"))
+        if self.averages:
+            return self._predicted_of_averages(batch_size)
         if not isinstance(measured, Mapping) or batch_size is None:
             return None
         forward = measured.get("stage_forward_s")
@@ -80,6 +87,18 @@ class RunRecord:
         forwards = 2 if self.config.get("method") == "fr" else 1
         periods = [forwards * f + b for f, b in zip(forward, backward, strict=False)]
         return batch_size / max(periods) if periods and max(periods) > 0 else None
+
+    def _predicted_of_averages(self, batch_size: float | None) -> float | None:
+        """Return what follows from the times of a step and an average, where they are known."""
+        config = self.config
+        step_s, average_s = number(config.get("step_s")), number(self.result.get("average_s"))
+        workers = number(config.get("workers"))
+        if not step_s or average_s is None or not workers or batch_size is None:
+            return None
+        method = config.get("method")
+        late = number(config.get("delay")) or 0 if method == "dasgd" else 0
+        apart = 1 if method == "minibatch_sgd" else number(config.get("tau")) or 1
+        return workers * batch_size / (step_s + max(0.0, average_s - late * step_s) / apart)
 
 
 def number(value: Any) -> float | None:

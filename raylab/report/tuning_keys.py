@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from raylab.report.figure import LEGEND_ABOVE, Figure, axis, plot, safe
 from raylab.report.palette import LIGHT, run_tone
-from raylab.report.tuning_points import dots, figure_name, goal_axis
+from raylab.report.tuning_points import dots, figure_name, goal_axis, log_axis
 from raylab.report.tuning_record import Goal, TuningRecord, worded
 
 __all__ = ["LEAST", "importances", "slices", "usable"]
@@ -71,12 +71,11 @@ def importances(record: TuningRecord) -> Iterator[Figure]:
             ],
             axis("importance (%)", tickformat=".0%", rangemode="tozero"),
             axis(""),
-            height=120 + 34 * len(keys) * max(1, len(found)),
+            height=max(320, 120 + 30 * len(keys) * len(found)),
             barmode="group",
             bargap=0.35,
             **(LEGEND_ABOVE if len(found) > 1 else {}),
         ),
-        wide=True,
     )
 
 
@@ -159,5 +158,5 @@ def _key_axis(record: TuningRecord, key: str, choices: list[Any] | None) -> dict
             range=[-0.5, len(words) - 0.5],
         )
     if record.logarithmic(key):
-        return axis(f"{safe(key)}, logarithmic", type="log", dtick="D2", exponentformat="power")
+        return log_axis(safe(key), [t.params[key] for t in record.trials if key in t.params])
     return axis(safe(key))

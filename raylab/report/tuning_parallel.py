@@ -60,8 +60,10 @@ def parallel(record: TuningRecord) -> Iterator[Figure]:
         *(_line(record, i, ranked[i], scales, tones[i]) for i in reversed(range(len(ranked)))),
     ]
     marks = [mark for k, scale in enumerate(scales) for mark in _marks(k, scale)]
-    note = f"A line is a trial that finished; the darker, the better its {lead.name}."
-    if any(_ABSENT in scale.places for scale in scales):
+    note = f"A line is a trial that finished: the paler, the worse its {lead.name}; orange: "
+    note += "the best." if len(record.goals) == 1 else "the front."
+    least = min(0.0, *(min(scale.places) for scale in scales))
+    if least < 0:
         note += " Below an axis: the trial does not have that key."
     if left:
         note += f" The best {_MOST_LINES}; {left} more are left out."
@@ -78,11 +80,14 @@ def parallel(record: TuningRecord) -> Iterator[Figure]:
                 ticktext=[safe(scale.title) for scale in scales],
                 range=[-0.35, len(scales) - 0.65],
                 showgrid=False,
+                showline=False,
+                ticks="",
                 fixedrange=True,
                 side="top",
             ),
-            axis("", visible=False, range=[_ABSENT - 0.06, 1.12], fixedrange=True),
-            height=420,
+            axis("", visible=False, range=[least - 0.08, 1.1], fixedrange=True),
+            height=400,
+            margin={"l": 20, "r": 20, "t": 12, "b": 12},
             annotations=marks,
             hovermode="closest",
         ),
@@ -166,12 +171,13 @@ def _line(
 
 def _marks(k: int, scale: _Scale) -> Iterator[dict[str, Any]]:
     for place, text in scale.labels:
+        # Beyond the ends, where no line passes; between them, beside the axis.
+        beyond = {0.0: {"yshift": -10}, 1.0: {"yshift": 10}}
         yield {
             "x": k,
             "y": place,
             "text": safe(text),
             "showarrow": False,
-            "xanchor": "left",
-            "xshift": 6,
             "font": {"size": 11},
+            **beyond.get(place, {"xanchor": "left", "xshift": 6}),
         }

@@ -13,7 +13,10 @@ from raylab.report.figure import axis, safe
 from raylab.report.palette import LIGHT
 from raylab.report.tuning_record import Goal, TuningRecord, spans_decades, worded
 
-__all__ = ["described", "dots", "figure_name", "goal_axis"]
+__all__ = ["described", "dots", "figure_name", "goal_axis", "log_axis"]
+
+_PLAIN = 1e-4, 1e5
+"""Numbers that are written out on a logarithmic axis; beyond, as powers."""
 
 
 def dots(
@@ -32,7 +35,7 @@ def dots(
     """
     best = set(record.front)
     kinds = (
-        ("ended early", "waiting", "circle-open", 8,
+        ("ended early", "axis", "circle-open", 8,
          [p for p in points if p[0].state == TrialState.PRUNED]),
         ("finished", "run0", "circle", 8,
          [p for p in points if p[0].state == TrialState.COMPLETE and p[0].number not in best]),
@@ -65,8 +68,20 @@ def described(trial: FrozenTrial) -> str:
 def goal_axis(goal: Goal, values: Sequence[float]) -> dict[str, Any]:
     """Return the axis of an objective."""
     if spans_decades(values):
-        return axis(f"{goal.name}, logarithmic", type="log", dtick="D2", exponentformat="power")
-    return axis(goal.name, tickformat=".0%" if "accuracy" in goal.name else None)
+        return log_axis(safe(goal.name), values)
+    return axis(safe(goal.name), tickformat=".0%" if "accuracy" in goal.name else None)
+
+
+def log_axis(title: str, values: Sequence[float]) -> dict[str, Any]:
+    """Return a logarithmic axis for values above 0."""
+    low, high = min(values), max(values)
+    return axis(
+        f"{title}, logarithmic",
+        type="log",
+        # Below 2 decades, also 2 and 5 of each.
+        dtick=1 if high > 100 * low else "D2",
+        exponentformat="none" if low >= _PLAIN[0] and high < _PLAIN[1] else "power",
+    )
 
 
 def figure_name(*words: str) -> str:

@@ -79,7 +79,7 @@ def front(record: TuningRecord) -> Iterator[Figure]:
                 go.Scatter(
                     x=[x for x, _ in edge],
                     y=[y for _, y in edge],
-                    name="front",
+                    name="edge of the front",
                     mode="lines",
                     # Between two trials of the front, nothing better than both was found.
                     line={

@@ -83,7 +83,7 @@ class TuningView:
 
     def say(self, text: str) -> None:
         """Print a line, above the table."""
-        self._console.print(text, highlight=False, markup=False)
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def show(self, line: TrialLine) -> None:
         """Show what a trial has come to."""

@@ -100,7 +100,7 @@ def importance_card(record: TuningRecord) -> str:
     if most >= LEAST:
         return ""
     return (
-        '<div class="card wide"><h3>Importance of the keys</h3><p class="none">Too few trials to '
+        '<div class="card"><h3>Importance of the keys</h3><p class="none">Too few trials to '
         f"say which keys decide: {most} finished with a value, and it takes {LEAST} at least.</p>"
         "</div>"
     )

@@ -59,7 +59,11 @@ def curves(record: TuningRecord) -> Iterator[Figure]:
         note="A line is a trial; the lighter ones were ended early.",
         plot=plot(
             traces,
-            axis(_UNITS.get(unit, "report") if placed else "report", rangemode="tozero"),
+            axis(
+                _UNITS.get(unit, "report") if placed else "report",
+                rangemode="tozero",
+                tickformat=",",
+            ),
             goal_axis(goal, [value for _, points in lines for _, value in points]),
             height=400,
             **LEGEND_ABOVE,
@@ -110,7 +114,7 @@ def seconds(record: TuningRecord) -> Iterator[Figure]:
 
 _KINDS = ("ended early", "running", "finished", "best")
 _LOOKS = {
-    "ended early": ("waiting", 1.5),
+    "ended early": ("axis", 1.5),
     "running": ("run2", 1.5),
     "finished": ("run0", 1.5),
     "best": ("run1", 3),

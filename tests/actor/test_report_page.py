@@ -11,7 +11,9 @@ import pytest
 from playwright.sync_api import Browser, Page, Route, ViewportSize, sync_playwright
 
 from raylab.report.page import report_page
+from raylab.report.tuning_page import tuning_page
 from tests.report_runs import made_up_run
+from tests.tuning_runs import made_up_search
 
 pytestmark = pytest.mark.actor
 
@@ -198,5 +200,43 @@ def test_a_phone_in_the_dark_sees_all_of_it_without_scrolling_sideways(browser, 
         "[...document.querySelectorAll('.main-svg')].map(s => s.getBoundingClientRect().right)"
     )
     assert max(ends) <= 390
+    visit.context.close()
+    assert visit.wrong == []
+
+
+def test_the_page_of_a_search_draws_sorts_copies_and_fits_a_phone(browser, tmp_path):
+    report = tmp_path / "report.html"
+    report.write_text(tuning_page(made_up_search(FOREIGN)), encoding="utf-8")
+    visit = Visit(browser, report, 390, "dark")
+    page = visit.page
+    drawn = page.evaluate(
+        """() => [...document.querySelectorAll('.plot')].map(p =>
+            p.querySelectorAll('.scatterlayer .trace, .barlayer .trace').length)"""
+    )
+    assert len(drawn) == 9
+    assert all(drawn), drawn
+    assert too_wide(page) <= 0
+
+    def column(index: int) -> list[str]:
+        cells: list[str] = page.evaluate(
+            "k => [...document.querySelectorAll('#trial-table tbody tr')]"
+            ".map(row => row.cells[k].textContent)",
+            index,
+        )
+        return cells
+
+    head = page.get_by_role("button", name="test_loss")
+    head.click()
+    up = column(2)
+    assert up[0] == "0.1"
+    assert up[-1] == "—"  # it failed, and has none
+    assert [float(each) for each in up[:-1]] == sorted(float(each) for each in up[:-1])
+    head.click()
+    assert column(2) == [*reversed(up[:-1]), up[-1]]
+    page.get_by_role("button", name="momentum").click()
+    assert column(6)[-7:] == ["—"] * 7
+    page.get_by_role("button", name="Copy").first.click()
+    page.wait_for_function("document.querySelector('[data-copy]').textContent === 'Copied'")
+    assert page.evaluate("String(getSelection())").startswith("# trial 8")
     visit.context.close()
     assert visit.wrong == []

@@ -190,6 +190,63 @@ def test_a_legend_shows_each_run_in_its_own_colour_up_to_seven():
     assert (lines[7].line.color, lines[7].line.dash) != (lines[0].line.color, lines[0].line.dash)
 
 
+# --- averaging workers
+
+
+def averaging_run(blocked_s: float = 0.5, **config: Any) -> RunRecord:
+    """Return a run of two workers, the second of which waits twice as long."""
+    rows = [
+        {
+            "epoch": epoch,
+            "step": 10 * epoch,
+            "time_s": 3.0 * epoch,
+            "loss": 1.0 / epoch,
+            "samples": 640,
+            "samples_per_s": 320.0,
+            "trained_s": 2.0,
+            "blocked_s": blocked_s,
+            "blocked_share": blocked_s / 2,
+            "worker_blocked_s": [2 * blocked_s / 3, 4 * blocked_s / 3],
+            "consensus_distance": 0.1,
+            "workers": 2,
+        }
+        for epoch in (1, 2)
+    ]
+    return RunRecord(
+        name="averages",
+        config={"method": "dasgd", "workers": 2, "tau": 4, "delay": 1, "xi": 0.25,
+                "batch_size": 32, "model": "mlp", "data": "digits", **config},
+        rows=rows,
+        result={"blocked_share": blocked_s / 2, "bytes": 3 << 20, "average_s": 0.05},
+    )  # fmt: skip
+
+
+def test_workers_that_average_have_their_waits_and_their_distance():
+    run = averaging_run()
+    assert names(run)[-4:] == [
+        "throughput", "blocked-share", "consensus-distance", "worker-blocked"]  # fmt: skip
+    assert list(figure([run], "worker-blocked").plot.data[0].y) == pytest.approx([1 / 6, 1 / 3])
+    page = report_page([run])
+    for text in ("DaSGD", "tau = 4 steps apart, delay = 1 steps late, xi = 0.25", "25.00%", "3.0"):
+        assert text in page, text
+
+
+def test_throughput_without_waiting_is_drawn_where_workers_waited():
+    traces = figure([averaging_run()], "throughput").plot.data
+    assert list(traces[-1].y) == pytest.approx([640 / 1.5] * 2)
+    assert len(figure([averaging_run(blocked_s=0.001)], "throughput").plot.data) == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "seconds"),
+    [("dasgd", 0.01 + 0.04 / 4), ("local_sgd", 0.01 + 0.05 / 4), ("minibatch_sgd", 0.06)],
+)
+def test_the_plan_of_averages_is_a_step_and_what_of_an_average_it_does_not_hide(method, seconds):
+    predicted = averaging_run(method=method, step_s=0.01).predicted_samples_per_s()
+    assert predicted == pytest.approx(64 / seconds)
+    assert averaging_run(method=method).predicted_samples_per_s() is None
+
+
 # --- page
 
 

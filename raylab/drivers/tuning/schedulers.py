@@ -46,7 +46,7 @@ def scheduler_of(config: TuningConfig) -> TrialScheduler:
             grace_period=given.grace,
             min_samples_required=given.others,
             # A trial that has nobody to be compared with goes on: it is not paused for others.
-            min_time_slice=float("inf"),
+            min_time_slice=float("inf"),  # type: ignore[arg-type]
         )
     most = given.most or _epochs(config)
     if not given.grace < most:
@@ -56,8 +56,8 @@ def scheduler_of(config: TuningConfig) -> TrialScheduler:
         )
     return ASHAScheduler(
         **judge,
-        max_t=most * (1 - _SHORT),
-        grace_period=given.grace,
+        max_t=most * (1 - _SHORT),  # type: ignore[arg-type]
+        grace_period=given.grace,  # type: ignore[arg-type]
         reduction_factor=given.reduction,
         stop_last_trials=False,
     )

@@ -53,6 +53,9 @@ class TrialOrder(TypedDict):
 class RunTrial(Trainable):
     """Ray Tune's class for a trial; its configuration is a `TrialOrder`."""
 
+    _reported: dict[str, Any]
+    """What was told last."""
+
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> PlacementGroupFactory:
         """Return the resources of all the run's actors, and nothing for its driver."""
@@ -87,7 +90,7 @@ class RunTrial(Trainable):
 
     def _begin(self, order: Mapping[str, Any]) -> None:
         self._figures = Figures(_objectives(order))
-        self._reported: dict[str, Any] = {"training_iteration": 0, **self._figures.named()}
+        self._reported = {"training_iteration": 0, **self._figures.named()}
         self._trained_before_s = 0.0
         run = _Run(order["train"])
         self._past = run.past()
