@@ -229,7 +229,10 @@ def test_asha_judges_nobody_where_a_trial_ends(tmp_path):
     trials: list[Any] = [type("Trial", (), {"trial_id": str(k)})() for k in range(4)]
     for k, trial in enumerate(trials):
         scheduler.on_trial_add(None, trial)
-        assert scheduler.on_trial_result(None, trial, report(9, float(k))) == "CONTINUE" or k
+        # Each is the best so far, until the end of its training.
+        losses = ((1, 9.0 - k), (3, 9.0 - k), (9, float(k)))
+        told = [scheduler.on_trial_result(None, trial, report(*each)) for each in losses]
+        assert told == ["CONTINUE"] * 3
     with pytest.raises(ConfigError, match="grace must be less than a whole trial"):
         scheduler_of(config(scheduler={"name": "asha", "grace": 9}))
 
