@@ -103,8 +103,8 @@ def _of_workers(run: RunRecord) -> list[tuple[str, str]]:
     config = run.config
     if run.averages:
         numbers = [
-            f"{name} = {_shown(config[name])}{unit}"
-            for name, unit in (("tau", " steps apart"), ("delay", " steps late"), ("xi", ""))
+            f"{name} = {_shown(config[name])}{what}"
+            for name, what in (("tau", " steps"), ("delay", " of them late"), ("xi", ""))
             if config.get(name) is not None
         ]
         return [

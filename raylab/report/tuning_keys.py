@@ -157,6 +157,9 @@ def _key_axis(record: TuningRecord, key: str, choices: list[Any] | None) -> dict
             categoryarray=words,
             range=[-0.5, len(words) - 0.5],
         )
+    values = [trial.params[key] for trial in record.trials if key in trial.params]
     if record.logarithmic(key):
-        return log_axis(safe(key), [t.params[key] for t in record.trials if key in t.params])
+        return log_axis(safe(key), values)
+    if all(isinstance(value, int) for value in values):
+        return axis(safe(key), tickformat=",d", dtick=max(1, (max(values) - min(values)) // 8))
     return axis(safe(key))

@@ -45,7 +45,7 @@ def curves(record: TuningRecord) -> Iterator[Figure]:
                 showlegend=kind not in shown,
                 mode="lines+markers",
                 line={"color": LIGHT[tone], "width": width},
-                marker={"color": LIGHT[tone], "size": 3 + width},
+                marker={"color": LIGHT[tone], "size": 4 + width},
                 hovertemplate=f"<b>trial {trial.number}</b>, {record.state(trial)}<br>"
                 f"{safe(goal.name)} %{{y:.4g}}<extra></extra>",
                 meta={"tone": tone},

@@ -227,7 +227,7 @@ def test_workers_that_average_have_their_waits_and_their_distance():
         "throughput", "blocked-share", "consensus-distance", "worker-blocked"]  # fmt: skip
     assert list(figure([run], "worker-blocked").plot.data[0].y) == pytest.approx([1 / 6, 1 / 3])
     page = report_page([run])
-    for text in ("DaSGD", "tau = 4 steps apart, delay = 1 steps late, xi = 0.25", "25.00%", "3.0"):
+    for text in ("DaSGD", "tau = 4 steps, delay = 1 of them late, xi = 0.25", "25.00%", "3.0"):
         assert text in page, text
 
 

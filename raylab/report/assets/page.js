@@ -33,6 +33,8 @@
   const drawn = figures.map(({ name, windows, plot }) => {
     const place = document.getElementById(`plot-${name}`);
     paint(plot);
+    // When the window changes, a plot takes the size of its place.
+    place.style.height = `${plot.layout.height}px`;
     Plotly.newPlot(place, plot.data, plot.layout, config);
     for (const button of place.closest("figure").querySelectorAll("[data-zoom]")) {
       const [, first, last] = windows[button.dataset.zoom];
