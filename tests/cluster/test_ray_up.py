@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from ray._common.utils import get_default_ray_temp_dir
 
-from tests.cluster.hosts import PROJECT, Hosts, missing, until
+from tests.cluster.hosts import Hosts, missing, until
+from tests.tutorials import FILE, PAGES, Reader, blocks
 
 pytestmark = [
     pytest.mark.cluster,
@@ -46,12 +49,12 @@ def has_joined(lan: Hosts, worker: int) -> bool:
     return "raylet" in names and "ray" not in names
 
 
-def bring_up(lan: Hosts, file: Path) -> None:
+def bring_up(lan: Hosts, line: str) -> None:
     """Bring the cluster up. On a busy machine a worker may not start in the 30 s that Ray gives it,
     and the autoscaler tries it once only: then again.
     """
     for tries_left in (2, 1, 0):
-        lan.run(LAPTOP, f"RAY_UP_enable_autoscaler_v2=0 ray up --yes {file}", tries=3)
+        lan.run(LAPTOP, line, tries=3)
         try:
             until(lambda: all(has_joined(lan, k) for k in WORKERS), "both workers", timeout_s=90)
         except AssertionError:
@@ -61,32 +64,72 @@ def bring_up(lan: Hosts, file: Path) -> None:
             return
 
 
-def test_a_cluster_comes_up_trains_through_the_loss_of_a_node_and_goes_down(lan, tmp_path):
-    file, runs = tmp_path / "cluster.yaml", tmp_path / "runs"
-    workers = ",".join(lan.addresses[k] for k in WORKERS)
-    lan.run(
-        LAPTOP,
-        f"raylab cluster render --provider local --head-ip {lan.addresses[HEAD]} --worker-ips "
-        f"{workers} --min-workers 2 --ssh-user root --ssh-key {lan.key} --environment {sys.prefix} "
-        f"--output {file} && ray get-auth-token --generate && raylab cluster check {file}",
-    )
-    bring_up(lan, file)
-    with lan.running(LAPTOP, f"ray dashboard {file}"):
-        until(lambda: ":8265 " in lan.run(LAPTOP, "ss -tln"), "the tunnel")
+class Laptop:
+    """Does on the laptop what docs/tutorials/cluster.md says, with this LAN's addresses and places.
+
+    Args:
+        lan: with the laptop.
+        folder: that all hosts see.
+    """
+
+    def __init__(self, lan: Hosts, folder: Path) -> None:
+        self.lan = lan
+        self.here = folder / "here"
+        self.runs = folder / "runs"
+        self.here.mkdir()
+        self.beside = contextlib.ExitStack()
+        self._reader = Reader(self.here, self._carry_out)
+        self._places = {
+            **{f"10.0.0.{k + 1}": lan.addresses[k] for k in (HEAD, *WORKERS)},
+            "~/.ssh/id_ed25519": str(lan.key),
+            "/opt/raylab": sys.prefix,
+            "/shared/runs": str(self.runs),
+        }
+
+    def follow(self, *sections: str) -> None:
+        """Carry out the blocks of some sections."""
+        page = [each for each in blocks(PAGES / "cluster.md") if each.section in sections]
+        assert {each.section for each in page} == set(sections)
+        self._reader.follow(replace(each, text=self._placed(each.text)) for each in page)
+
+    def _placed(self, text: str) -> str:
+        for written, meant in self._places.items():
+            text = text.replace(written, meant)
+        return text
+
+    def _carry_out(self, command: str, folder: Path) -> str:
+        line = f"cd {folder} && {command}"
+        if command.startswith("ray dashboard"):
+            self.beside.enter_context(self.lan.running(LAPTOP, line))
+            until(lambda: ":8265 " in self.lan.run(LAPTOP, "ss -tln"), "the tunnel")
+            return ""
+        line = f"{{ {line}; }} 2> /tmp/told || {{ cat /tmp/told; false; }}"
+        if " ray up " in command:
+            bring_up(self.lan, line)
+            return ""
+        return self.lan.run(LAPTOP, line)
+
+
+def test_a_cluster_comes_up_trains_tunes_bears_the_loss_of_a_node_and_goes_down(lan, tmp_path):
+    laptop = Laptop(lan, tmp_path)
+    with laptop.beside:
+        laptop.follow(FILE, "Up", "A job", "A search")
         job = (
             f"train adl data=digits model=mlp epochs={EPOCHS} stages=2 checkpoint_every=50 "
-            f"storage={runs}"
+            f"storage={laptop.runs}"
         )
-        submit = f"cd {PROJECT} && raylab submit --"
+        submit = f"cd {laptop.here} && raylab submit --"
         with lan.running(LAPTOP, f"{submit} {job} name=killed") as submitted:
-            saved = runs / "killed" / "checkpoints"
+            saved = laptop.runs / "killed" / "checkpoints"
             until(lambda: submitted.poll() or [*saved.glob("*/manifest.json")], "a checkpoint")
             (raylet,) = lan.raylets(WORKERS[0])
             lan.kill(raylet)
             said, _ = submitted.communicate(timeout=600)
         assert submitted.returncode == 0, said
     assert "(restart 1 of 3)" in said
-    result = json.loads((runs / "killed" / "result.json").read_text())
-    assert result["metrics"]["epoch"] == EPOCHS
-    lan.run(LAPTOP, f"RAY_UP_enable_autoscaler_v2=0 ray down --yes {file}")
+    epochs = {"first": 3, "night": 2, "tuned": 5, "killed": EPOCHS}
+    for name, epoch in epochs.items():
+        result = json.loads((laptop.runs / name / "result.json").read_text())
+        assert result["metrics"]["epoch"] == epoch, name
+    laptop.follow("Down")
     assert lan.raylets(HEAD) == []
