@@ -19,7 +19,7 @@ from tests.helpers import torch_optimiser, wait_until_gone
 from tests.reference.networks import batches, conv_bn64
 from tests.reference.pipeline import Optimiser
 
-pytestmark = [pytest.mark.actor, pytest.mark.usefixtures("session")]
+pytestmark = [pytest.mark.actor, pytest.mark.usefixtures("cold")]
 
 
 def stages(*cpus: float) -> Supervisor:

@@ -26,7 +26,7 @@ MOST = 4
 CLUSTER = {
     "cluster_name": "fake",
     "max_workers": MOST,
-    "idle_timeout_minutes": 0.1,
+    "idle_timeout_minutes": 0.5,  # longer than nodes take that come one after another
     "upscaling_speed": 10.0,
     "provider": {
         "type": "external",
