@@ -245,7 +245,7 @@ class Group:
 
     def _started(self, posts: Sequence[Post], wait_s: float) -> Kept:
         warm = warm_actors()
-        make_room = None if warm is None else warm.clear
+        make_room = None if warm is None else warm.give_way
         room = place(posts, self._strategy, wait_s, self._noun, make_room)
         return Kept(room, [start(post, room, at) for at, post in enumerate(posts)])
 

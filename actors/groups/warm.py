@@ -56,8 +56,10 @@ class WarmActors:
         self._most = most
         self._kept: list[tuple[_Key, Kept]] = []
         self._tokens: list[Token[WarmActors | None]] = []
+        self._around: list[WarmActors | None] = []
 
     def __enter__(self) -> Self:
+        self._around.append(_current.get())
         self._tokens.append(_current.set(self))
         return self
 
@@ -68,6 +70,7 @@ class WarmActors:
         trace: TracebackType | None,
     ) -> None:
         _current.reset(self._tokens.pop())
+        self._around.pop()
         self.clear()
 
     @property
@@ -99,6 +102,13 @@ class WarmActors:
         self._kept.append((_key(posts, strategy), kept))
         while self.count > self._most:
             _end(*self._kept.pop(0))
+
+    def give_way(self) -> None:
+        """End what is kept here, and in the contexts that this one is in."""
+        self.clear()
+        around = self._around[-1] if self._around else None
+        if around is not None and around is not self:
+            around.give_way()
 
     def clear(self) -> None:
         """End what is kept."""

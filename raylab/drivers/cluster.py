@@ -96,7 +96,7 @@ def room(needs: Mapping[str, float]) -> int:
     warm = warm_actors()
     waiting = [each for each in placement_group_table().values() if each["state"] == "PENDING"]
     if warm is not None and waiting:
-        warm.clear()
+        warm.give_way()
     elif warm is not None:
         held = warm.resources
         free = {name: free.get(name, 0.0) + held.get(name, 0.0) for name in free | held}

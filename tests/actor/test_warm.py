@@ -76,6 +76,14 @@ def test_actors_that_wait_give_way_to_a_group_that_needs_their_resources():
         assert warm.count == 1
 
 
+def test_what_waits_in_an_outer_context_gives_way_too():
+    with WarmActors() as outer:
+        lived_in(1.5)
+        with WarmActors():
+            lived_in(1.0)
+        assert outer.count == 0
+
+
 def test_a_group_that_ended_with_an_error_leaves_nothing():
     with WarmActors() as warm:
         with pytest.raises(LinkError), stages(0.1):

@@ -161,7 +161,7 @@ class RayRun:
         warm = warm_actors()
         if warm is not None:
             # Ray Train places its workers itself, and does not ask others to make room.
-            warm.clear()
+            warm.give_way()
         if (given := within()) is not None:
             room = given.take(bundles, plan.wait_s, "worker")
             try:
