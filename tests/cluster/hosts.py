@@ -166,6 +166,11 @@ class Hosts:
         assert pid in self.processes()
         os.kill(pid, signal.SIGKILL)
 
+    def kill_node(self, raylet: int) -> None:
+        """Kill a Ray node, as when its machine is gone: the raylet and all that it has started."""
+        for pid in [raylet, *_children(raylet)]:
+            self.kill(pid)
+
     def processes(self, host: int | None = None) -> dict[int, str]:
         """Return the names of a host's processes, or of all, by their numbers here."""
         spaces = self._spaces if host is None else {_space(self._first[host + 1])}
@@ -220,7 +225,7 @@ class Hosts:
         assert said == "up\n", said + process.communicate()[0]
         pid = process.pid
         for _ in range(children):
-            pid = int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+            pid = _children(pid)[0]
         self._first.append(pid)
         self._spaces.add(_space(pid))
         return pid
@@ -232,6 +237,14 @@ def until(there: Callable[[], object], what: str, timeout_s: float = 600) -> Non
     while not there():
         assert time.monotonic() < deadline, f"{what}: not within {timeout_s:g} s"
         time.sleep(0.1)
+
+
+def _children(pid: int) -> list[int]:
+    return [
+        int(child)
+        for thread in Path(f"/proc/{pid}/task").iterdir()
+        for child in (thread / "children").read_text().split()
+    ]
 
 
 def _common(shared: Path) -> list[str]:
