@@ -83,19 +83,22 @@ class Autoscaled:
         """Return the raylets that are not the head's."""
         return self.hosts.raylets(0)[1:]
 
-    def train(self, words: str, name: str, nodes: int, *, kill: bool = False) -> str:
+    def run(self, words: str, name: str, nodes: int, *, kill: bool = False) -> str:
         """Run a command to its end; return what it said.
 
         Args:
             words: of the command.
-            name: of the run.
-            nodes: that it has when it has saved its first checkpoint.
+            name: of the run or of the search.
+            nodes: that it has when it saves its first checkpoint.
             kill: one of them then.
         """
-        line = f"python -m raylab train {words} storage={self.runs} name={name}"
+        line = f"python -m raylab {words} storage={self.runs} name={name}"
         with self.hosts.running(0, f"RAY_AUTH_MODE=token RAY_ADDRESS=auto {line}") as run:
-            saved = self.runs / name / "checkpoints"
-            until(lambda: run.poll() is not None or [*saved.glob("*/*")], "a checkpoint")
+            saved = self.runs / name
+            until(
+                lambda: run.poll() is not None or [*saved.glob("**/checkpoints/*/*")],
+                "a checkpoint",
+            )
             there = self.nodes()
             if kill:
                 self.hosts.kill_node(there[-1])
@@ -103,6 +106,10 @@ class Autoscaled:
         assert run.returncode == 0, said
         assert len(there) == nodes
         return said
+
+    def result(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.runs / name / "result.json").read_text())
+        return found
 
     def weights(self, name: str) -> dict[str, Any]:
         file = self.runs / name / "checkpoints" / "final" / "model.pt"
@@ -130,8 +137,8 @@ def test_a_run_brings_its_nodes_and_ends_with_the_same_weights_though_one_is_los
 ):
     kind = request.node.callspec.id
     until(lambda: not cluster.nodes(), "a cluster of a head")
-    cluster.train(words, f"{kind}-calm", nodes=2)
-    said = cluster.train(words, f"{kind}-killed", nodes=2, kill=True)
+    cluster.run(f"train {words}", f"{kind}-calm", nodes=2)
+    said = cluster.run(f"train {words}", f"{kind}-killed", nodes=2, kill=True)
     assert "going on from" in said
     calm, killed = cluster.weights(f"{kind}-calm"), cluster.weights(f"{kind}-killed")
     assert all(torch.equal(calm[name], killed[name]) for name in calm)
@@ -140,8 +147,32 @@ def test_a_run_brings_its_nodes_and_ends_with_the_same_weights_though_one_is_los
 
 def test_a_server_brings_its_nodes_and_ends_at_its_gap_though_one_is_lost(cluster):
     words = "dis_dfsdca problem=ridge data=digits workers=2 checkpoint_every=20 sample_s=0.002"
-    said = cluster.train(words, "server", nodes=3, kill=True)
+    said = cluster.run(f"train {words}", "server", nodes=3, kill=True)
     assert "(restart 1 of 3)" in said
-    result = json.loads((cluster.runs / "server" / "result.json").read_text())
-    assert result["ended_by"] == "tolerance"
+    assert cluster.result("server")["ended_by"] == "tolerance"
+    until(lambda: not cluster.nodes(), "a cluster of a head")
+
+
+def test_a_search_brings_the_nodes_of_its_trials_and_loses_nothing_with_one(cluster):
+    search = {
+        "train": {
+            "method": "adl",
+            "stages": 2,
+            "model": "mlp",
+            "data": "digits",
+            "epochs": 60,
+            "checkpoint_every": 200,
+        },
+        "space": {"lr": {"uniform": [0.01, 0.1], "log": True}},
+        "objectives": [{"metric": "test_loss"}],
+        "scheduler": {"name": "none"},
+        "budget": {"trials": 3},
+        "concurrent": 2,
+    }
+    file = cluster.runs.parent / "search.yaml"
+    file.write_text(json.dumps(search))
+    cluster.run(f"tune {file}", "search", nodes=4, kill=True)
+    assert cluster.result("search")["trials"]["complete"] == 3
+    for number in range(3):
+        assert cluster.result(f"search/trials/{number}")["metrics"]["epoch"] == 60
     until(lambda: not cluster.nodes(), "a cluster of a head")
