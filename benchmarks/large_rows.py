@@ -29,6 +29,7 @@ from benchmarks.process_memory import MemoryWatch
 from benchmarks.session import ray_session
 from raylab import ParameterServerTrainer
 from raylab.data import open_rows
+from raylab.drivers.listener import OnRow
 
 _GIB = 2.0**30
 
@@ -82,8 +83,12 @@ CASES = {
 }
 
 
-def measure(case: Case, method: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Train once in the Ray that there is; return what it took."""
+def measure(
+    case: Case, method: str, options: argparse.Namespace, on_row: OnRow | None = None
+) -> dict[str, Any]:
+    """Train once in the Ray that there is, to the end or until `on_row` asks for it; return what it
+    took.
+    """
     workers = 1 if method == "sdca" else options.workers
     began = time.perf_counter()
     source = open_rows(case.spec.format(n=options.rows or case.rows))
@@ -110,6 +115,7 @@ def measure(case: Case, method: str, options: argparse.Namespace) -> dict[str, A
             epochs=options.epochs or case.epochs,
             tolerance=options.tolerance,
             progress=options.progress,
+            on_row=on_row,
         )
         whole_s = time.perf_counter() - began
         parts = {path.name: path.stat().st_size for path in Path(folder).rglob("worker-*")}
