@@ -14,14 +14,8 @@ from raylab.config import apply_pairs, family_of, read_yaml
 from raylab.config.rules import rule_of
 from raylab.config.searches import read_search, search_names, search_summary
 from raylab.config.space import base_of
-from raylab.config.tuning import (
-    BudgetConfig,
-    SchedulerConfig,
-    SearchConfig,
-    TuningConfig,
-    TuningKeys,
-    tuning_config,
-)
+from raylab.config.tuning import TuningConfig, tuning_config
+from raylab.config.tuning_keys import BudgetConfig, SchedulerConfig, SearchConfig, TuningKeys
 from raylab.errors import ConfigError
 
 __all__ = ["resume_here", "run"]

@@ -11,7 +11,7 @@ import numpy as np
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, CmaEsSampler, NSGAIISampler, RandomSampler, TPESampler
 
-from raylab.config.tuning import SearchConfig
+from raylab.config.tuning_keys import SearchConfig
 
 __all__ = ["sampler_of"]
 

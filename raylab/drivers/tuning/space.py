@@ -6,8 +6,8 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from raylab.config.domain import Domain
 from raylab.config.parse import lay
-from raylab.config.space import Domain
 from raylab.config.tuning import TuningConfig
 
 __all__ = ["Suggests", "point", "run_keys", "suggest"]
