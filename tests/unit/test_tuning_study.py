@@ -16,11 +16,11 @@ from raylab.config.tuning import TuningConfig, tuning_config
 from raylab.drivers.tuning.best import best_yaml, front, summary
 from raylab.drivers.tuning.figures import Figures
 from raylab.drivers.tuning.orders import Orders, absolute
+from raylab.drivers.tuning.run import alone, study_of
 from raylab.drivers.tuning.schedulers import remind, scheduler_of
 from raylab.drivers.tuning.searcher import StudySearch
 from raylab.drivers.tuning.space import run_keys
 from raylab.drivers.tuning.study import TuningStudy
-from raylab.drivers.tuning.tune import alone, study_of
 from raylab.errors import ConfigError
 
 pytestmark = pytest.mark.unit
