@@ -178,7 +178,8 @@ class Hosts:
 
     def raylets(self, host: int) -> list[int]:
         """Return the raylets of a host, one a Ray node, by their numbers here; the oldest first."""
-        return sorted(pid for pid, name in self.processes(host).items() if name == "raylet")
+        found = [pid for pid, name in self.processes(host).items() if name == "raylet"]
+        return sorted(found, key=_started)  # numbers begin again when they have run out
 
     # ------------------------------------------------------------------ inside
 
@@ -245,6 +246,12 @@ def _children(pid: int) -> list[int]:
         for thread in Path(f"/proc/{pid}/task").iterdir()
         for child in (thread / "children").read_text().split()
     ]
+
+
+def _started(pid: int) -> int:
+    """Return when a process has started, in clock ticks since the machine has."""
+    behind_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(behind_name[19])
 
 
 def _common(shared: Path) -> list[str]:
