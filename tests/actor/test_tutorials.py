@@ -16,7 +16,7 @@ from actors.groups.warm import warm_actors
 from raylab.drivers import cluster
 from tests.tutorials import HOSTS, PAGES, Reader, blocks, in_process, in_shell
 
-pytestmark = pytest.mark.actor
+pytestmark = [pytest.mark.actor, pytest.mark.timeout(1200)]
 
 PROJECT = PAGES.parents[1]
 ROOMS = ("actors", "cluster", "raylab", "tests", "tune_configs")

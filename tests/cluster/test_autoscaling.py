@@ -139,7 +139,7 @@ def test_a_run_brings_its_nodes_and_ends_with_the_same_weights_though_one_is_los
     until(lambda: not cluster.nodes(), "a cluster of a head")
     cluster.run(f"train {words}", f"{kind}-calm", nodes=2)
     said = cluster.run(f"train {words}", f"{kind}-killed", nodes=2, kill=True)
-    assert "going on from" in said
+    assert "going on from" in said, said
     calm, killed = cluster.weights(f"{kind}-calm"), cluster.weights(f"{kind}-killed")
     assert all(torch.equal(calm[name], killed[name]) for name in calm)
     until(lambda: not cluster.nodes(), "a cluster of a head")
@@ -148,7 +148,7 @@ def test_a_run_brings_its_nodes_and_ends_with_the_same_weights_though_one_is_los
 def test_a_server_brings_its_nodes_and_ends_at_its_gap_though_one_is_lost(cluster):
     words = "dis_dfsdca problem=ridge data=digits workers=2 checkpoint_every=20 sample_s=0.002"
     said = cluster.run(f"train {words}", "server", nodes=3, kill=True)
-    assert "(restart 1 of 3)" in said
+    assert "(restart 1 of 3)" in said, said
     assert cluster.result("server")["ended_by"] == "tolerance"
     until(lambda: not cluster.nodes(), "a cluster of a head")
 

@@ -88,7 +88,8 @@ def checkpoint_plan(every: int, minutes: float, settings: PipelineSettings) -> C
 
 def _share_of_the_model(saved: SavedCheckpoint, stage: int, last: bool) -> dict[str, Any]:
     """Return the part of a stage that the saved pipeline had not."""
-    parts = [saved.part(name) for name in saved.names]
+    # By number: a checkpoint names its parts in the order in which they have come.
+    parts = [saved.part(f"stage-{k}") for k in range(len(saved.names))]
     loop = parts[-1]["loop"]
     whole = merged_state([part["rule"] for part in parts])
     if not last:
