@@ -303,7 +303,9 @@ class Group:
             cause = error.cause
             raise cause if isinstance(cause, Exception) else error from None
         except (RayActorError, NodeDiedError, WorkerCrashedError, ObjectLostError) as error:
-            raise ActorLostError(f"a {self._noun}'s process died: {_first_line(error)}") from error
+            raise ActorLostError(
+                f"the process of one {self._noun} died: {_first_line(error)}"
+            ) from error
 
 
 _NOWHERE = Home("", "", 0, b"")

@@ -64,7 +64,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
-        self._console.print(text, highlight=False)
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def show(self, done: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Show that `done` of the total have begun, and the newest row."""

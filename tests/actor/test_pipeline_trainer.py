@@ -386,7 +386,7 @@ def test_the_stage_that_dies_is_noticed(tmp_path):
     os.kill(int(_wait_for(tmp_path / "pid")), signal.SIGKILL)
     thread.join(60)
     assert not thread.is_alive()
-    assert "a stage's process died" in str(caught[0])
+    assert "the process of one stage died" in str(caught[0])
 
 
 class _Endless:
