@@ -35,6 +35,9 @@ def three_nodes(nodes) -> Iterator[Cluster]:
 class Sentinel:
     """Lives on a node, and is started again on another once Ray knows that its own is lost."""
 
+    def is_there(self) -> None:
+        """Return when it has been started."""
+
     def has_moved(self) -> None:
         if not ray.get_runtime_context().was_current_actor_reconstructed:
             threading.Event().wait()
@@ -44,9 +47,9 @@ def sentinels() -> list[Any]:
     """Post one on every node; return the calls, of which one is done when a node is lost."""
     nodes = [node["NodeID"] for node in ray.nodes()]
     posts = [NodeAffinitySchedulingStrategy(node, soft=True) for node in nodes]
-    return [
-        Sentinel.options(scheduling_strategy=post).remote().has_moved.remote() for post in posts
-    ]
+    posted = [Sentinel.options(scheduling_strategy=post).remote() for post in posts]
+    ray.get([each.is_there.remote() for each in posted])  # or it would begin elsewhere, unmoved
+    return [each.has_moved.remote() for each in posted]
 
 
 @pytest.mark.usefixtures("three_nodes")
