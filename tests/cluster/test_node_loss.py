@@ -33,23 +33,24 @@ def three_nodes(nodes) -> Iterator[Cluster]:
 
 @ray.remote(num_cpus=0, max_restarts=1, max_task_retries=-1)
 class Sentinel:
-    """Lives on a node, and is started again on another once Ray knows that its own is lost."""
+    """Lives on one node and on no other: it cannot be started again once Ray knows that is lost."""
 
-    def is_there(self) -> None:
-        """Return when it has been started."""
+    def is_there(self) -> str:
+        """Return the name of its node when it has been started."""
+        return ray.get_runtime_context().get_node_id()
 
-    def has_moved(self) -> None:
-        if not ray.get_runtime_context().was_current_actor_reconstructed:
-            threading.Event().wait()
+    def stand(self) -> None:
+        """Never return: the call fails when the node is lost."""
+        threading.Event().wait()
 
 
 def sentinels() -> list[Any]:
-    """Post one on every node; return the calls, of which one is done when a node is lost."""
+    """Post one on every node; return the calls, of which one fails when a node is lost."""
     nodes = [node["NodeID"] for node in ray.nodes()]
-    posts = [NodeAffinitySchedulingStrategy(node, soft=True) for node in nodes]
+    posts = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]  # soft is ignored
     posted = [Sentinel.options(scheduling_strategy=post).remote() for post in posts]
-    ray.get([each.is_there.remote() for each in posted])  # or it would begin elsewhere, unmoved
-    return [each.has_moved.remote() for each in posted]
+    assert ray.get([each.is_there.remote() for each in posted]) == nodes
+    return [each.stand.remote() for each in posted]
 
 
 @pytest.mark.usefixtures("three_nodes")
@@ -57,7 +58,7 @@ def test_a_lost_node_is_replaced_by_one_that_is_there(tmp_path):
     model, data = mlp64(1, blocks=4), batches("mlp", 10, ragged=True, seed=2)
     alone = run_pipeline(model, method="adl", cuts=[2], epochs=[data, data], optimiser=SGD)
     model[2] = MinedBlock(model[2], tmp_path / "mines", [(13, "backward")], victim="raylet")
-    moved = sentinels()
+    standing = sentinels()
     result = PipelineTrainer(
         model,
         F.cross_entropy,
@@ -73,7 +74,7 @@ def test_a_lost_node_is_replaced_by_one_that_is_there(tmp_path):
     ).fit(data, epochs=2, progress=False)
     assert len(list((tmp_path / "mines").iterdir())) == 1
     # Ray may learn of a lost node after its stage has been replaced.
-    assert ray.wait(moved, timeout=60)[0]
+    assert ray.wait(standing, timeout=60)[0]
     assert sum(node["Alive"] for node in ray.nodes()) == 3  # the head and two of three
     expected = alone.model.state_dict().values()
     for found, tensor in zip(result.model.state_dict().values(), expected, strict=True):
