@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from actors.server.loop import Ends
+from actors.server.ends import Ends
 from actors.server.staleness import Bound
 from raylab.algorithms.server.dual_worker import DualWorker
 from raylab.algorithms.server.parts import as_vector

@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from ray.train import RunConfig
 
-from actors.server.loop import Ends
+from actors.server.ends import Ends
 from benchmarks.session import ray_session
 from raylab import ParameterServerTrainer
 from raylab.algorithms.server.policy_gradient import PolicyServer, PolicySettings

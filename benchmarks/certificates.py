@@ -29,7 +29,7 @@ from ray.train import RunConfig
 from sklearn.datasets import load_svmlight_file
 from sklearn.linear_model import LogisticRegression
 
-from actors.server.loop import Ends
+from actors.server.ends import Ends
 from benchmarks.session import ray_session
 from benchmarks.stragglers import STRAGGLER, objectives_of, quadratic_optimum, settings_of
 from raylab import ParameterServerTrainer

@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 from actors.server.company import Company
+from actors.server.ends import Ends
 from actors.server.exchange import Part
-from actors.server.loop import Ends
 from actors.server.protocols import Certificate, Task
 from actors.server.server_actor import ServerNews, ServerProgram
 from actors.server.server_group import ServerGroup

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from actors.server.company import Company, Shard
-from actors.server.loop import Ends
+from actors.server.ends import Ends
 from actors.server.protocols import Certificate
 from actors.server.server_actor import ServerNews, ServerProgram
 from actors.server.server_group import ServerGroup

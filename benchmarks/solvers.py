@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.svm import LinearSVR
 
-from actors.server.loop import Ends
+from actors.server.ends import Ends
 from actors.server.protocols import Task
 from raylab.algorithms.server.rule_factory import ServerSettings, server_rule, worker_rule
 from raylab.algorithms.shared_memory.asysvrg import SharedMemorySolver

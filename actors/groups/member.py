@@ -7,11 +7,12 @@ one answers the driver while it does (`control`), one takes messages of the `ray
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import random
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ import numpy as np
 import ray
 import torch
 
-from actors.errors import MechanismError
+from actors.errors import LinkError, MechanismError
 from actors.groups.part_writer import Keeping, PartWriter
 from actors.wires.carrier import CarrierKind, TensorCarrier
 from actors.wires.device_copies import DeviceCopies
@@ -210,9 +211,24 @@ class Member:
         """Return the one outbox of this name, None if there is none."""
         return next((each for (name, _), each in self._outboxes.items() if name == box), None)
 
-    def _writer(self, keeping: Keeping | None) -> PartWriter | None:
-        """Return what writes this member's parts of checkpoints."""
-        return None if keeping is None else PartWriter(keeping.name, keeping.write, self._wrote)
+    @contextlib.contextmanager
+    def _keeping(self, keeping: Keeping | None) -> Iterator[PartWriter | None]:
+        """Write this member's parts of checkpoints while it runs, and all of them before it ends.
+
+        Who is told to stop may find the other ends of its links closed, which is no error then.
+        """
+        writer = None if keeping is None else PartWriter(keeping.name, keeping.write, self._wrote)
+        try:
+            try:
+                yield writer
+            except LinkError:
+                if not self._stop.is_set():
+                    raise
+            if writer is not None:
+                writer.settle()
+        finally:
+            if writer is not None:
+                writer.close()
 
     def _news(self) -> tuple[list[dict[str, Any]], list[tuple[int, Any]]]:
         """Take the rows and the parts of checkpoints, each with its step, since the last call."""

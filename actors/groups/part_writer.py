@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Keeping", "PartWriter", "WritePart"]
+__all__ = ["Keeping", "PartWriter", "WritePart", "resumed"]
 
 WritePart = Callable[[int, str, Mapping[str, Any]], Any]
 """(step, name, content) -> whatever whoever commits the checkpoint wants to know of the part."""
@@ -30,6 +30,11 @@ class Keeping:
     name: str
     write: WritePart
     resume: Callable[[], Mapping[str, Any]] | None = None
+
+
+def resumed(keeping: Keeping | None) -> Mapping[str, Any] | None:
+    """Return the part to go on from; None: from the beginning, or nothing is kept."""
+    return None if keeping is None or keeping.resume is None else keeping.resume()
 
 
 class PartWriter:

@@ -12,9 +12,9 @@ import ray
 import torch
 
 from actors.checkpoint_plan import CheckpointPlan
-from actors.errors import LinkError, MechanismError
+from actors.errors import MechanismError
 from actors.groups.member import GROUPS, Member, has_gpu
-from actors.groups.part_writer import Keeping
+from actors.groups.part_writer import Keeping, resumed
 from actors.pipeline.boxes import Boxes
 from actors.pipeline.prefetch import Prefetcher
 from actors.pipeline.probes import MessageTimes, StageTimes, echo, probe, time_stage
@@ -102,23 +102,12 @@ class StageWorker(Member):
 
     def run(self, program: StageProgram, feed: Feed | None, keeping: Keeping | None) -> None:
         """Run the stage to its end, or until `stop`."""
-        part = None if keeping is None or keeping.resume is None else keeping.resume()
-        writer = self._writer(keeping)
-        try:
+        part = resumed(keeping)
+        with self._keeping(keeping) as writer:
             self._runner = StageRunner(
                 program, self._its_rule(), self._boxes(feed, part), self._rows.append, writer, part
             )
-            try:
-                self._runner.run(self._stop.is_set)
-            except LinkError:
-                # The neighbours of a stage that is told to stop may have closed their ends.
-                if not self._stop.is_set():
-                    raise
-            if writer is not None:
-                writer.settle()
-        finally:
-            if writer is not None:
-                writer.close()
+            self._runner.run(self._stop.is_set)
 
     def state(self) -> dict[str, torch.Tensor]:
         """Return weights and buffers of the stage."""

@@ -1,4 +1,4 @@
-"""Which certificate is being made, and whose part of it has not come."""
+"""Which certificate is being made, who has not been told of it, and whose part has not come."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ class Certification:
         self.due_samples = every_samples
         """Samples at which the next begins."""
         self._every_samples = every_samples
+        self._untold: set[int] = set()
         self._awaited: set[int] = set()
         self._parts: dict[int, Certificate] = {}
 
@@ -52,11 +53,26 @@ class Certification:
         self.number += 1
         self.answer, self.at = answer, at
         self._awaited = set(workers)
+        self._untold = set(self._awaited)
         self._parts = {}
 
-    def awaits(self, worker: int) -> bool:
-        """Tell whether a worker's part has not come."""
-        return worker in self._awaited
+    def untold(self, worker: int) -> bool:
+        """Tell whether a worker has not been told of that of now."""
+        return worker in self._untold
+
+    def tell(self, worker: int) -> tuple[int, Tensors, int] | None:
+        """Return number, answer and place in the trail, of which a worker is told now; None: there
+        is nothing to tell.
+        """
+        if worker not in self._untold:
+            return None
+        self._untold.discard(worker)
+        return self.number, self.answer, self.at
+
+    def lost(self, worker: int) -> None:
+        """A worker is gone: whoever comes in its place makes the part that has not come."""
+        if worker in self._awaited:
+            self._untold.add(worker)
 
     def took(self, worker: int, proof: Proof) -> Mapping[int, Certificate] | None:
         """Take a part; return all of them with the last, None before that.
@@ -72,5 +88,6 @@ class Certification:
     def give_up(self) -> None:
         """Forget the certificate of now, and which one was good: the workers are others."""
         self._awaited.clear()
+        self._untold.clear()
         self.last = False
         self.good = None

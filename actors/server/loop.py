@@ -7,62 +7,27 @@
                                                  too stale?           reply "discard", new task
                                                  else                 apply, reply "commit", task
 
-`staleness.py` says what is late and what too stale, `certification.py` which certificate is made.
+`staleness.py` says what is late and what too stale, `certification.py` which certificate is made,
+`saving.py` which checkpoint, `ends.py` when the run ends; `roll.py` has what is known of workers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from actors.errors import MechanismError
 from actors.server.certification import Certification
 from actors.server.changes import Trail
+from actors.server.ends import Ends
 from actors.server.messages import News, Order, Proof, Push, Reply, Verdict
 from actors.server.protocols import ServerRule, Task
+from actors.server.roll import Roll
+from actors.server.saving import Saving
 from actors.server.staleness import Bound, StalenessCounts
 from actors.units import Tensors
 
-__all__ = ["Ends", "ServerLoop"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ends:
-    """When a run ends: at whichever comes first.
-
-    Args:
-        samples: looked at, in all; None: any number.
-        messages: applied; None: any number.
-        tolerance: largest `figure` of a certificate that is good enough; 0: none is.
-        figure: of the certificate, e.g. duality_gap.
-        certify_samples: samples between two certificates.
-    """
-
-    samples: float | None = None
-    messages: int | None = None
-    tolerance: float = 0.0
-    figure: str = ""
-    certify_samples: float = float("inf")
-
-
-@dataclass(slots=True)
-class _Seat:
-    """What the server knows of one worker."""
-
-    number: int = 0
-    """Of the task that it has, or will have next."""
-    version: int = 0
-    phase: int = -1
-    """That its worker has the opening of."""
-    busy: bool = False
-    away: bool = False
-    """Whether it is lost, and another process will come in its place."""
-    step: int | None = None
-    """Of the checkpoint that the process in place of a lost one begins with."""
-    held: Push | None = None
-    pending: set[str] = field(default_factory=set)
-    """What the next reply must say besides: "certify", "save", "rewind"."""
+__all__ = ["ServerLoop"]
 
 
 class ServerLoop:
@@ -101,24 +66,21 @@ class ServerLoop:
         self.rows: list[dict[str, Any]] = []
         self.trail = Trail()
         """Of what the answers' vector is changed by."""
-        self._seats: dict[int, _Seat] = {}
-        self._numbers: dict[int, int] = {}
-        """Of the next tasks of workers that have no seat."""
+        self._roll = Roll()
         self._broadcast_every = broadcast_every
         self._on_applied = on_applied
         self._paused = False
         self._in_phase = 0
         self._staleness = StalenessCounts()
         self._certification = Certification(ends.certify_samples)
-        self._checkpoint: int | None = None
-        self._unsaved: set[int] = set()
+        self._saving = Saving()
 
     # ----------------------------------------------------------------- workers come and go
 
     @property
     def workers(self) -> list[int]:
         """The workers that are there, ascending."""
-        return sorted(self._seats)
+        return list(self._roll)
 
     def expect(self, workers: Iterable[int]) -> None:
         """Say which workers a run begins with, before any has joined.
@@ -127,14 +89,14 @@ class ServerLoop:
         beginning: where the run starts, and what the step's judge compares with.
         """
         for worker in workers:
-            self._seat(worker).away = True
+            self._roll[worker].away = True
         self._ask_for_certificate()
 
     def joined(self, worker: int) -> list[Order]:
         """A worker is there: a new one, or another process in the place of a lost one."""
-        seat = self._seat(worker)
-        seat.away = False
-        seat.phase = -1
+        entry = self._roll[worker]
+        entry.away = False
+        entry.phase = -1
         orders = [self._reply(worker, "none")]
         return orders + self._finish()
 
@@ -149,21 +111,16 @@ class ServerLoop:
             step: of the checkpoint whose part the process in its place will begin with, whether or
                 not the checkpoint became whole; None: it will begin with nothing.
         """
-        seat = self._seat(worker)
-        seat.away, seat.busy, seat.held, seat.step = True, False, None, step
+        entry = self._roll[worker]
+        entry.away, entry.busy, entry.held, entry.step = True, False, None, step
         # What the lost process still sends is then a repeat.
-        seat.number += 1
-        seat.pending.clear()
+        entry.number += 1
+        entry.rewinds = False
         self.rule.take_back(worker, step)
         self.trail.add(None)
-        if self._certification.awaits(worker):
-            seat.pending.add("certify")
-        if self._unsaved:
-            # The checkpoint that it was to be part of cannot become whole.
-            self._unsaved.clear()
-            self._checkpoint = None
-            for each in self._seats.values():
-                each.pending.discard("save")
+        self._certification.lost(worker)
+        # A checkpoint that it was to be part of cannot become whole.
+        self._saving.give_up()
         return self._release()
 
     def pause(self) -> list[Order]:
@@ -174,7 +131,7 @@ class ServerLoop:
     @property
     def idle(self) -> bool:
         """Whether nothing is under way."""
-        return not any(seat.busy or seat.held for seat in self._seats.values())
+        return self._roll.idle
 
     def resume(self, workers: Sequence[int]) -> list[Order]:
         """Go on after a pause with these workers, each with the samples that it now has.
@@ -187,13 +144,8 @@ class ServerLoop:
         self._paused = False
         self.trail.add(None)
         self._certification.give_up()
-        if self._unsaved:
-            self._unsaved.clear()
-            self._checkpoint = None
-        self._numbers |= {worker: seat.number for worker, seat in self._seats.items()}
-        self._seats = {}
-        for worker in workers:
-            self._seat(worker)
+        self._saving.give_up()
+        self._roll.renew(workers)
         return [order for worker in self.workers for order in self.joined(worker)]
 
     # ----------------------------------------------------------------- messages
@@ -204,22 +156,22 @@ class ServerLoop:
         Raises:
             MechanismError: it is not the one that is expected.
         """
-        seat = self._seat(worker)
-        if push.number < seat.number or (seat.held is not None and push.number == seat.number):
+        entry = self._roll[worker]
+        if push.number < entry.number or (entry.held is not None and push.number == entry.number):
             self.repeats += 1
             return []
-        if push.number > seat.number or not seat.busy:
+        if push.number > entry.number or not entry.busy:
             raise MechanismError(
-                f"worker {worker} sent message {push.number}, but {seat.number} was expected"
+                f"worker {worker} sent message {push.number}, but {entry.number} was expected"
             )
-        seat.busy = False
+        entry.busy = False
         phase = self.rule.phase()
         if push.era != self.era or push.phase != phase.number:
             return self._discard(worker) + self._release()
-        if not phase.gather and self.bound.refuses(self.version - seat.version):
+        if not phase.gather and self.bound.refuses(self.version - entry.version):
             self.refused += 1
             return self._discard(worker) + self._release()
-        seat.held = push
+        entry.held = push
         return self._release()
 
     def proved(self, worker: int, proof: Proof) -> list[Order]:
@@ -233,22 +185,19 @@ class ServerLoop:
 
     def checkpoint(self, step: int) -> None:
         """Let every worker keep its state for a checkpoint with its next reply."""
-        self._checkpoint = step
-        self._unsaved = set(self._seats)
-        for seat in self._seats.values():
-            seat.pending.add("save")
+        self._saving.begin(step, self._roll)
 
     @property
     def saving(self) -> bool:
         """Whether a checkpoint is begun that not every worker has been told of."""
-        return bool(self._unsaved)
+        return self._saving.open
 
     @property
     def told(self) -> int | None:
         """Step of the newest checkpoint if every worker has been told of it; it is given up when a
         worker is lost before that.
         """
-        return None if self._unsaved else self._checkpoint
+        return self._saving.told
 
     def stop(self, why: str) -> list[Order]:
         """End the run: what is under way is still applied, then a last certificate is made."""
@@ -264,7 +213,7 @@ class ServerLoop:
             "messages": self.messages,
             "in_phase": self._in_phase,
             "next_certificate": self._certification.due_samples,
-            "numbers": self._numbers | {w: seat.number for w, seat in self._seats.items()},
+            "numbers": self._roll.numbers(),
         }
 
     def restore(self, saved: Mapping[str, Any]) -> None:
@@ -274,14 +223,9 @@ class ServerLoop:
         self.messages = saved["messages"]
         self._in_phase = saved["in_phase"]
         self._certification.due_samples = saved["next_certificate"]
-        self._numbers = dict(saved["numbers"])
+        self._roll.restore(saved["numbers"])
 
     # ----------------------------------------------------------------- inside
-
-    def _seat(self, worker: int) -> _Seat:
-        if worker not in self._seats:
-            self._seats[worker] = _Seat(number=self._numbers.get(worker, 0))
-        return self._seats[worker]
 
     @property
     def _going(self) -> bool:
@@ -291,46 +235,35 @@ class ServerLoop:
     def _release(self) -> list[Order]:
         """Apply what is held and may be applied now."""
         orders: list[Order] = []
-        seats = self._seats
-        while True:
-            held = [worker for worker, seat in seats.items() if seat.held is not None]
-            if not held:
-                break
-            held.sort()
+        roll = self._roll
+        while waiting := roll.waiting():
             if self.rule.phase().gather:
-                if len(held) < len(seats):
+                if len(waiting) < len(roll):
                     break
-                orders += self._round(held)
+                orders += self._round(waiting)
                 continue
-            ready = [worker for worker in held if self._in_time(worker)]
+            ready = [worker for worker in waiting if self._in_time(worker)]
             if not ready:
                 break
-            orders += self._apply_one(min(ready, key=lambda w: (seats[w].version, w)))
-        if held and not self._going and not any(seat.busy for seat in seats.values()):
+            orders += self._apply_one(min(ready, key=lambda w: (roll[w].version, w)))
+        if waiting and not self._going and not roll.computing:
             # A round that will not become whole, as no more tasks are given out.
-            for worker in held:
+            for worker in waiting:
                 orders += self._discard(worker)
         return orders + self._finish() if self.ended_by else orders
 
     def _discard(self, worker: int) -> list[Order]:
         """Tell a worker that its push will never be applied."""
-        seat = self._seats[worker]
-        seat.held = None
-        seat.number += 1
+        entry = self._roll[worker]
+        entry.held = None
+        entry.number += 1
         return [self._reply(worker, "discard")]
 
     def _in_time(self, worker: int) -> bool:
         """Tell whether every other message can still be applied in time after this one."""
         if not self.bound.waits:
             return True
-        return self.bound.in_time(
-            self.version,
-            (
-                seat.version
-                for other, seat in self._seats.items()
-                if other != worker and (seat.busy or seat.held is not None)
-            ),
-        )
+        return self.bound.in_time(self.version, self._roll.under_way(besides=worker))
 
     def _round(self, workers: list[int]) -> list[Order]:
         for worker in workers:
@@ -340,8 +273,7 @@ class ServerLoop:
         return orders + self._discard_of_old_phases()
 
     def _apply_one(self, worker: int) -> list[Order]:
-        seat = self._seats[worker]
-        staleness = self.version - seat.version
+        staleness = self.version - self._roll[worker].version
         self._staleness.add(staleness)
         self._apply(worker, staleness)
         over = self._count_update()
@@ -353,15 +285,15 @@ class ServerLoop:
         return orders
 
     def _apply(self, worker: int, staleness: int) -> None:
-        seat = self._seats[worker]
-        push, seat.held = seat.held, None
+        entry = self._roll[worker]
+        push, entry.held = entry.held, None
         if push is None:
             raise MechanismError(f"nothing of worker {worker} is held")
         self.rule.apply(worker, push.tensors, staleness)
         self.trail.add(self.rule.changed())
         if self._on_applied is not None:
             self._on_applied(worker, push.number, staleness)
-        seat.number += 1
+        entry.number += 1
         self.messages += 1
         self.samples += push.samples
 
@@ -369,10 +301,7 @@ class ServerLoop:
         """Count one more; tell whether the phase is over with it."""
         self.version += 1
         self._in_phase += 1
-        if self.ends.samples is not None and self.samples >= self.ends.samples:
-            self.ended_by = self.ended_by or "epochs"
-        if self.ends.messages is not None and self.messages >= self.ends.messages:
-            self.ended_by = self.ended_by or "messages"
+        self.ended_by = self.ended_by or self.ends.reached(self.samples, self.messages)
         if not self.ended_by and self._certification.due(self.samples):
             self._ask_for_certificate()
         phase = self.rule.phase()
@@ -386,47 +315,47 @@ class ServerLoop:
     def _discard_of_old_phases(self) -> list[Order]:
         """Let go of what waits for its application although its phase is over."""
         number = self.rule.phase().number
+        roll = self._roll
         old = [
             worker
-            for worker, seat in sorted(self._seats.items())
-            if seat.held is not None and seat.held.phase != number
+            for worker in roll.waiting()
+            if (push := roll[worker].held) is not None and push.phase != number
         ]
         return [order for worker in old for order in self._discard(worker)]
 
     def _reply(self, worker: int, verdict: Verdict) -> Order:
         """Tell a worker what became of its push, and what to do now."""
-        seat = self._seats[worker]
+        entry = self._roll[worker]
         phase = self.rule.phase()
         going = self._going
-        if going:
-            seat.busy = True
-            seat.version = self.version
-        if "save" in seat.pending and self._checkpoint is not None:
-            self.rule.kept(worker, self._checkpoint)
-            self._unsaved.discard(worker)
-        certify = None
-        if "certify" in seat.pending:
-            now = self._certification
-            certify = (now.number, now.answer, now.at)
+        save = self._saving.tell(worker)
+        if save is not None:
+            self.rule.kept(worker, save)
+        certify = self._certification.tell(worker)
+        if certify is not None:
             self.rule.mark(worker, self._certification.number)
-        opening = None
-        if going and seat.phase != phase.number:
-            opening = self.rule.opening()
-            seat.phase = phase.number
+        rewind, entry.rewinds = entry.rewinds, False
+        opening = task = None
+        if going:
+            entry.busy = True
+            entry.version = self.version
+            if entry.phase != phase.number:
+                opening = self.rule.opening()
+                entry.phase = phase.number
+            task = Task(phase=phase, number=entry.number, version=self.version)
         reply = Reply(
             verdict=verdict,
-            rewind="rewind" in seat.pending,
+            rewind=rewind,
             good=self._certification.good,
-            save=self._checkpoint if "save" in seat.pending else None,
+            save=save,
             certify=certify,
             era=self.era,
             opening=opening,
-            task=Task(phase=phase, number=seat.number, version=self.version) if going else None,
+            task=task,
             answer=self.rule.answer(worker) if going else (),
             over=self.final is not None,
             at=self.trail.at,
         )
-        seat.pending.clear()
         return Order(worker=worker, message=reply)
 
     def _news(self, besides: int) -> list[Order]:
@@ -440,21 +369,18 @@ class ServerLoop:
                     at=self.trail.at,
                 ),
             )
-            for worker, seat in sorted(self._seats.items())
-            if worker != besides and seat.busy
+            for worker in self._roll
+            if worker != besides and self._roll[worker].busy
         ]
 
     # ----------------------------------------------------------------- certificates
 
     def _ask_for_certificate(self) -> None:
-        self._certification.begin(self._seats, self.rule.answer(-1), self.trail.at)
-        for seat in self._seats.values():
-            seat.pending.add("certify")
+        self._certification.begin(self._roll, self.rule.answer(-1), self.trail.at)
 
     def _certified(self, figures: dict[str, float]) -> list[Order]:
         self.rows.append(self._row(figures))
-        value = figures.get(self.ends.figure)
-        if value is not None and self.ends.tolerance > 0 and value <= self.ends.tolerance:
+        if self.ends.good_enough(figures):
             self.ended_by = "tolerance"
             return self._finish()
         if self.ended_by:
@@ -475,14 +401,15 @@ class ServerLoop:
         if self.rule.phase().number != phase:
             self._in_phase = 0
         orders = []
-        for worker, seat in sorted(self._seats.items()):
-            if seat.away:
+        for worker in self._roll:
+            entry = self._roll[worker]
+            if entry.away:
                 # The process that will come has no marks, only what was kept.
-                self.rule.take_back(worker, seat.step)
+                self.rule.take_back(worker, entry.step)
                 self.trail.add(None)
                 continue
-            seat.pending.add("rewind")
-            if seat.held is not None:
+            entry.rewinds = True
+            if entry.held is not None:
                 orders += self._discard(worker)
         return orders
 
@@ -498,14 +425,14 @@ class ServerLoop:
         # Nobody pushes any more, so nobody would be told of a certificate by an answer.
         return [
             self._reply(worker, "none")
-            for worker, seat in sorted(self._seats.items())
-            if "certify" in seat.pending and not seat.away
+            for worker in self._roll.present()
+            if self._certification.untold(worker)
         ]
 
     def _over(self) -> list[Order]:
         """End with what the last certificate is of."""
         self.final = self._certification.answer
-        return [self._reply(w, "none") for w in self.workers if not self._seats[w].away]
+        return [self._reply(worker, "none") for worker in self._roll.present()]
 
     def _row(self, figures: Mapping[str, float]) -> dict[str, Any]:
         return {

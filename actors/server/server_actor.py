@@ -13,9 +13,10 @@ from actors.checkpoint_plan import CheckpointPlan
 from actors.errors import MechanismError
 from actors.groups.errands import Errands
 from actors.groups.member import GROUPS, Member
-from actors.groups.part_writer import Keeping
+from actors.groups.part_writer import Keeping, resumed
+from actors.server.ends import Ends
 from actors.server.exchange import SERVER
-from actors.server.loop import Ends, ServerLoop
+from actors.server.loop import ServerLoop
 from actors.server.protocols import ServerRule
 from actors.server.ray_metrics import ServerMetrics
 from actors.server.seat import Seat
@@ -113,21 +114,20 @@ class ServerMember(Member):
     def _run(self, program: ServerProgram, keeping: Keeping | None) -> str:
         if self._rule is None:
             raise MechanismError("the server has no rule yet: call load first")
-        part = None if keeping is None or keeping.resume is None else keeping.resume()
-        writer = self._writer(keeping)
+        part = resumed(keeping)
         shards = self._shards(program.servers) if program.servers > 1 else None
         rule = self._rule if shards is None else shards.lead
         loop = ServerLoop(rule, program.bound, program.ends, program.broadcast_every)
-        runner = ServerRunner(
-            loop,
-            self._rows.append,
-            epoch_samples=program.epoch_samples,
-            bell=self._bell,
-            checkpoints=program.checkpoints,
-            save=writer,
-            shards=shards,
-        )
-        try:
+        with self._keeping(keeping) as writer:
+            runner = ServerRunner(
+                loop,
+                self._rows.append,
+                epoch_samples=program.epoch_samples,
+                bell=self._bell,
+                checkpoints=program.checkpoints,
+                save=writer,
+                shards=shards,
+            )
             seats = {worker: self._seat(worker) for worker in program.workers}
             runner.start(seats, part, program.adopt, program.late)
             self._metrics.begin(runner)
@@ -137,11 +137,6 @@ class ServerMember(Member):
                 self._errands.carry_out()
             if runner.finished:
                 runner.settle(_CREDITS_S)
-            if writer is not None:
-                writer.settle()
-        finally:
-            if writer is not None:
-                writer.close()
         return loop.ended_by
 
     def weights(self) -> dict[str, torch.Tensor]:

@@ -8,10 +8,10 @@ from typing import Any
 import ray
 import torch
 
-from actors.errors import LinkError, MechanismError
+from actors.errors import MechanismError
 from actors.groups.errands import Errands
 from actors.groups.member import GROUPS, Member
-from actors.groups.part_writer import Keeping
+from actors.groups.part_writer import Keeping, resumed
 from actors.server.exchange import SERVER
 from actors.server.seat import Seat
 from actors.server.server_actor import ServerRuleFactory
@@ -65,44 +65,33 @@ class ShardMember(Member):
     ) -> None:
         if self._rule is None:
             raise MechanismError(f"{self._title} has no rule yet: call load first")
-        part = None if keeping is None or keeping.resume is None else keeping.resume()
-        writer = self._writer(keeping)
-
-        def save(step: int, state: Mapping[str, Any]) -> None:
-            if writer is not None:
-                writer(step, part_of(step, state, runner.carried_bytes))
-
+        part = resumed(keeping)
         if part is not None:
             self._rule.restore(part["rule"])
         if adopt is not None:
             adopt(self._rule)
-        runner = ShardRunner(
-            ShardLoop(self._rule, save),
-            self._inboxes["log", SERVER],
-            self._outboxes["acks", SERVER],
-            bell=self._bell,
-            who=self._title,
-            carried_bytes=0 if part is None else part["figures"][BYTES],
-        )
-        try:
+        with self._keeping(keeping) as writer:
+
+            def save(step: int, state: Mapping[str, Any]) -> None:
+                if writer is not None:
+                    writer(step, part_of(step, state, runner.carried_bytes))
+
+            runner = ShardRunner(
+                ShardLoop(self._rule, save),
+                self._inboxes["log", SERVER],
+                self._outboxes["acks", SERVER],
+                bell=self._bell,
+                who=self._title,
+                carried_bytes=0 if part is None else part["figures"][BYTES],
+            )
             for worker in workers:
                 runner.join(worker, self._seat(worker))
             self._runner = runner
-            try:
-                while not runner.finished and not self._stop.is_set():
-                    runner.advance(_PATIENCE_S)
-                    self._errands.carry_out()
-            except LinkError:
-                # The first server of a shard that is told to stop may have closed its ends.
-                if not self._stop.is_set():
-                    raise
+            while not runner.finished and not self._stop.is_set():
+                runner.advance(_PATIENCE_S)
+                self._errands.carry_out()
             if runner.finished:
                 runner.settle(_CREDITS_S)
-            if writer is not None:
-                writer.settle()
-        finally:
-            if writer is not None:
-                writer.close()
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Return this range of the model that the run has ended with."""

@@ -13,7 +13,7 @@ import torch
 from actors.checkpoint_plan import CheckpointPlan
 from actors.errors import MechanismError
 from actors.groups.member import GROUPS, Member
-from actors.groups.part_writer import Keeping
+from actors.groups.part_writer import Keeping, resumed
 
 __all__ = ["Solver", "SolverActor", "SolverFactory", "SolverMember", "SolverNews"]
 
@@ -90,11 +90,11 @@ class SolverMember(Member):
             keeping: of the parts of checkpoints.
         """
         solver = self._loaded()
-        if keeping is not None and keeping.resume is not None:
-            solver.restore(keeping.resume()["rule"])
-        writer = self._writer(keeping)
+        part = resumed(keeping)
+        if part is not None:
+            solver.restore(part["rule"])
         since, then = solver.step, time.perf_counter()
-        try:
+        with self._keeping(keeping) as writer:
             for row in solver.run():
                 if row is not None:
                     self._rows.append(dict(row))
@@ -104,11 +104,6 @@ class SolverMember(Member):
                 if writer is not None and plan.due(step, step - since, now - then):
                     writer(step, {"step": step, "rule": dict(solver.save())})
                     since, then = step, now
-            if writer is not None:
-                writer.settle()
-        finally:
-            if writer is not None:
-                writer.close()
         return solver.ended_by
 
     def weights(self) -> dict[str, torch.Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -22,6 +22,18 @@ __all__ = ["ServerWatch"]
 _PERIOD_S = 0.25
 _LEAVE_S = 30.0
 _NOTICE_S = 5.0
+_PLACINGS = 3
+"""How often a process is started in the place of a lost one. Its node may be gone, too, and Ray
+learns that no sooner than by starting there: such a process has not lived, and is no other loss."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Coming:
+    """A worker that a new process is started for."""
+
+    worker: int
+    keeping: Keeping | None
+    placings: int = 1
 
 
 class ServerWatch:
@@ -69,7 +81,7 @@ class ServerWatch:
             for k in company.workers
         }
         # Workers that come in the place of others, until they are placed, and until they can work.
-        self._placing: dict[Any, tuple[int, Keeping | None]] = {}
+        self._placing: dict[Any, _Coming] = {}
         self._loading: dict[Any, tuple[int, Keeping | None]] = {}
         self._committed = -1
 
@@ -126,15 +138,22 @@ class ServerWatch:
     def _bring_back(self, worker: int, error: Exception) -> None:
         step, keeping = self._lost(worker, error)
         if self._tell("lose", worker, step):
-            self._placing[self._group.restart(worker + 1)] = (worker, keeping)
+            self._place(_Coming(worker, keeping))
+
+    def _place(self, coming: _Coming) -> None:
+        self._placing[self._group.restart(coming.worker + 1)] = coming
 
     def _is_placed(self, call: Any) -> None:
         """A new process is there: let it load, which takes its time, before it takes part."""
-        worker, keeping = self._placing.pop(call)
+        coming = self._placing.pop(call)
+        worker, keeping = coming.worker, coming.keeping
         try:
             self._group.settle(worker + 1, call)
         except ActorLostError as error:
-            self._is_lost_again(worker, error)
+            if coming.placings < _PLACINGS:
+                self._place(replace(coming, placings=coming.placings + 1))
+            else:
+                self._is_lost_again(worker, error)
             return
         company = self._company
         loading = self._group.handle(worker + 1).prepare.remote(
@@ -195,8 +214,8 @@ class ServerWatch:
         """Tell whoever watches what is new, and return it."""
         told: list[ServerNews] = self._group.ask([self._server.progress.remote(self._committed)])
         following = [each.progress.remote() for each in self._shards]
-        coming = [*self._placing.values(), *self._loading.values()]
-        away = {worker for worker, _ in coming}
+        away = {each.worker for each in self._placing.values()}
+        away |= {worker for worker, _ in self._loading.values()}
         present = [k for k in self._company.workers if k not in away]
         calls = [self._group.handle(k + 1).progress.remote() for k in present]
         ready, _ = ray.wait(calls, num_returns=len(calls), timeout=_NOTICE_S)

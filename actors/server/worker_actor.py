@@ -11,9 +11,9 @@ from typing import Any
 import ray
 import torch
 
-from actors.errors import LinkError, MechanismError
+from actors.errors import MechanismError
 from actors.groups.member import GROUPS, Member
-from actors.groups.part_writer import Keeping
+from actors.groups.part_writer import Keeping, resumed
 from actors.server.exchange import SERVER
 from actors.server.protocols import Cut, WorkerRule
 from actors.server.ray_metrics import WorkerMetrics
@@ -75,8 +75,9 @@ class WorkerMember(Member):
     def load(self, rule: WorkerRuleFactory, keeping: Keeping | None) -> None:
         """Build the worker's rule, and let it go on from a checkpoint."""
         self._rule = rule(self._supplies)
-        if keeping is not None and keeping.resume is not None:
-            self._rule.restore(keeping.resume()["rule"])
+        part = resumed(keeping)
+        if part is not None:
+            self._rule.restore(part["rule"])
 
     def examine(self, question: Callable[[Any], Any]) -> Any:
         """Return what `question` finds out about the rule."""
@@ -95,38 +96,27 @@ class WorkerMember(Member):
         members = [shard_member(shard) for shard in range(program.servers)]
         boxes = [(self._inboxes["answers", m], self._outboxes["pushes", m]) for m in members]
         (inbox, outbox), *others = boxes
-        writer = self._writer(keeping)
+        with self._keeping(keeping) as writer:
 
-        def save(step: int, state: Mapping[str, Any]) -> None:
-            if writer is not None:
-                writer(step, {"worker": self._worker, "step": step, "rule": dict(state)})
+            def save(step: int, state: Mapping[str, Any]) -> None:
+                if writer is not None:
+                    writer(step, {"worker": self._worker, "step": step, "rule": dict(state)})
 
-        runner = WorkerRunner(
-            WorkerLoop(rule, save),
-            self._worker,
-            inbox,
-            outbox,
-            nap=self._stop.wait,
-            straggler=program.straggler,
-            sample_s=program.sample_s,
-            die=_die,
-            slices=None if program.cut is None else Slices(program.cut, len(others)),
-            shards=others,
-        )
-        self._metrics.begin()
-        self._runner = runner
-        try:
-            try:
-                runner.run(self._stop.is_set)
-            except LinkError:
-                # The server of a worker that is told to stop may have closed its ends.
-                if not self._stop.is_set():
-                    raise
-            if writer is not None:
-                writer.settle()
-        finally:
-            if writer is not None:
-                writer.close()
+            runner = WorkerRunner(
+                WorkerLoop(rule, save),
+                self._worker,
+                inbox,
+                outbox,
+                nap=self._stop.wait,
+                straggler=program.straggler,
+                sample_s=program.sample_s,
+                die=_die,
+                slices=None if program.cut is None else Slices(program.cut, len(others)),
+                shards=others,
+            )
+            self._metrics.begin()
+            self._runner = runner
+            runner.run(self._stop.is_set)
 
     @ray.method(concurrency_group="control")
     def progress(self) -> list[tuple[int, Any]]:

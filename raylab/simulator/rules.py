@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from actors.server.loop import Ends, ServerLoop
+from actors.server.ends import Ends
+from actors.server.loop import ServerLoop
 from actors.server.messages import News, Order, Push, Reply
 from actors.server.protocols import ServerRule, Task, WorkerRule
 from actors.server.staleness import Bound

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from actors.server.loop import Ends
+from actors.server.ends import Ends
 from actors.server.protocols import WorkerRule
 from actors.server.staleness import Bound
 from raylab.algorithms.server.rule_factory import ServerSettings, server_rule, worker_rule

@@ -28,7 +28,8 @@ from ray.util.placement_group import (
     remove_placement_group,
 )
 
-from actors.server.loop import Ends
+from actors.groups.group import Group
+from actors.server.ends import Ends
 from actors.server.server_group import ServerGroup
 from raylab import ConfigError, ParameterServerTrainer, Result
 from raylab.cli.main import main
@@ -125,6 +126,26 @@ def test_a_worker_that_dies_in_the_middle_of_a_message_is_replaced(tmp_path, cap
     told = capsys.readouterr().err
     assert "worker 1 begins again with" in told
     assert "(restart 1 of 1)" in told
+
+
+def test_a_process_that_does_not_live_to_take_the_place_of_a_lost_one_is_no_other_loss(
+    tmp_path, monkeypatch
+):
+    started: list[int] = []
+    restart = Group.restart
+
+    def stillborn(self: Group, index: int) -> Any:
+        """Start it as where its node is gone, too, and Ray does not know yet."""
+        home = restart(self, index)
+        started.append(index)
+        if len(started) < 3:
+            ray.kill(self.handle(index))
+        return home
+
+    monkeypatch.setattr(Group, "restart", stillborn)
+    dying = {"straggler": "dies:worker=1,message=6", "sample_s": SLOW_S}
+    assert_solved(trainer(tmp_path, "run", failures=1, **dying).fit(DATA))
+    assert started == [2, 2, 2]
 
 
 def test_a_server_that_is_killed_goes_on_from_the_last_checkpoint(

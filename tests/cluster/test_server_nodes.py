@@ -66,7 +66,7 @@ def test_a_worker_whose_node_is_lost_goes_on_with_its_duals_on_a_node_that_comes
         checkpoint_every=5,
         checkpoint_minutes=0,
         run_config=RunConfig(
-            storage_path=str(tmp_path), failure_config=FailureConfig(max_failures=2)
+            storage_path=str(tmp_path), failure_config=FailureConfig(max_failures=1)
         ),
     ).fit(DATA)
     assert "worker 1 begins again with" in capsys.readouterr().err

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.server.loop import Ends, ServerLoop
+from actors.server.ends import Ends
+from actors.server.loop import ServerLoop
 from actors.server.messages import News, Order, Push, Reply
 from actors.server.staleness import Bound
 from raylab.algorithms.server.rule_factory import server_rule, worker_rule

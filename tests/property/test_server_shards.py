@@ -17,8 +17,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from actors.server.ends import Ends
 from actors.server.lead import Lead
-from actors.server.loop import Ends, ServerLoop
+from actors.server.loop import ServerLoop
 from actors.server.messages import News, Proof, Push, Reply
 from actors.server.shard_log import Entry
 from actors.server.shard_loop import ShardLoop

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from actors.server.loop import Ends
+from actors.server.ends import Ends
 from benchmarks.arrival import Goal, arrival
 from benchmarks.stragglers import Place, objectives_of, settings_of
 from raylab.algorithms.server.rule_factory import auto_eta, server_rule, worker_rule

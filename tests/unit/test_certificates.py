@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from actors.server.loop import Ends
+from actors.server.ends import Ends
 from benchmarks import certificates
 from raylab.algorithms.server.rule_factory import figure
 from raylab.data import open_rows

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from actors.server.loop import Ends
+from actors.server.ends import Ends
 from actors.server.protocols import Task
 from raylab.algorithms.server.parts import Phase
 from raylab.algorithms.server.policy_gradient import PolicyServer, PolicySettings

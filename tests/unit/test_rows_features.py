@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from actors.server.loop import Ends
+from actors.server.ends import Ends
 from raylab.algorithms.server.rule_factory import figure
 from raylab.data import open_rows
 from raylab.data.rows import row_order

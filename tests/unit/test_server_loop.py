@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from actors.errors import MechanismError
-from actors.server.loop import Ends, ServerLoop
+from actors.server.ends import Ends
+from actors.server.loop import ServerLoop
 from actors.server.messages import News, Order, Proof, Push, Reply
 from actors.server.protocols import Task
 from actors.server.staleness import Bound

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from actors.server.loop import Ends
+from actors.server.ends import Ends
 from raylab.algorithms.server.rule_factory import figure, worker_rule
 from raylab.errors import ConfigError
 from raylab.problems.objective import Shard

@@ -13,8 +13,9 @@ import torch
 
 from actors.checkpoint_plan import CheckpointPlan
 from actors.errors import StageError
+from actors.server.ends import Ends
 from actors.server.exchange import server_links
-from actors.server.loop import Ends, ServerLoop
+from actors.server.loop import ServerLoop
 from actors.server.seat import Seat
 from actors.server.server_runner import ASKED, SUSPENDED, ServerRunner
 from actors.server.staleness import Bound

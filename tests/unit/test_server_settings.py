@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from actors.server.loop import Ends
+from actors.server.ends import Ends
 from raylab.algorithms.server.parts import add_message, as_message
 from raylab.algorithms.server.rule_factory import (
     SERVER_METHODS,

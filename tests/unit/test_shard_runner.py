@@ -13,7 +13,8 @@ import torch
 
 from actors.checkpoint_plan import CheckpointPlan
 from actors.errors import LinkError
-from actors.server.loop import Ends, ServerLoop
+from actors.server.ends import Ends
+from actors.server.loop import ServerLoop
 from actors.server.seat import Seat
 from actors.server.server_runner import SUSPENDED, ServerRunner
 from actors.server.shard_links import ShardLinks

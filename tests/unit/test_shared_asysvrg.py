@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.server.loop import Ends
+from actors.server.ends import Ends
 from raylab.algorithms.shared_memory.asysvrg import SharedMemorySolver
 from raylab.algorithms.shared_memory.epoch import draw, steps_in_python
 from raylab.algorithms.shared_memory.settings import SharedSettings

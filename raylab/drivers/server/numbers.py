@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from actors.server.loop import Ends
+from actors.server.ends import Ends
 from raylab.algorithms.server.rule_factory import SERVER_METHODS, ServerSettings, chosen_eta
 from raylab.drivers.server.workload import Facts
 from raylab.errors import ConfigError
