@@ -122,6 +122,26 @@ def test_the_best_is_what_raylab_train_takes(searched, capsys):
     assert run["config"]["lr"] == summary["best"]["params"]["lr"]
 
 
+def test_a_trial_that_has_reached_all_that_is_looked_for_trains_no_further(session, tmp_path):
+    keys = {
+        "train": {**SMALL, "epochs": 1000, "lr": 0.05},
+        "space": {"momentum": {"uniform": [0.5, 0.9]}},
+        "objectives": [{"metric": "time_s", "until": {"test_accuracy": 0.3}}],
+        "search": {"algorithm": "random"},
+        "budget": {"trials": 2},
+        "concurrent": 1,
+    }
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(keys))
+    words = [str(tmp_path / "mine.yaml"), f"storage={tmp_path}", "name=s", "--quiet"]
+    assert main(["tune", *words]) == 0
+    for trial in TuningStudy.open(tmp_path / "s").trials():
+        assert (trial.state, trial.user_attrs["ended"]) == (TrialState.COMPLETE, "finished")
+        path = tmp_path / "s" / trial.user_attrs["folder"] / "metrics.parquet"
+        rows = [row for row in pq.read_table(path).to_pylist() if row["test_accuracy"] is not None]
+        assert trial.value == next(row["time_s"] for row in rows if row["test_accuracy"] >= 0.3)
+        assert len(rows) < 1000
+
+
 def driver(words: Sequence[str], dies: str) -> None:
     """Search in a process of its own, which is killed before what it would do at a moment."""
     script = f"""

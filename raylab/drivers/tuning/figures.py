@@ -20,6 +20,8 @@ class Figures:
     (False, 0)
     >>> figures.take({"epoch": 1, "step": 10, "test_loss": 0.5}), figures.values
     (True, [0.5])
+    >>> figures.settled  # a later row may have another loss
+    False
 
     Args:
         objectives: of the search.
@@ -51,6 +53,12 @@ class Figures:
                 self.values[k] = float(value)
         self.reports += known
         return known
+
+    @property
+    def settled(self) -> bool:
+        """Whether no further row can change a value: all are of what has been reached."""
+        pairs = zip(self._objectives, self.values, strict=True)
+        return all(each.until is not None and value is not None for each, value in pairs)
 
     def final(self) -> list[float] | None:
         """Return the values of a run that has ended; of what it has never come to, the worst.

@@ -77,11 +77,16 @@ class RunTrial(Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """Return the run's next report; the last one again when it has ended."""
+        """Return the run's next report; the last one again when it has ended. A run whose every
+        objective is reached has nothing more to say, and ends there.
+        """
         news = self._driving.next()
         if isinstance(news, Report):
             self._reported = self._told(news)
-            return self._reported
+            if not self._figures.settled:
+                return self._reported
+            self._driving.end()
+            news = Outcome(error=None)
         return {**self._reported, "done": True, **self._ended(news)}
 
     def cleanup(self) -> None:
