@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -44,7 +43,6 @@ def train_worker(course: Course, board: Any, threads: int) -> None:
     """
     if ray.get(board.failure.remote()) is not None:
         return
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
     torch.set_num_threads(threads)
     try:
         _train(course, board)

@@ -14,7 +14,13 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 from ray.train.torch import TorchConfig
-from ray.train.v2.api.config import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.v2.api.config import (
+    CheckpointConfig,
+    FailureConfig,
+    LoggingConfig,
+    RunConfig,
+    ScalingConfig,
+)
 from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 from ray.util.placement_group import placement_group, remove_placement_group
@@ -36,8 +42,6 @@ _TELL_S = 5.0
 _MANNERS = {
     # Workers stay in the driver's folder, as all actors do.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    # What it tells of every checkpoint would stand between the lines of the run.
-    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
     # A lost worker is noticed within this time.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
     # A node that died is still counted on for some seconds: a group that finds no room tries again,
@@ -131,6 +135,8 @@ class RayRun:
                 storage_filesystem=self._storage.filesystem,
                 failure_config=FailureConfig(max_failures=self._plan.failures),
                 checkpoint_config=CheckpointConfig(num_to_keep=self._plan.keep),
+                # What it tells of groups and checkpoints would stand between the lines of the run.
+                logging_config=LoggingConfig(log_level="WARNING"),
             ),
             room=room,
         )
