@@ -36,9 +36,12 @@ class Case:
         """The learning rate that ADL states for b samples and M batches: 0.1 b M / 256."""
         return 0.1 * BATCH * self.accumulate / 256
 
+    def __str__(self) -> str:
+        return f"{self.method}-k{self.stages}-m{self.accumulate}"
+
     def name(self, seed: int) -> str:
         """Return the folder of a run."""
-        return f"{self.method}-k{self.stages}-m{self.accumulate}-seed{seed}"
+        return f"{self}-seed{seed}"
 
 
 CASES = [
@@ -87,11 +90,16 @@ def results(case: Case, options: argparse.Namespace) -> Iterator[float | None]:
             yield found["metrics"]["test_accuracy"]
 
 
+def chosen(options: argparse.Namespace) -> list[Case]:
+    """Return the rows that are asked for."""
+    return [case for case in CASES if str(case) in options.cases]
+
+
 def table(options: argparse.Namespace) -> None:
     """Print the accuracies as Markdown."""
     print("| method | K | M | seeds | test accuracy %, mean (each) | diverged |")
     print("| --- | --- | --- | --- | --- | --- |")
-    for case in CASES:
+    for case in chosen(options):
         found = list(results(case, options))
         ended = [100 * each for each in found if each is not None]
         if not found:
@@ -114,10 +122,19 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--image-size", type=int, default=32)
     parser.add_argument("--seeds", type=int, default=3)
+    names = [str(case) for case in CASES]
+    parser.add_argument(
+        "--cases",
+        nargs="+",
+        choices=names,
+        default=names,
+        metavar="NAME",
+        help=f"of\n{', '.join(names)}",
+    )
     parser.add_argument("--table", action="store_true", help="train nothing")
     options = parser.parse_args()
     for seed in range(0 if options.table else options.seeds):
-        for case in CASES:
+        for case in chosen(options):
             train(case, seed, options)
             print(case.name(seed), flush=True)
     table(options)

@@ -12,7 +12,9 @@ with, for the time to `--accuracy` on the test split. The table has the trials b
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import statistics
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -23,8 +25,10 @@ from benchmarks.shaped.lan import Lan, run
 from benchmarks.shaped.own_namespaces import private_places, refusal, run_in_own_namespaces
 from benchmarks.shaped.ray_nodes import start_nodes
 from raylab.drivers.tuning.study import TuningStudy
+from raylab.records import RunFolder, Storage
 
 _WORKERS = 2
+_IMAGE_SIZE = 8
 
 
 def parsed(arguments: list[str]) -> argparse.Namespace:
@@ -40,7 +44,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=0.05)
     parser.add_argument("--tau", type=int, default=16, help="largest that is searched")
     parser.add_argument("--trials", type=int, default=16)
-    parser.add_argument("--epochs", type=int, default=30, help="of a trial at most")
+    parser.add_argument("--epochs", type=int, default=12, help="of a trial at most")
     parser.add_argument("--accuracy", type=float, default=0.95)
     parser.add_argument("--storage", type=Path, required=True, help="of the search")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
@@ -59,6 +63,7 @@ def search(options: argparse.Namespace, plan: Mapping[str, int]) -> dict[str, An
             "method": "dasgd",
             "model": options.model,
             "data": "digits",
+            "image_size": _IMAGE_SIZE,
             "workers": _WORKERS,
             "batch_size": options.batch,
             "lr": options.lr,
@@ -92,7 +97,8 @@ def measure(options: argparse.Namespace) -> None:
         )
         return done.stdout.decode()
 
-    words = f"--model {options.model} --image-size 8 --batch {options.batch} --workers {_WORKERS}"
+    words = f"--model {options.model} --batch {options.batch} --workers {_WORKERS}"
+    words += f" --image-size {_IMAGE_SIZE}"
     plan = json.loads(raylab("plan", "averaging", *words.split(), "--measure", "--json"))
     chosen = {name: plan["choice"][name] for name in ("tau", "delay")}
     config = search(options, chosen)
@@ -103,17 +109,28 @@ def measure(options: argparse.Namespace) -> None:
     print(
         f"\n{options.mbit_s:g} Mbit/s: t_p {1e3 * plan['step_s']:.1f} ms, "
         f"t_c {1e3 * plan['measured']['all_reduce_s']:.1f} ms; the planner: tau = {chosen['tau']}, "
-        f"d = {chosen['delay']}\n\n| tau | d | s to {options.accuracy:.0%} | of the planner's |"
-        "\n| --- | --- | --- | --- |"
+        f"d = {chosen['delay']}\n\n"
     )
-    study = TuningStudy.open(options.storage / config["name"])
-    times = [(each.values[0], each.params) for each in study.trials() if each.values]
-    planned = min(time_s for time_s, point in times if point == chosen)
-    for time_s, point in sorted(times, key=lambda each: each[0]):
-        mark = "**" if point == chosen else ""
+    table(options.storage / config["name"], options.accuracy, chosen)
+
+
+def table(search: Path, accuracy: float, chosen: Mapping[str, int]) -> None:
+    """Print the trials as Markdown, by their time."""
+    print(f"| tau | d | s to {accuracy:.0%} | of the planner's | s an epoch |")
+    print("| --- | --- | --- | --- | --- |")
+    study = TuningStudy.open(search)
+    trials = [each for each in study.trials() if each.values]
+    planned = min(each.values[0] for each in trials if each.params == chosen)
+    for each in sorted(trials, key=lambda each: float(each.values[0])):
+        rows = Storage.at(search / each.user_attrs["folder"])
+        ends = [row for row in RunFolder.existing(rows).read_metrics() if row["test_accuracy"]]
+        # The first epoch has the connections in it.
+        took = [b["time_s"] - a["time_s"] for a, b in itertools.pairwise(ends)]
+        mark = "**" if each.params == chosen else ""
+        point = " | ".join(f"{mark}{each.params[name]}{mark}" for name in ("tau", "delay"))
+        time_s = float(each.values[0])
         print(
-            f"| {mark}{point['tau']}{mark} | {mark}{point['delay']}{mark} | {time_s:.1f} "
-            f"| {time_s / planned:.2f} |"
+            f"| {point} | {time_s:.1f} | {time_s / planned:.2f} | {statistics.median(took):.2f} |"
         )
 
 
