@@ -10,9 +10,9 @@ the rest of its steps for nothing. The loss is that of the best trial that has t
 the table has the median over the seeds, and all of them.
 
 Of every trial the search knows the seconds that were training and testing, and the others: its
-process, its actors, data and files. The first trials at once start all of their processes, later
-ones take over those that are there: the table has the median of both kinds, and the share that
-starting has of all.
+process, its actors, data and files. The first trial starts all of its processes, a later one takes
+over those that are there where it needs as many: the last line has the median of both kinds, and
+the share that starting has of all.
 
 A search that is there is not run again, one that was interrupted goes on, so the command may be
 stopped and given again.
@@ -29,8 +29,9 @@ from pathlib import Path
 
 from optuna.trial import FrozenTrial, TrialState
 
-from benchmarks.session import ray_session
 from raylab.cli.main import main as raylab
+from raylab.cli.session import ray_session
+from raylab.drivers.cluster import connect
 from raylab.drivers.tuning.study import TuningStudy
 
 
@@ -110,19 +111,15 @@ def enough(study: TuningStudy, trials: int) -> int:
     return min(trials, 1 + -(-budget // longest))
 
 
-def starts(trials: Sequence[FrozenTrial], at_once: int) -> tuple[float, float, float]:
-    """Return the median seconds of starting the first trials and the later ones, and the share
+def starts(trials: Sequence[FrozenTrial]) -> tuple[float, float, float]:
+    """Return the seconds of starting the first trial, their median of the later ones, and the share
     that starting has of all.
     """
     start_s = [trial.user_attrs["start_s"] for trial in trials if "start_s" in trial.user_attrs]
     train_s = sum(trial.user_attrs.get("train_s", 0.0) for trial in trials)
-    first, later = start_s[:at_once], start_s[at_once:]
+    first, *later = start_s
     whole = sum(start_s) + train_s
-    return (
-        statistics.median(first),
-        statistics.median(later) if later else float("nan"),
-        sum(start_s) / whole,
-    )
+    return first, statistics.median(later) if later else float("nan"), sum(start_s) / whole
 
 
 def parsed(arguments: list[str] | None) -> argparse.Namespace:
@@ -136,7 +133,6 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--trials", type=int, default=32, help="of TPE with ASHA")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--storage", type=Path, required=True, help="folder of the searches")
-    parser.add_argument("--cpus", type=int, default=2, help="of the Ray that is started")
     return parser.parse_args(arguments)
 
 
@@ -145,11 +141,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = parsed(arguments)
     found: dict[str, list[Found]] = {GUIDED.name: [], RANDOM.name: []}
     times: list[tuple[float, float, float]] = []
-    with ray_session(options.cpus):
+    with ray_session():
+        connect()  # a Ray of its own, as `raylab tune` starts, for all of the searches
         for seed in options.seeds:
             guided = searched(options.search, GUIDED, seed, options.trials, options.storage)
             found[GUIDED.name].append(within(guided, None))
-            times.append(starts(guided.trials(), options.cpus))
+            times.append(starts(guided.trials()))
             budget = found[GUIDED.name][-1].steps
             enough_of = enough(guided, options.trials)
             drawn = searched(options.search, RANDOM, seed, enough_of, options.storage)
@@ -169,8 +166,8 @@ def main(arguments: list[str] | None = None) -> int:
         )
     first, later, share = (statistics.median(each) for each in zip(*times, strict=True))
     print(
-        f"\nStarting: {first:.1f} s of a trial that starts its processes, {later:.2f} s of one "
-        f"that takes over another's; {100 * share:.0f} % of all seconds of the trials"
+        f"\nStarting: {first:.1f} s of the first trial, {later:.2f} s of a later one (medians of "
+        f"the seeds); {100 * share:.0f} % of all seconds of the trials"
     )
     return 0
 
