@@ -81,7 +81,7 @@ def train(case: Case, seed: int, options: argparse.Namespace) -> None:
 
 def results(case: Case, options: argparse.Namespace) -> Iterator[float | None]:
     """Yield the final test accuracy of every run that is there, None where the loss diverged."""
-    for seed in range(options.seeds):
+    for seed in options.seeds:
         folder = options.storage / case.name(seed)
         if (folder / "diverged.txt").exists():
             yield None
@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--storage", type=Path, default=Path("runs/accuracy"))
     parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--image-size", type=int, default=32)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     names = [str(case) for case in CASES]
     parser.add_argument(
         "--cases",
@@ -133,7 +133,7 @@ def main() -> None:
     )
     parser.add_argument("--table", action="store_true", help="train nothing")
     options = parser.parse_args()
-    for seed in range(0 if options.table else options.seeds):
+    for seed in [] if options.table else options.seeds:
         for case in chosen(options):
             train(case, seed, options)
             print(case.name(seed), flush=True)

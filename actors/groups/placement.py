@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from actors.errors import PlacementError
 from actors.groups.within import Room, within
 
-__all__ = ["Post", "place", "start"]
+__all__ = ["Post", "missing", "place", "shortage", "start"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,13 +71,13 @@ def place(
         if make_room is not None and not ray.wait([ready], timeout=min(_ROOM_S, wait_s))[0]:
             make_room()
         if wait_s > _TELL_S and not ray.wait([ready], timeout=_TELL_S)[0]:
-            what = f"{len(needed)} {noun}s' resources ({_missing(needed)})"
+            what = f"{len(needed)} {noun}s' resources ({missing(needed)})"
             _LOG.warning("waiting up to %g s for %s", wait_s, what)
         ray.get(ready, timeout=wait_s)
     except BaseException as error:
         remove_placement_group(group)
         if isinstance(error, GetTimeoutError):
-            raise PlacementError(_shortage(needed, noun, wait_s)) from None
+            raise PlacementError(shortage(needed, noun, wait_s)) from None
         raise
     return Room(group, range(len(needed)), functools.partial(remove_placement_group, group))
 
@@ -96,20 +96,28 @@ def start(post: Post, room: Room, at: int) -> Any:
     ).remote(*post.arguments)
 
 
-def _shortage(needs: Sequence[Mapping[str, float]], noun: str, wait_s: float) -> str:
+def shortage(needs: Sequence[Mapping[str, float]], noun: str, wait_s: float) -> str:
+    """Return what to say of resources that were not there in time.
+
+    Args:
+        needs: of the actors.
+        noun: what one of them is called.
+        wait_s: how long they were waited for.
+    """
     largest: dict[str, float] = {}
     for each in needs:
         for name, amount in each.items():
             largest[name] = max(largest.get(name, 0), amount)
+    they = f"{len(needs)} {noun}s" if len(needs) > 1 else f"1 {noun}"
     return (
-        f"{len(needs)} {noun}s did not get their resources within {wait_s:g} s"
-        f" ({_missing(needs)}; one {noun} needs "
+        f"{they} did not get their resources within {wait_s:g} s"
+        f" ({missing(needs)}; one {noun} needs "
         f"{', '.join(f'{amount:g} {name}' for name, amount in largest.items())} on one node): "
         f"ask for fewer {noun}s or less for each, wait longer, or add nodes"
     )
 
 
-def _missing(needs: Sequence[Mapping[str, float]]) -> str:
+def missing(needs: Sequence[Mapping[str, float]]) -> str:
     """Return what is needed in all, and what there is of it."""
     needed: dict[str, float] = {}
     for each in needs:

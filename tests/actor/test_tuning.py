@@ -173,6 +173,23 @@ sys.exit(main({list(words)!r}))
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 
+def test_a_search_that_the_cluster_has_no_room_for_says_so_and_ends(session, tmp_path, capsys):
+    keys = {
+        "train": {**SMALL, "cpus_per_stage": 1000.0, "wait_s": 6.0},
+        "space": {"lr": {"uniform": [0.01, 0.1]}},
+        "objectives": [{"metric": "test_loss"}],
+        "budget": {"trials": 3},
+    }
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(keys))
+    assert main(["tune", str(tmp_path / "mine.yaml"), f"storage={tmp_path}", "name=s"]) == 2
+    said = capsys.readouterr().err
+    assert "waiting up to 6 s for the resources of trial 0 (CPU: 1000 needed" in said
+    assert "trial 0: 1 actor did not get their resources within 6 s (CPU: 1000 needed" in said
+    assert f"raylab tune --resume {tmp_path}/s" in said
+    states = [trial.state for trial in TuningStudy.open(tmp_path / "s").trials()]
+    assert set(states) == {TrialState.RUNNING}  # they begin where there is room
+
+
 def wait_for_its_trials(folder: Path) -> None:
     for report in (folder / "ray").glob("*/result.json"):
         for line in report.read_text().splitlines():

@@ -25,12 +25,13 @@ from raylab.drivers.cluster import connect
 from raylab.drivers.tuning.best import best_yaml, summary
 from raylab.drivers.tuning.orders import Orders
 from raylab.drivers.tuning.page import tuning_record
+from raylab.drivers.tuning.patience import Patience
 from raylab.drivers.tuning.schedulers import remind, scheduler_of
 from raylab.drivers.tuning.searcher import StudySearch
 from raylab.drivers.tuning.study import DATABASE, TuningStudy
 from raylab.drivers.tuning.trial import RunTrial
 from raylab.drivers.tuning.watch import Watch
-from raylab.errors import ConfigError
+from raylab.errors import ConfigError, ResourceError
 from raylab.records import RunFolder
 from raylab.report import TuningView
 from raylab.report.tuning_page import tuning_page
@@ -49,6 +50,7 @@ def carry_out(folder: RunFolder, config: TuningConfig, *, progress: bool) -> ray
     Raises:
         ConfigError: another process carries it out.
         KeyboardInterrupt: it was interrupted; what has been found is kept.
+        ResourceError: the cluster had no room for any trial in time; what has been found is kept.
     """
     path, name = folder.path, folder.path.name
     names = [each.name for each in config.objectives]
@@ -64,7 +66,7 @@ def carry_out(folder: RunFolder, config: TuningConfig, *, progress: bool) -> ray
         orders = Orders(config, path, cpus, patient=patient)
         scheduler = scheduler_of(config)
         remind(scheduler, study.trials(TrialState.COMPLETE, TrialState.PRUNED), config)
-        watch = Watch(study, config.objectives, view)
+        watch, patience = Watch(study, config.objectives, view), Patience(view.say)
         grid = ray_tune.Tuner(
             RunTrial,
             tune_config=ray_tune.TuneConfig(
@@ -81,13 +83,15 @@ def carry_out(folder: RunFolder, config: TuningConfig, *, progress: bool) -> ray
                 storage_path=str(path),
                 failure_config=ray_tune.FailureConfig(max_failures=config.retries),
                 checkpoint_config=ray_tune.CheckpointConfig(checkpoint_at_end=False),
-                stop=_Deadline(ends),
-                callbacks=[watch],
+                stop=_End(ends, patience),
+                callbacks=[watch, patience],
                 verbose=0,
             ),
         ).fit()
         watch.note_time()
         _keep(folder, study, config)
+        if patience.over is not None:
+            raise ResourceError(f"{patience.over}; then go on with raylab tune --resume {path}")
         if study.trials(TrialState.RUNNING):
             view.say(f"interrupted: go on with raylab tune --resume {path}")
             raise KeyboardInterrupt
@@ -166,14 +170,15 @@ def _trial_name(trial: Any) -> str:
     return f"trial-{trial.config['number']}"
 
 
-class _Deadline(ray_tune.Stopper):
-    """Ends trials at their next report when the time is over."""
+class _End(ray_tune.Stopper):
+    """Ends trials at their next report when the time is over, and all when there is no room."""
 
-    def __init__(self, ends: float) -> None:
+    def __init__(self, ends: float, patience: Patience) -> None:
         self._ends = ends
+        self._patience = patience
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:  # noqa: ARG002 - Ray's
         return time.monotonic() > self._ends
 
     def stop_all(self) -> bool:
-        return False
+        return self._patience.over is not None

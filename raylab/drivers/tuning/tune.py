@@ -58,6 +58,8 @@ def tune(
     Raises:
         InputError: the configuration cannot be used, or the folder holds another search.
         KeyboardInterrupt: it was interrupted; what has been found is kept.
+        ResourceError: the cluster had no room for any trial within its run's `wait_s`; what has
+            been found is kept.
     """
     if isinstance(config, (str, os.PathLike)):
         config = read_yaml(Path(config))
@@ -86,6 +88,7 @@ def resume_tuning(
         InputError: the folder holds no search, another process carries it out, or a key may not
             change.
         KeyboardInterrupt: it was interrupted again.
+        ResourceError: see `tune`.
     """
     folder = RunFolder.existing(_local(path))
     before = folder.read_config()
