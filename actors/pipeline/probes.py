@@ -9,6 +9,8 @@ A latency is the time from before `put` until the other side has the message. A 
 to do meanwhile does not wait for it, but putting and taking are the stage's own work and delay it
 under every method. Before each probe the sender sleeps, because a processor that has just slept or
 computed runs the handling several times slower than a busy loop does: that is how a run finds it.
+It sleeps longer before the message of a whole batch than before that of a micro-batch, as a stage
+does: the longer a processor has slept, the slower it begins.
 """
 
 from __future__ import annotations
@@ -23,8 +25,6 @@ from actors.units import Tensors
 from actors.wires.messages import Kind, Message
 
 __all__ = ["MessageTimes", "StageTimes", "echo", "probe", "time_stage"]
-
-_PAUSE_S = 0.005
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +77,11 @@ def time_stage(rule: StageRule, inputs: Tensors, repeats: int) -> StageTimes:
 
 
 def probe(
-    put: Callable[[Message], None], take: Callable[[], Message], payload: Tensors, repeats: int
+    put: Callable[[Message], None],
+    take: Callable[[], Message],
+    payload: Tensors,
+    repeats: int,
+    pause_s: float = 0.005,
 ) -> MessageTimes:
     """Time messages to a neighbour that runs `echo` with twice as many repeats.
 
@@ -86,21 +90,22 @@ def probe(
         take: waits for what comes back.
         payload: of each message.
         repeats: of each timing; medians are returned.
+        pause_s: sleep before each probe, seconds.
     """
     latencies, puts, takes = [], [], []
     began_cpu_s = time.process_time()
     for index in range(repeats):
-        time.sleep(_PAUSE_S)
+        time.sleep(pause_s)
         began = time.perf_counter()
         put(Message(Kind.PROBE, 2 * index, payload))
         handed_over = time.perf_counter()
         take()
         latencies.append((time.perf_counter() - began) / 2)
         puts.append(handed_over - began)
-        time.sleep(_PAUSE_S)
+        time.sleep(pause_s)
         put(Message(Kind.PROBE, 2 * index + 1, payload))
         # Long enough for the message to be back before it is taken.
-        time.sleep(_PAUSE_S + 2 * latencies[-1])
+        time.sleep(pause_s + 2 * latencies[-1])
         began = time.perf_counter()
         take()
         takes.append(time.perf_counter() - began)

@@ -86,13 +86,14 @@ class StageWorker(Member):
             time_stage(block(), given, repeats) for block, given in zip(blocks, inputs, strict=True)
         ]
 
-    def time_messages(self, payload: Tensors, repeats: int) -> MessageTimes:
+    def time_messages(self, payload: Tensors, repeats: int, pause_s: float) -> MessageTimes:
         """Return what a message with `payload` to the stage above and back costs."""
         return probe(
             functools.partial(self._put, "features"),
             functools.partial(self._take, "gradients"),
             payload,
             repeats,
+            pause_s,
         )
 
     def echo_messages(self, repeats: int) -> None:

@@ -94,13 +94,15 @@ class Supervisor(Group):
             stage.measure_blocks.remote(blocks, inputs, repeats) for stage in self.handles
         )
 
-    def message_times(self, payloads: Sequence[Tensors], repeats: int) -> list[MessageTimes]:
-        """Return what one message over each link between neighbours costs."""
+    def message_times(
+        self, payloads: Sequence[Tensors], repeats: int, pause_s: float = 0.005
+    ) -> list[MessageTimes]:
+        """Return what one message over each link between neighbours costs, after a pause."""
         times = []
         for k, payload in enumerate(payloads):
             timed, _ = self.ask(
                 [
-                    self.handles[k].time_messages.remote(payload, repeats),
+                    self.handles[k].time_messages.remote(payload, repeats, pause_s),
                     self.handles[k + 1].echo_messages.remote(repeats),
                 ]
             )

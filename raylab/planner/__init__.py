@@ -9,7 +9,7 @@ from raylab.planner.averaging import (
     averaging_plan,
     plan_from_measured,
 )
-from raylab.planner.costs import LinkCost, MessageCost, PipelineCosts, StageCost
+from raylab.planner.costs import LinkCost, MessageCost, PipelineCosts, StageCost, response_factor
 from raylab.planner.delays import choose_link_delays, predicted_period_s
 from raylab.planner.interfaces import cut_features
 from raylab.planner.memory import BlockMemory, Held, block_memory, held, memory_matrix, stage_bytes
@@ -43,6 +43,7 @@ __all__ = [
     "one_move",
     "plan_from_measured",
     "predicted_period_s",
+    "response_factor",
     "scaled_ring_s",
     "stage_bytes",
     "stage_costs",

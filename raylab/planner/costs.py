@@ -3,9 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-__all__ = ["LinkCost", "MessageCost", "PipelineCosts", "StageCost"]
+__all__ = ["LinkCost", "MessageCost", "PipelineCosts", "StageCost", "response_factor"]
+
+_MOST_UTILISED = 0.95
+
+
+def response_factor(cores: int, utilisation: float) -> float:
+    """Return how many times longer work takes that waits for one of several cores: the response
+    over the service time of the queue M/M/c, by Erlang's formulas B and C.
+
+    Args:
+        cores: c.
+        utilisation: of the cores, by all such work; from 0.95 on it is taken as 0.95.
+
+    >>> response_factor(1, 0.5), round(response_factor(2, 0.5), 3)
+    (2.0, 1.333)
+    """
+    busy = min(utilisation, _MOST_UTILISED)
+    load, lost = cores * busy, 1.0
+    for n in range(1, cores + 1):
+        lost = load * lost / (n + load * lost)
+    waits = lost / (1 - busy * (1 - lost))
+    return 1 + waits / (cores * (1 - busy))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +44,15 @@ class MessageCost:
     put_s: float = 0.0
     take_s: float = 0.0
     cpu_s: float = 0.0
+
+    def slowed(self, factor: float) -> MessageCost:
+        """Return it where handling waits for a core: longer, with as much processor time."""
+        return replace(
+            self,
+            latency_s=factor * self.latency_s,
+            put_s=factor * self.put_s,
+            take_s=factor * self.take_s,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +80,10 @@ class LinkCost:
             take_s=empty.take_s + share * (full.take_s - empty.take_s),
             cpu_s=empty.cpu_s + share * (full.cpu_s - empty.cpu_s),
         )
+
+    def slowed(self, factor: float) -> LinkCost:
+        """Return it where handling waits for a core, see `MessageCost.slowed`."""
+        return LinkCost(full=self.full.slowed(factor), empty=self.empty.slowed(factor))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import deque
 
 import pytest
@@ -26,6 +27,7 @@ from raylab.planner import (
     block_memory,
     held,
     predicted_period_s,
+    response_factor,
     stage_bytes,
     trace_blocks,
 )
@@ -117,6 +119,39 @@ def test_a_node_does_no_more_work_than_it_has_cores():
     both = [here, here, dataclasses.replace(here, node="b"), dataclasses.replace(here, node="b")]
     costs = dataclasses.replace(costs, alone=both, together=both, cores={"a": 2, "b": 2})
     assert period("ddg", costs) == pytest.approx(P)
+
+
+@pytest.mark.parametrize("cores", [1, 2, 3, 16])
+@pytest.mark.parametrize("utilisation", [0.0, 0.3, 0.9])
+def test_work_that_waits_for_a_core_takes_as_long_as_in_a_queue(cores, utilisation):
+    load = cores * utilisation
+    terms = [load**n / math.factorial(n) for n in range(cores)]
+    last = load**cores / math.factorial(cores) / (1 - utilisation)
+    waits = last / (sum(terms) + last)
+    expected = 1 + waits / (cores * (1 - utilisation))
+    assert response_factor(cores, utilisation) == pytest.approx(expected)
+
+
+def test_more_work_than_the_cores_can_do_has_a_finite_factor():
+    assert response_factor(2, 5.0) == response_factor(2, 0.95)
+
+
+def test_handling_waits_for_a_core_that_handles_other_messages():
+    latency_s, cpu_s = 1.0, 0.5
+    message = MessageCost(latency_s=latency_s, cpu_s=cpu_s)
+    here = [StageCost(forward_s=F_S, backward_s=B_S, node="a")] * 2
+    links = [LinkCost(full=message, empty=message)]
+
+    def on(cores: int) -> float:
+        return period(
+            "bp", PipelineCosts(together=here, alone=here, links=links, cores={"a": cores})
+        )
+
+    found = on(1)
+    # Two messages and the labels of a batch, each put and taken.
+    factor = 1 / (1 - 3 * cpu_s / found)
+    assert found == pytest.approx(2 * P + 2 * latency_s * factor, rel=0.01)
+    assert on(64) == pytest.approx(2 * P + 2 * latency_s)
 
 
 def test_locked_stages_run_as_fast_as_they_do_alone():

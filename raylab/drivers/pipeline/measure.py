@@ -38,6 +38,8 @@ __all__ = [
 Tensors = tuple[Tensor, ...]
 _REPEATS = 15
 _MESSAGES = 9
+_PART_PAUSE_S = 0.001
+"""Before messages of micro-batches: there are many, so stages rest less than between batches."""
 _BLOCK_REPEATS = 5
 _ROUNDS = 4
 
@@ -71,7 +73,8 @@ def pipeline_costs(supervisor: Supervisor, inputs: Sequence[Tensors]) -> Pipelin
     if len(inputs) > 1:
         alone = supervisor.stage_times(inputs, _BLOCK_REPEATS, together=False)
     full = supervisor.message_times(inputs[1:], _MESSAGES)
-    empty = supervisor.message_times([_emptied(given) for given in inputs[1:]], _MESSAGES)
+    least = [_emptied(given) for given in inputs[1:]]
+    empty = supervisor.message_times(least, _MESSAGES, _PART_PAUSE_S)
     nodes = [home.node_id for home in supervisor.homes]
     return PipelineCosts(
         together=_stage_costs(together, nodes),

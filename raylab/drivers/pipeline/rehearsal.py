@@ -13,9 +13,10 @@ link delay 1 show 2 (K-1)/K latencies and not 2.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from actors.pipeline.program import Backward, Box, Forward, Instruction, PassToken, StageProgram
@@ -24,15 +25,16 @@ from actors.pipeline.wiring import links
 from actors.wires.messages import Kind, Message
 from raylab.drivers.pipeline.programs import programs
 from raylab.drivers.pipeline.settings import PipelineSettings
-from raylab.planner import LinkCost, PipelineCosts
+from raylab.planner import LinkCost, PipelineCosts, response_factor
 
 __all__ = ["rehearsed_period_s"]
 
 _BATCHES = 24
 """Over how many a period is taken, at least."""
-_ROUNDS = 6
+_ROUNDS = 8
 _SETTLED = 0.05
-"""How often, and how exactly, the number of stages that compute at a time is looked for."""
+"""How often, and how exactly, it is looked for how many stages compute at a time, and how much
+longer handling takes."""
 
 
 def rehearsed_period_s(
@@ -41,7 +43,8 @@ def rehearsed_period_s(
     """Return the time between two batches in a full pipeline, in seconds.
 
     Stages that share cores slow each other down, the more the more of them compute at a time, which
-    in turn follows from the period. And no node can do more work than it has cores.
+    in turn follows from the period; so does how long the handling of messages waits for a core that
+    handles others. And no node can do more work than it has cores.
 
     Args:
         settings: of the run.
@@ -57,22 +60,56 @@ def rehearsed_period_s(
     # Batches that are late at the lower stages when the upper ones have theirs.
     late = 0 if settings.rule.flush else max(p.span or p.delay or 0 for p in plan)
     busy = float(settings.count) if settings.rule.delayed else 1.0
+    slowed = dict.fromkeys(costs.cores, 1.0)
     for _ in range(_ROUNDS):
         times = costs.at(busy)
-        rehearsal = _Rehearsal(settings, plan, times, costs.links, batches + late)
+        rehearsal = _Rehearsal(settings, plan, times, _contended(costs, slowed), batches + late)
         rehearsal.run()
         period = rehearsal.period_s(fill, batches)
-        now = sum(f + b for f, b in times) / period if period > 0 else 1.0
-        if abs(now - busy) < _SETTLED or costs.alone == costs.together:
+        if period <= 0:
             break
-        busy = (busy + now) / 2
-    handling = rehearsal.handling_cpu_s()
+        handling = _handling_s(rehearsal, costs)
+        alike = costs.alone == costs.together
+        active = busy if alike else sum(f + b for f, b in times) / period
+        now = {
+            node: response_factor(cores, handling[node] / cores / period)
+            for node, cores in costs.cores.items()
+        }
+        if _close(active, busy) and all(_close(now[node], slowed[node]) for node in now):
+            break
+        busy = (busy + active) / 2
+        slowed = {node: (slowed[node] + now[node]) / 2 for node in now}
+    handling = _handling_s(rehearsal, costs)
     for node, cores in costs.cores.items():
         here = [k for k, stage in enumerate(costs.alone) if stage.node == node]
         computing = sum(costs.alone[k].cpu_s * rehearsal.repeats(k) for k in here)
-        work = computing + sum(handling[k] for k in here) / rehearsal.batches
-        period = max(period, work / cores)
+        period = max(period, (computing + handling[node]) / cores)
     return period
+
+
+def _contended(costs: PipelineCosts, slowed: Mapping[str, float]) -> list[LinkCost]:
+    """Return the links where each node's handling takes so many times longer: a link's slower end
+    counts.
+    """
+    nodes = [stage.node for stage in costs.alone]
+    return [
+        link.slowed(max(slowed.get(node, 1.0) for node in ends))
+        for link, ends in zip(costs.links, itertools.pairwise(nodes), strict=True)
+    ]
+
+
+def _handling_s(rehearsal: _Rehearsal, costs: PipelineCosts) -> dict[str, float]:
+    """Return the processor time of each node for the messages of one batch, in seconds."""
+    stages = rehearsal.handling_cpu_s()
+    return {
+        node: sum(s for s, stage in zip(stages, costs.alone, strict=True) if stage.node == node)
+        / rehearsal.batches
+        for node in costs.cores
+    }
+
+
+def _close(now: float, before: float) -> bool:
+    return abs(now - before) < _SETTLED
 
 
 @dataclass(slots=True)
