@@ -56,14 +56,14 @@ class Patience(Callback):
         self._since = now if self._since is None else self._since
         needs, waited = order["bundles"], now - self._since
         wait_s = patience_s(run_config(order["train"]).wait_s)
-        if waited >= wait_s:
-            self.over = f"trial {order['number']}: {shortage(needs, 'actor', wait_s)}"
-        elif waited >= _TELL_S and not self._told:
+        if waited >= _TELL_S and not self._told:
             self._told = True
             self._say(
                 f"waiting up to {wait_s:g} s for the resources of trial {order['number']} "
                 f"({missing(needs)})"
             )
+        if waited >= wait_s:
+            self.over = f"trial {order['number']}: {shortage(needs, 'actor', wait_s)}"
 
 
 def _held_up(trials: Sequence[Trial]) -> Mapping[str, Any] | None:
