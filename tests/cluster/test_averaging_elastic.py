@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -29,10 +29,15 @@ def one_node(nodes) -> Iterator[Cluster]:
 
 
 class Waiting:
-    """Batches whose last one does not come before the test has seen enough."""
+    """Batches whose last ones do not come before the test has seen enough.
 
-    def __init__(self, pairs: list[Any], folder: Path) -> None:
-        self._pairs, self._folder = pairs, folder
+    Args:
+        pairs: the batches.
+        port: where the test is told with how many workers the epoch's end was come to.
+    """
+
+    def __init__(self, pairs: list[Any], port: int) -> None:
+        self._pairs, self._port = pairs, port
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -41,25 +46,54 @@ class Waiting:
         return iter(self._pairs)
 
     def batch(self, index: int) -> Any:
-        """Tell with how many workers the epoch's end was come to, and wait there."""
         if index >= len(self._pairs) - 2 and dist.is_initialized():
-            (self._folder / f"workers-{dist.get_world_size()}").touch()
-            while not (self._folder / "enough").exists():
-                time.sleep(0.05)
+            # The test hangs up when it has seen enough, and nobody answers any more.
+            with (
+                contextlib.suppress(ConnectionError),
+                socket.create_connection(("127.0.0.1", self._port)) as line,
+            ):
+                line.sendall(bytes([dist.get_world_size()]))
+                line.recv(1)
         return self._pairs[index]
 
 
-def wait_for(there: Callable[[], bool], thread: threading.Thread) -> None:
-    deadline = time.monotonic() + 400
-    while not there():
-        assert thread.is_alive(), "the run has ended"
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+class Desk:
+    """Where workers that have come to the epoch's end are kept waiting."""
+
+    def __init__(self) -> None:
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self._server.settimeout(400)
+        self._lines: list[socket.socket] = []
+        self.port: int = self._server.getsockname()[1]
+
+    def wait_for(self, workers: int) -> None:
+        """Return when one of a group of so many is there."""
+        while True:
+            line, _ = self._server.accept()
+            line.settimeout(60)
+            self._lines.append(line)
+            # One that was lost meanwhile has said nothing.
+            if line.recv(1) == bytes([workers]):
+                return
+
+    def shut(self) -> None:
+        """Make `wait_for` fail, in whatever thread it is called."""
+        with contextlib.suppress(OSError):
+            self._server.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        for line in (self._server, *self._lines):
+            line.close()
 
 
-def test_a_run_grows_with_the_cluster_and_shrinks_with_it(one_node, tmp_path):
-    signs = tmp_path / "signs"
-    signs.mkdir()
+@pytest.fixture
+def desk() -> Iterator[Desk]:
+    found = Desk()
+    yield found
+    found.close()
+
+
+def test_a_run_grows_with_the_cluster_and_shrinks_with_it(one_node, desk, tmp_path):
     trainer = AveragingTrainer(
         mlp64(1, blocks=3),
         F.cross_entropy,
@@ -78,19 +112,23 @@ def test_a_run_grows_with_the_cluster_and_shrinks_with_it(one_node, tmp_path):
         ),
     )
     found: list[Any] = []
-    data = Waiting(batches("mlp", 12, seed=2), signs)
-    thread = threading.Thread(
-        target=lambda: found.append(trainer.fit(data, epochs=2, report_every=1, progress=False))
-    )
+    data = Waiting(batches("mlp", 12, seed=2), desk.port)
+
+    def fit() -> None:
+        try:
+            found.append(trainer.fit(data, epochs=2, report_every=1, progress=False))
+        finally:
+            desk.shut()
+
+    thread = threading.Thread(target=fit)
     thread.start()
-    wait_for((signs / "workers-1").exists, thread)
+    desk.wait_for(workers=1)
     # A node is added by the main thread, as Ray wants it.
     node = one_node.add_node(num_cpus=1)
-    wait_for((signs / "workers-2").exists, thread)
-    (signs / "workers-1").unlink()
+    desk.wait_for(workers=2)
     one_node.remove_node(node, allow_graceful=False)
-    wait_for((signs / "workers-1").exists, thread)
-    (signs / "enough").touch()
+    desk.wait_for(workers=1)
+    desk.close()
     thread.join(400)
     (result,) = found
     rows = result.table.to_pylist()
