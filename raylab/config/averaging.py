@@ -51,6 +51,7 @@ class AveragingConfig(BaseModel):
     eval_batch_size: Count | None = _shared("eval_batch_size")
     augment: bool = _shared("augment")
     image_size: Count | None = _shared("image_size")
+    validation: Annotated[float, Field(ge=0, lt=1)] = _shared("validation")
     data_root: Text | None = _shared("data_root")
     download: bool = _shared("download")
     epochs: Count = Field(1, description="passes over the training data, all workers together")

@@ -68,6 +68,11 @@ class PipelineConfig(BaseModel):
         description="height and width that images are resized to, pixels; null: as they are, but "
         "digits (8) to 32 for every model except mlp, fcn5 and cnn5",
     )
+    validation: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0,
+        description="share of the training samples that is held out: test figures are then of it, "
+        "and the data's own test samples are left alone; for searches",
+    )
     data_root: Text | None = Field(
         None, description="folder of mnist, cifar10, cifar100; null: ~/.cache/raylab/data"
     )

@@ -4,7 +4,8 @@
     dataset.py               batches.py              sources.py        arrays.py
 
 A `Batches` holds only the description of its source, so it pickles into a few hundred bytes; the
-arrays are read where it is first iterated, once per process. Augmentation is in `augment.py`.
+arrays are read where it is first iterated, once per process. Augmentation is in `augment.py`, and
+what a search holds out to choose by in `held_out.py`.
 
 The parameter server's workers take rows: `open_rows(spec) -> RowSource`, and of that their own
 `block(lo, hi) -> RowBlock` (`rows.py`).

@@ -17,7 +17,15 @@ from torch import Tensor
 
 from raylab.errors import DataError
 
-__all__ = ["Array", "Arrays", "Split", "channels_first", "make_arrays", "split_of"]
+__all__ = [
+    "Array",
+    "Arrays",
+    "Split",
+    "channels_first",
+    "drawn_evenly",
+    "make_arrays",
+    "split_of",
+]
 
 Array = npt.NDArray[Any]
 
@@ -85,6 +93,24 @@ def split_of(images: Array, labels: Array) -> Split:
         images=torch.from_numpy(np.ascontiguousarray(images)),
         labels=torch.from_numpy(labels.astype(np.int64)),
     )
+
+
+def drawn_evenly(labels: Array, count: int) -> npt.NDArray[np.bool_]:
+    """Tell which samples are drawn: `count` of them, of every class its share, ±1.
+
+    Args:
+        labels: of the samples, shape (N,).
+        count: how many to draw, in [0, N].
+    """
+    # A keyed order, then by class; of that line each N/count-th is drawn. Raw draws, because numpy
+    # keeps those, and not a Generator's, the same in all its versions.
+    keys = np.random.PCG64(np.random.SeedSequence(0)).random_raw(len(labels))
+    order = np.argsort(keys, kind="stable")
+    order = order[np.argsort(labels[order], kind="stable")]
+    taken = np.arange(len(order) + 1) * count // len(order)
+    drawn = np.zeros(len(order), dtype=bool)
+    drawn[order] = np.diff(taken) > 0
+    return drawn
 
 
 def channels_first(images: Array) -> Array:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from raylab.data.batches import Batches
+from raylab.data.held_out import HeldOut
 from raylab.data.npz import NpzFile
 from raylab.data.sources import (
     Digits,
@@ -54,6 +55,7 @@ def load(
     seed: int = 0,
     augment: bool = False,
     image_size: int | None = None,
+    validation: float = 0.0,
     root: str | None = None,
     download: bool = False,
     dtype: torch.dtype = torch.float32,
@@ -75,6 +77,8 @@ def load(
         augment: Crop and mirror the training images at random (`augment.random_crop_and_flip`);
             digits, MNIST and grey .npz images are cropped only.
         image_size: Height and width to resize images to, pixels; None keeps their size.
+        validation: Share of the training samples, in [0, 1), that takes the place of the test
+            samples, which are then left alone: for choices, whose makers must not see those.
         root: Folder of the torchvision sets; None is ~/.cache/raylab/data.
         download: Fetch a torchvision set that is not in `root`.
         dtype: Of x: float16, bfloat16, float32 or float64.
@@ -94,7 +98,12 @@ def load(
         known = ", ".join(map(str, _DTYPES))
         raise ConfigError(f"`dtype` must be one of {known}, but got {dtype}")
 
+    if not 0 <= validation < 1:
+        raise ConfigError(f"`0 <= validation < 1` must hold, but got {validation!r}")
+
     source = _parse(spec, image_size=image_size, root=root, download=download)
+    if validation:
+        source = HeldOut(source=source, share=validation)
     arrays = arrays_of(source)
     train = Batches(
         source=source,

@@ -19,7 +19,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from raylab._torchvision import import_torchvision
-from raylab.data.arrays import Arrays, channels_first, make_arrays, split_of
+from raylab.data.arrays import Arrays, channels_first, drawn_evenly, make_arrays, split_of
 from raylab.data.augment import Stream, keyed_generator
 from raylab.errors import DataError
 
@@ -65,16 +65,9 @@ class Digits:
         datasets = importlib.import_module("sklearn.datasets")
         images, labels = datasets.load_digits(return_X_y=True)
         images = (images * 15).astype(np.uint8).reshape(-1, 1, 8, 8)  # from 0..16 to 0..240
-        # A keyed order, then by class; of that line each 1797/360th goes to the test split. Raw
-        # draws, because numpy keeps those, and not a Generator's, the same in all its versions.
-        keys = np.random.PCG64(np.random.SeedSequence(0)).random_raw(len(labels))
-        order = np.argsort(keys, kind="stable")
-        order = order[np.argsort(labels[order], kind="stable")]
-        taken = np.arange(len(order) + 1) * 360 // len(order)
-        in_test = np.diff(taken) > 0
-        train, test = np.sort(order[~in_test]), np.sort(order[in_test])
+        test = drawn_evenly(labels, 360)
         return make_arrays(
-            split_of(images[train], labels[train]),
+            split_of(images[~test], labels[~test]),
             split_of(images[test], labels[test]),
             num_classes=10,
             flip=False,

@@ -30,6 +30,7 @@ def data_of(config: NetworkConfig) -> DataSet:
         seed=config.seed,
         augment=config.augment,
         image_size=config.image_size,
+        validation=config.validation,
         root=config.data_root,
         download=config.download,
     )

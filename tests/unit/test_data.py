@@ -54,8 +54,10 @@ def write_npz(folder: Path, **changes: Any) -> str:
 
 # --- the contract, for every source that needs no file
 
+SPECS = ["digits", "random:n=101,shape=3x16x16,classes=7"]
 
-@pytest.mark.parametrize("spec", ["digits", "random:n=101,shape=3x16x16,classes=7"])
+
+@pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("augment", [False, True])
 class TestEverySource:
     def test_batches_have_the_shapes_and_types_of_the_contract(
@@ -289,6 +291,46 @@ def test_colour_files_are_mirrored_and_grey_ones_are_not(
     x, _ = load(spec, batch_size=200, augment=True).train.batch(0)
     falling = x[:, 0, 4, 4] < x[:, 0, 4, 3]
     assert bool(falling.any()) == flips
+
+
+# --- held out
+
+
+def lines(batches: Batches) -> list[list[float]]:
+    """Return every sample, its label last, in an order that does not depend on that of batches."""
+    arrays = raylab.data.sources.arrays_of(batches.source)
+    split = arrays.split(batches.split)
+    return sorted(torch.column_stack([split.images.flatten(1), split.labels]).tolist())
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_held_out_samples_are_training_samples_that_are_not_trained_with(spec: str) -> None:
+    whole = load(spec, batch_size=16)
+    held = load(spec, batch_size=16, validation=0.25, seed=3)
+    assert held.name == whole.name
+    assert held.test.num_samples == round(0.25 * whole.train.num_samples)
+    assert sorted(lines(held.train) + lines(held.test)) == lines(whole.train)
+    drawn, of = labels_of(held.test).bincount(), labels_of(whole.train).bincount()
+    assert ((drawn - 0.25 * of).abs() < 1).all()
+
+
+def test_the_same_samples_are_held_out_whatever_the_seed_and_normalised_by_the_others() -> None:
+    first, second = (load("digits", batch_size=64, validation=0.2, seed=seed) for seed in (0, 1))
+    assert same_batches(first.test, second.test)
+    x = images_of(first.train)
+    assert x.mean().item() == pytest.approx(0, abs=1e-5)
+    assert x.std(correction=0).item() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, 1.5])
+def test_a_share_that_is_none_is_refused(share: float) -> None:
+    with pytest.raises(ConfigError, match="`0 <= validation < 1`"):
+        load("digits", batch_size=8, validation=share)
+
+
+def test_both_parts_keep_a_sample() -> None:
+    with pytest.raises(DataError, match=r"some of the 4 training samples, but 0\.05 of them is 0"):
+        load("random:n=4", batch_size=4, validation=0.05)
 
 
 # --- digits

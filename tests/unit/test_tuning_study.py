@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
@@ -206,6 +207,17 @@ def test_the_best_is_written_with_the_keys_of_train_and_those_of_its_point(tmp_p
     keys = run_keys(params, asked)
     assert keys["optimizer_options"] == {"dampening": 0.0}
     assert keys["lr"] == params["lr"]
+
+
+def test_the_best_trains_with_what_was_held_out_to_choose_by(tmp_path):
+    asked = config(train={"method": "dasgd", "validation": 0.2})
+    found = search(tmp_path, asked)
+    params = found.suggest("a")["params"]
+    assert run_keys(params, asked)["validation"] == 0.2
+    found.on_trial_complete("a", finished(1, 0.5))
+    text = best_yaml(TuningStudy.open(tmp_path), asked, "s")
+    assert text is not None
+    assert "validation" not in yaml.safe_load(text)
 
 
 def test_a_scheduler_is_reminded_of_what_was_reported_before(tmp_path):

@@ -52,6 +52,9 @@ def _shown(trial: FrozenTrial, objectives: Sequence[Objective]) -> dict[str, Any
 def best_yaml(study: TuningStudy, config: TuningConfig, name: str) -> str | None:
     """Return the best trial's keys as a file that `raylab train` takes; None: there is none.
 
+    What the search has held out to choose by is trained with, too, and the test figures are those
+    of the data's own test samples, by which nothing was chosen.
+
     Args:
         study: of the search.
         config: of the search.
@@ -63,6 +66,7 @@ def best_yaml(study: TuningStudy, config: TuningConfig, name: str) -> str | None
     best = found[0]
     values = ", ".join(f"{key} {value:g}" for key, value in best["values"].items())
     keys = run_keys(best["params"], config)
+    keys.pop("validation", None)
     text: str = yaml.safe_dump(keys, sort_keys=False, allow_unicode=True)
     return f"# trial {best['number']} of {name}: {values}\n{text}"
 
