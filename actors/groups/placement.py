@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from actors.errors import PlacementError
 from actors.groups.within import Room, within
 
-__all__ = ["Post", "missing", "place", "shortage", "start"]
+__all__ = ["TELL_S", "Post", "missing", "place", "shortage", "start", "total"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +35,7 @@ class Post:
 
 
 _LOG = logging.getLogger(__name__)
-_TELL_S = 5.0
+TELL_S = 5.0
 """Time after which a user is told what is waited for: nodes may have to come, or others to end."""
 _ROOM_S = 1.0
 """Time that a cluster with room for a placement group takes at most, as a rule, to make it."""
@@ -70,7 +70,7 @@ def place(
         ready = group.ready()
         if make_room is not None and not ray.wait([ready], timeout=min(_ROOM_S, wait_s))[0]:
             make_room()
-        if wait_s > _TELL_S and not ray.wait([ready], timeout=_TELL_S)[0]:
+        if wait_s > TELL_S and not ray.wait([ready], timeout=TELL_S)[0]:
             what = f"{len(needed)} {noun}s' resources ({missing(needed)})"
             _LOG.warning("waiting up to %g s for %s", wait_s, what)
         ray.get(ready, timeout=wait_s)
@@ -119,15 +119,20 @@ def shortage(needs: Sequence[Mapping[str, float]], noun: str, wait_s: float) -> 
 
 def missing(needs: Sequence[Mapping[str, float]]) -> str:
     """Return what is needed in all, and what there is of it."""
-    needed: dict[str, float] = {}
-    for each in needs:
-        for name, amount in each.items():
-            needed[name] = needed.get(name, 0) + amount
-    total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
     lines = [
-        f"{name}: {amount:g} needed, {total.get(name, 0):g} in the cluster, "
+        f"{name}: {amount:g} needed, {there.get(name, 0):g} in the cluster, "
         f"{free.get(name, 0):g} free"
-        for name, amount in needed.items()
+        for name, amount in total(needs).items()
     ]
     return "; ".join(lines)
+
+
+def total(bundles: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Return what bundles ask for in all, by Ray's names."""
+    found: dict[str, float] = {}
+    for each in bundles:
+        for name, amount in each.items():
+            found[name] = found.get(name, 0.0) + amount
+    return found

@@ -24,7 +24,10 @@ from actors.pipeline.protocols import StageRule
 from actors.units import Tensors
 from actors.wires.messages import Kind, Message
 
-__all__ = ["MessageTimes", "StageTimes", "echo", "probe", "time_stage"]
+__all__ = ["BATCH_PAUSE_S", "MessageTimes", "StageTimes", "echo", "probe", "time_stage"]
+
+BATCH_PAUSE_S = 0.005
+"""Before the message of a whole batch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +84,7 @@ def probe(
     take: Callable[[], Message],
     payload: Tensors,
     repeats: int,
-    pause_s: float = 0.005,
+    pause_s: float = BATCH_PAUSE_S,
 ) -> MessageTimes:
     """Time messages to a neighbour that runs `echo` with twice as many repeats.
 

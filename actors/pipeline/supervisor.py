@@ -13,7 +13,7 @@ from actors.errors import LinkError, MechanismError
 from actors.groups.group import Group
 from actors.groups.part_writer import Keeping
 from actors.groups.placement import Post
-from actors.pipeline.probes import MessageTimes, StageTimes
+from actors.pipeline.probes import BATCH_PAUSE_S, MessageTimes, StageTimes
 from actors.pipeline.program import StageProgram
 from actors.pipeline.stage_actor import Feed, RuleFactory, StageActor
 from actors.units import Tensors
@@ -95,7 +95,7 @@ class Supervisor(Group):
         )
 
     def message_times(
-        self, payloads: Sequence[Tensors], repeats: int, pause_s: float = 0.005
+        self, payloads: Sequence[Tensors], repeats: int, pause_s: float = BATCH_PAUSE_S
     ) -> list[MessageTimes]:
         """Return what one message over each link between neighbours costs, after a pause."""
         times = []

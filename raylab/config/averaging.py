@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from raylab.config.kinds import Count, Natural, NotNegative, Positive, Text
+from raylab.config.kinds import Count, Natural, NotNegative, Positive, Share, Text
 from raylab.config.pipeline import PipelineConfig
 
 __all__ = ["AVERAGING_MACHINE", "AVERAGING_METHODS", "AveragingConfig", "AveragingSimulationConfig"]
@@ -51,7 +51,7 @@ class AveragingConfig(BaseModel):
     eval_batch_size: Count | None = _shared("eval_batch_size")
     augment: bool = _shared("augment")
     image_size: Count | None = _shared("image_size")
-    validation: Annotated[float, Field(ge=0, lt=1)] = _shared("validation")
+    validation: Share = _shared("validation")
     data_root: Text | None = _shared("data_root")
     download: bool = _shared("download")
     epochs: Count = Field(1, description="passes over the training data, all workers together")
@@ -71,7 +71,7 @@ class AveragingConfig(BaseModel):
         description="d, local steps by which an average is merged late, less than tau; auto: "
         "measured before the run, the smallest that hides the average; null: 1 for dasgd, else 0",
     )
-    xi: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+    xi: Share | None = Field(
         None,
         description="weight of a worker's own weights in a merge; null: 0.25 for dasgd, else 0",
     )

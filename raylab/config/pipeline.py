@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from raylab.config.kinds import Count, Natural, NotNegative, Positive, Text
+from raylab.config.kinds import Count, Natural, NotNegative, Positive, Share, Text
 
 __all__ = ["METHODS", "PipelineConfig"]
 
@@ -68,7 +68,7 @@ class PipelineConfig(BaseModel):
         description="height and width that images are resized to, pixels; null: as they are, but "
         "digits (8) to 32 for every model except mlp, fcn5 and cnn5",
     )
-    validation: Annotated[float, Field(ge=0, lt=1)] = Field(
+    validation: Share = Field(
         0.0,
         description="share of the training samples that is held out: test figures are then of it, "
         "and the data's own test samples are left alone; for searches",

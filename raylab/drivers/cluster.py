@@ -10,11 +10,20 @@ from collections.abc import Mapping
 import ray
 from ray.util.placement_group import placement_group_table
 
+from actors.groups.placement import total
 from actors.groups.warm import warm_actors
 from actors.groups.within import within
 from raylab.errors import ConfigError
 
-__all__ = ["connect", "patience_s", "resources_asked", "room", "stage_resources", "threads_of"]
+__all__ = [
+    "connect",
+    "patience_s",
+    "resources_asked",
+    "room",
+    "stage_resources",
+    "threads_of",
+    "waiting_groups",
+]
 
 _started: set[str] = set()
 """Addresses of the local Rays that were started here: a second run shares their CPUs, too."""
@@ -92,23 +101,28 @@ def room(needs: Mapping[str, float]) -> int:
     if within() is not None:
         return 0
     free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
-    total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     warm = warm_actors()
-    waiting = [each for each in placement_group_table().values() if each["state"] == "PENDING"]
+    waiting = waiting_groups()
     if warm is not None and waiting:
         warm.give_way()
     elif warm is not None:
         held = warm.resources
         free = {name: free.get(name, 0.0) + held.get(name, 0.0) for name in free | held}
-    for group in waiting:
-        asked: dict[str, float] = {}
-        for bundle in group["bundles"].values():
-            for name, amount in bundle.items():
-                asked[name] = asked.get(name, 0.0) + amount
-        possible = all(amount <= total.get(name, 0.0) for name, amount in asked.items())
+    for asked in waiting:
+        possible = all(amount <= there.get(name, 0.0) for name, amount in asked.items())
         if possible:
             free = {name: free.get(name, 0.0) - asked.get(name, 0.0) for name in free | asked}
     return min(math.floor(free.get(name, 0.0) / amount + 1e-6) for name, amount in needs.items())
+
+
+def waiting_groups() -> list[dict[str, float]]:
+    """Return what each placement group asks for in all that waits for room in the cluster."""
+    return [
+        total(group["bundles"].values())
+        for group in placement_group_table().values()
+        if group["state"] == "PENDING"
+    ]
 
 
 def patience_s(asked: float | None) -> float:

@@ -26,6 +26,7 @@ from ray.train.v2.torch.torch_trainer import TorchTrainer
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from actors.averaging.board import open_board
+from actors.groups.placement import TELL_S
 from actors.groups.warm import warm_actors
 from actors.groups.within import Room, within
 from raylab.drivers.averaging.course import Course, Row
@@ -38,7 +39,6 @@ from raylab.records import Storage
 __all__ = ["GroupPlan", "RayRun"]
 
 _LOOK_S = 0.2
-_TELL_S = 5.0
 _MANNERS = {
     # Workers stay in the driver's folder, as all actors do.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -177,7 +177,7 @@ class RayRun:
             return
         group = placement_group(bundles)
         try:
-            if plan.wait_s > _TELL_S and not group.wait(_TELL_S):
+            if plan.wait_s > TELL_S and not group.wait(TELL_S):
                 self._say(f"waiting up to {plan.wait_s:g} s for room for {plan.least} workers")
             if not group.wait(plan.wait_s):
                 raise ResourceError(

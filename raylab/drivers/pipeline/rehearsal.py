@@ -66,9 +66,9 @@ def rehearsed_period_s(
         rehearsal = _Rehearsal(settings, plan, times, _contended(costs, slowed), batches + late)
         rehearsal.run()
         period = rehearsal.period_s(fill, batches)
+        handling = _handling_s(rehearsal, costs)
         if period <= 0:
             break
-        handling = _handling_s(rehearsal, costs)
         alike = costs.alone == costs.together
         active = busy if alike else sum(f + b for f, b in times) / period
         now = {
@@ -79,7 +79,6 @@ def rehearsed_period_s(
             break
         busy = (busy + active) / 2
         slowed = {node: (slowed[node] + now[node]) / 2 for node in now}
-    handling = _handling_s(rehearsal, costs)
     for node, cores in costs.cores.items():
         here = [k for k, stage in enumerate(costs.alone) if stage.node == node]
         computing = sum(costs.alone[k].cpu_s * rehearsal.repeats(k) for k in here)

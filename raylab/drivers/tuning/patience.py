@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ray.tune import Callback
 from ray.tune.experiment import Trial
-from ray.util.placement_group import placement_group_table
 
-from actors.groups.placement import missing, shortage
+from actors.groups.placement import TELL_S, missing, shortage, total
 from raylab.config import run_config
-from raylab.drivers.cluster import patience_s
+from raylab.drivers.cluster import patience_s, waiting_groups
 
 __all__ = ["Patience"]
 
 _LOOK_S = 1.0
 """Between two looks at what the trials wait for."""
-_TELL_S = 5.0
-"""Time after which a person is told: nodes may have to come, or others to end."""
 
 
 class Patience(Callback):
@@ -56,7 +52,7 @@ class Patience(Callback):
         self._since = now if self._since is None else self._since
         needs, waited = order["bundles"], now - self._since
         wait_s = patience_s(run_config(order["train"]).wait_s)
-        if waited >= _TELL_S and not self._told:
+        if waited >= TELL_S and not self._told:
             self._told = True
             self._say(
                 f"waiting up to {wait_s:g} s for the resources of trial {order['number']} "
@@ -70,21 +66,14 @@ def _held_up(trials: Sequence[Trial]) -> Mapping[str, Any] | None:
     """Return the order of the first trial that waits for resources; None: something is done."""
     if any(trial.status in (Trial.RUNNING, Trial.PAUSED) for trial in trials):
         return None
-    waiting = {
-        _asked(group["bundles"].values())
-        for group in placement_group_table().values()
-        if group["state"] == "PENDING"
-    }
+    waiting = [_key(asked) for asked in waiting_groups()]
     for trial in trials:
-        if trial.status == Trial.PENDING and _asked(trial.config["bundles"]) in waiting:
+        if trial.status == Trial.PENDING and _key(total(trial.config["bundles"])) in waiting:
             order: Mapping[str, Any] = trial.config
             return order
     return None
 
 
-def _asked(bundles: Any) -> frozenset[tuple[str, float]]:
-    """Return what bundles ask for in all, by which a placement group is known again."""
-    total: Counter[str] = Counter()
-    for bundle in bundles:
-        total.update(bundle)
-    return frozenset((name, round(amount, 4)) for name, amount in total.items() if amount)
+def _key(asked: Mapping[str, float]) -> frozenset[tuple[str, float]]:
+    """Return by what the placement group of a trial is known again: Ray rounds amounts."""
+    return frozenset((name, round(amount, 4)) for name, amount in asked.items() if amount)
