@@ -45,6 +45,24 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def until(page: Page, condition: str, given: object = None) -> None:
+    """Return when the JavaScript function ``condition`` holds, looked at once a frame.
+
+    ``Page.wait_for_function`` evaluates its text anew at every look, which the page's own
+    Content-Security-Policy refuses from the second look on.
+    """
+    page.evaluate(
+        f"""async ([given, limit]) => {{
+            const holds = {condition}, ends = performance.now() + limit;
+            while (!holds(given)) {{
+                if (performance.now() > ends) throw new Error(`never so: ${{holds}}`);
+                await new Promise(requestAnimationFrame);
+            }}
+        }}""",
+        [given, PATIENCE_MS],
+    )
+
+
 class Visit:
     """A page that is open, and what went wrong on it."""
 
@@ -59,8 +77,9 @@ class Visit:
         self.page.on("console", self._heard)
         self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
         self.page.goto(report.as_uri())
-        self.page.wait_for_function(
-            "[...document.querySelectorAll('.plot')].every(p => p.querySelector('.main-svg'))"
+        until(
+            self.page,
+            "() => document.querySelector('.plot:not(:has(.main-svg))') === null",
         )
 
     def _pass_own(self, route: Route) -> None:
@@ -153,10 +172,11 @@ def test_the_timeline_zooms_by_its_buttons_and_by_dragging(visit):
     visit.page.mouse.down()
     visit.page.mouse.move(box["x"] + 0.6 * box["width"], y, steps=5)
     visit.page.mouse.up()
-    visit.page.wait_for_function(
+    until(
+        visit.page,
         "most => { const [a, b] = document.getElementById('plot-timeline-one').layout.xaxis.range;"
         " return b - a < most; }",
-        arg=0.5 * (whole[1] - whole[0]),
+        0.5 * (whole[1] - whole[0]),
     )
 
 
@@ -186,9 +206,10 @@ def test_dark_and_light_have_colours_of_their_own_at_once(visit):
     light = visit.page.evaluate(read)
     assert too_wide(visit.page) <= 0
     visit.page.emulate_media(color_scheme="dark")
-    visit.page.wait_for_function(
+    until(
+        visit.page,
         "old => document.getElementById('plot-loss-by-epoch').layout.font.color !== old",
-        arg=light[1],
+        light[1],
     )
     assert all(a != b for a, b in zip(light, visit.page.evaluate(read), strict=True))
 
@@ -235,8 +256,15 @@ def test_the_page_of_a_search_draws_sorts_copies_and_fits_a_phone(browser, tmp_p
     assert column(2) == [*reversed(up[:-1]), up[-1]]
     page.get_by_role("button", name="momentum").click()
     assert column(6)[-7:] == ["—"] * 7
+    page.evaluate(  # the button says so for two seconds only
+        """() => {
+            const button = document.querySelector('[data-copy]');
+            new MutationObserver(() => { window.copied ||= button.textContent === 'Copied'; })
+                .observe(button, {childList: true});
+        }"""
+    )
     page.get_by_role("button", name="Copy").first.click()
-    page.wait_for_function("document.querySelector('[data-copy]').textContent === 'Copied'")
+    until(page, "() => window.copied")
     assert page.evaluate("String(getSelection())").startswith("# trial 8")
     visit.context.close()
     assert visit.wrong == []
