@@ -74,7 +74,7 @@ class Reply:
         task: what to compute; None: nothing until the next reply, which comes unasked.
         answer: to compute it at.
         over: whether the run is over, and no reply follows.
-        at: updates behind the answer, as `ServerLoop.trail` counts them.
+        at: updates behind the answer, as `ServerState.trail` counts them.
     """
 
     verdict: Verdict
@@ -98,7 +98,7 @@ class News:
         era: that it belongs to.
         version: updates behind it.
         answer: the w.
-        at: updates behind it, as `ServerLoop.trail` counts them.
+        at: updates behind it, as `ServerState.trail` counts them.
     """
 
     era: int

@@ -52,10 +52,10 @@ class ServerMeter:
         self, row: Mapping[str, Any], seats: Collection[Seat], loop: ServerLoop
     ) -> dict[str, Any]:
         """Return a row of the loop with what is known here: totals, and rates since the last."""
-        now = _Mark(self._ran_s(), loop.samples, sum(seat.waited_s for seat in seats))
+        now = _Mark(self._ran_s(), loop.state.samples, sum(seat.waited_s for seat in seats))
         last, self._last = self._last, now
         return {
-            "epoch": loop.samples / self._epoch_samples,
+            "epoch": loop.state.samples / self._epoch_samples,
             **row,
             "time_s": now.time_s,
             "bytes": self.carried(seats),

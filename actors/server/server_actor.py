@@ -137,14 +137,14 @@ class ServerMember(Member):
                 self._errands.carry_out()
             if runner.finished:
                 runner.settle(_CREDITS_S)
-        return loop.ended_by
+        return loop.state.ended_by
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Return the model that the run has ended with."""
         runner = self._runner
-        if runner is None or runner.loop.final is None:
+        if runner is None or runner.loop.state.final is None:
             raise MechanismError("the server has no result: its run has not ended")
-        return dict(runner.loop.rule.weights(runner.loop.final))
+        return dict(runner.loop.rule.weights(runner.loop.state.final))
 
     # ------------------------------------------------------------------ while it runs
 
@@ -159,8 +159,8 @@ class ServerMember(Member):
         runner.committed = committed
         cut = [runner.cut.pop(0) for _ in range(len(runner.cut))]
         return ServerNews(
-            samples=runner.loop.samples,
-            messages=runner.loop.messages,
+            samples=runner.loop.state.samples,
+            messages=runner.loop.state.messages,
             rows=rows,
             written=written,
             cut=cut,

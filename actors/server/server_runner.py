@@ -67,7 +67,7 @@ class ServerRunner:
         """Step of the newest checkpoint of which every part is known to be written."""
         self._begun: int | None = None
         self._uncommitted = -1
-        self._since = (loop.version, time.perf_counter())
+        self._since = (loop.state.version, time.perf_counter())
         self._meter = ServerMeter(epoch_samples)
         self.begun_with = self.totals()
         """What had been counted where the run goes on from."""
@@ -95,8 +95,8 @@ class ServerRunner:
             with told(_WHO, f"checkpoint {part['step']}"):
                 self.loop.rule.restore(part["rule"])
             self.loop.restore(part["loop"])
-            self._meter.restore(part["figures"], self.loop.samples)
-            self._since = (self.loop.version, time.perf_counter())
+            self._meter.restore(part["figures"], self.loop.state.samples)
+            self._since = (self.loop.state.version, time.perf_counter())
             self.committed = part["step"]
             self.begun_with = self.totals()
         if adopt is not None:
@@ -140,7 +140,7 @@ class ServerRunner:
     @property
     def finished(self) -> bool:
         """Whether the run is over or suspended, and everybody knows."""
-        over = self.loop.final is not None and self._begun is None
+        over = self.loop.state.final is not None and self._begun is None
         return over and not any(seat.replies for seat in self._seats.values())
 
     def advance(self, timeout_s: float = 0.0) -> bool:
@@ -161,7 +161,7 @@ class ServerRunner:
             if ("in", worker) in ready or not seat.polled:
                 moved |= self._hear(worker, seat)
             if seat.waiting and worker in self._seats:
-                moved |= seat.send(self.loop.trail, self._bell, worker)
+                moved |= seat.send(self.loop.state.trail, self._bell, worker)
         if self._shards is not None:
             moved |= self._hear_shards(self._shards, ready)
         self._keep()
@@ -173,9 +173,9 @@ class ServerRunner:
         """Return how much there has been of what only grows, from whichever thread."""
         loop = self.loop
         return {
-            "messages": loop.messages,
-            "samples": loop.samples,
-            "refused": loop.refused,
+            "messages": loop.state.messages,
+            "samples": loop.state.samples,
+            "refused": loop.state.refused,
             "bytes": self._meter.carried(list(self._seats.values())),
         }
 
@@ -221,7 +221,7 @@ class ServerRunner:
                 self._shards.lead.heard(worker, heard)
         except LinkError as error:
             self._leave(worker)
-            if self.loop.final is None:
+            if self.loop.state.final is None:
                 self.cut.append((worker, str(error)))
             return False
         return True
@@ -263,12 +263,12 @@ class ServerRunner:
                 seat.replies.append(order.message)
             else:
                 seat.news = order.message
-            seat.send(self.loop.trail, self._bell, order.worker)
-        if self.loop.rows:
+            seat.send(self.loop.state.trail, self._bell, order.worker)
+        if self.loop.state.rows:
             self._report()
 
     def _report(self) -> None:
-        rows, self.loop.rows = self.loop.rows, []
+        rows, self.loop.state.rows = self.loop.state.rows, []
         for row in rows:
             found = self._meter.row(row, self._seats.values(), self.loop)
             self._emit(found if self._shards is None else self._shards.in_row(found))
@@ -281,15 +281,17 @@ class ServerRunner:
                 self._save(self._begun, self._part(self._begun))
                 self._uncommitted = self._begun
             self._begun = None
-            self._since = (loop.version, time.perf_counter())
+            self._since = (loop.state.version, time.perf_counter())
         if self._suspending:
-            if loop.idle and not self._away and not loop.ended_by:
+            if loop.idle and not self._away and not loop.state.ended_by:
                 self._begin()
                 # The last certificate goes to every worker, and with it the word to keep its state.
                 self._order(loop.stop(SUSPENDED))
         elif self._may_begin():
             updates, then = self._since
-            if self._plan.due(loop.version, loop.version - updates, time.perf_counter() - then):
+            if self._plan.due(
+                loop.state.version, loop.state.version - updates, time.perf_counter() - then
+            ):
                 self._begin()
 
     def _may_begin(self) -> bool:
@@ -297,7 +299,7 @@ class ServerRunner:
         whole, for the workers that may be lost before the other is.
         """
         unsettled = self._begun is not None or self._uncommitted > self.committed
-        return not (unsettled or self.loop.ended_by or self._away)
+        return not (unsettled or self.loop.state.ended_by or self._away)
 
     @property
     def _away(self) -> bool:
@@ -305,8 +307,8 @@ class ServerRunner:
         return len(self._seats) < len(self.loop.workers)
 
     def _begin(self) -> None:
-        self._begun = self.loop.version
-        self.loop.checkpoint(self.loop.version)
+        self._begun = self.loop.state.version
+        self.loop.checkpoint(self.loop.state.version)
 
     def _part(self, step: int) -> dict[str, Any]:
         with told(_WHO, f"checkpoint {step}"):

@@ -333,7 +333,7 @@ class City:
 
     def run(self, deaths: bool) -> None:
         for _ in range(200_000):
-            if self.loop.final is not None:
+            if self.loop.state.final is not None:
                 break
             moves = self.moves(deaths)
             assert moves, "nobody can go on"
@@ -342,7 +342,7 @@ class City:
             if self.loop.told == self.step and self.step:
                 self.save()
                 self.step += 1
-        assert self.loop.final is not None
+        assert self.loop.state.final is not None
         self.lead.over()
         self.ask_for_all()
         assert all(shard.over for shard in self.shards)
@@ -391,7 +391,7 @@ def test_several_shards_are_one_server_to_the_bit(
     config = settings_for(method, objectives, **options)
     city = City(config, objectives, servers, seed, eta)
     city.run(deaths)
-    assert city.loop.ended_by == "messages"
+    assert city.loop.state.ended_by == "messages"
     assert len(set(city.applied)) == len(city.applied)
     rules = [city.lead.rule, *(shard.rule for shard in city.shards)]
     one = city.lead.one
@@ -399,9 +399,9 @@ def test_several_shards_are_one_server_to_the_bit(
     if config.traits.duals:
         for worker, share in one._shares.items():
             assert np.array_equal(np.concatenate([rule._shares[worker] for rule in rules]), share)
-    final = [city.lead.weights(city.loop.final), *(shard.weights() for shard in city.shards)]
+    final = [city.lead.weights(city.loop.state.final), *(shard.weights() for shard in city.shards)]
     assert_same([each["w"] for each in final], city.lead.snapshot[0])
-    assert max(row["staleness_max"] for row in city.loop.rows) <= config.delta_updates
+    assert max(row["staleness_max"] for row in city.loop.state.rows) <= config.delta_updates
 
 
 @given(st.integers(1, 40), st.integers(1, 9), st.floats(0, 1), st.integers(0, 99))

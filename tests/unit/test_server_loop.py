@@ -173,7 +173,11 @@ def test_a_push_is_applied_with_its_staleness_and_answered_with_the_next_task():
     assert case.push(1) == ["1 commit t2"]
     assert case.push(0) == ["0 commit t1"]
     assert case.rule.applied() == [(1, 0), (1, 0), (0, 2)]
-    assert (case.loop.version, case.loop.messages, case.loop.samples) == (3, 3, 30)
+    assert (case.loop.state.version, case.loop.state.messages, case.loop.state.samples) == (
+        3,
+        3,
+        30,
+    )
 
 
 def test_a_repeat_is_forgotten_and_a_message_from_the_future_is_an_error():
@@ -181,7 +185,7 @@ def test_a_repeat_is_forgotten_and_a_message_from_the_future_is_an_error():
     push = case.push_of(0)
     case.push(0)
     assert case.loop.arrived(0, push) == []
-    assert case.loop.repeats == 1
+    assert case.loop.state.repeats == 1
     assert case.rule.applied() == [(0, 0)]
     with pytest.raises(MechanismError, match="sent message 5, but 1 was expected"):
         case.loop.arrived(0, Push(era=0, phase=0, number=5, tensors=(), samples=0))
@@ -193,7 +197,7 @@ def test_a_repeat_of_a_message_that_waits_is_forgotten_too():
     held = case.push_of(0)
     assert case.spell(case.loop.arrived(0, held)) == []
     assert case.loop.arrived(0, held) == []
-    assert case.loop.repeats == 1
+    assert case.loop.state.repeats == 1
 
 
 def test_w_is_broadcast_to_the_others_that_compute():
@@ -220,7 +224,7 @@ def test_a_message_that_is_too_stale_is_refused_and_computed_anew():
     case.push(0)
     old = case.push_of(1)
     assert case.push(1) == ["1 discard t1"]
-    assert case.loop.refused == 1
+    assert case.loop.state.refused == 1
     assert case.loop.arrived(1, old) == []
     assert case.push(1) == ["1 commit t2"]
     assert case.rule.applied()[-1] == (1, 0)
@@ -235,7 +239,7 @@ def test_a_round_waits_for_all_and_applies_them_in_their_order():
     assert case.push(0) == []
     assert case.push(1) == ["0 commit t1", "1 commit t1", "2 commit t1"]
     assert case.rule.applied() == [(0, 0), (1, 0), (2, 0)]
-    assert case.loop.version == 1
+    assert case.loop.state.version == 1
 
 
 def test_a_round_waits_for_workers_that_are_expected():
@@ -282,8 +286,8 @@ def test_a_certificate_is_of_one_w_and_goes_round_with_the_replies():
     assert first[1] is second[1]
     assert case.prove(1, 1) == []
     assert case.prove(0, 1) == []
-    assert case.loop.rows[0]["gap"] == 1.0
-    assert case.loop.rows[0]["staleness_counts"] == [2, 0, 1]
+    assert case.loop.state.rows[0]["gap"] == 1.0
+    assert case.loop.state.rows[0]["staleness_counts"] == [2, 0, 1]
 
 
 def test_the_beginning_is_certified_where_workers_are_expected():
@@ -291,7 +295,7 @@ def test_the_beginning_is_certified_where_workers_are_expected():
     assert case.replies[0].certify[0] == 1
     case.prove(0, 1)
     case.prove(1, 1)
-    assert case.loop.rows[0]["step"] == 0
+    assert case.loop.state.rows[0]["step"] == 0
 
 
 def test_a_rise_goes_back_to_the_last_good_certificate_and_what_is_under_way_is_lost():
@@ -304,7 +308,7 @@ def test_a_rise_goes_back_to_the_last_good_certificate_and_what_is_under_way_is_
     assert case.push(1) == ["1 commit cert2 t1"]
     assert case.prove(1, 2) == []
     assert ("rewind", 1) in case.rule.calls
-    assert case.loop.rows[-1]["rewound"] == "rose"
+    assert case.loop.state.rows[-1]["rewound"] == "rose"
     assert case.push(0) == ["0 discard back1 t2"]
     assert case.push(1) == ["1 discard back1 t2"]
     assert case.push(0) == ["0 commit cert3 t3"]
@@ -365,10 +369,10 @@ def test_a_certificate_waits_for_the_process_in_place_of_a_lost_one():
     assert case.push(0) == ["0 commit cert1 t1"]
     case.prove(0, 1)
     case.spell(case.loop.lost(1))
-    assert case.loop.rows == []
+    assert case.loop.state.rows == []
     assert case.spell(case.loop.joined(1)) == ["1 none cert1 open t1"]
     case.prove(1, 1)
-    assert len(case.loop.rows) == 1
+    assert len(case.loop.state.rows) == 1
 
 
 # ------------------------------------------------------------------ the end
@@ -381,8 +385,8 @@ def test_a_run_ends_by_messages_and_with_a_certificate_of_its_end():
     assert case.push(1) == ["1 commit", "0 none cert1", "1 none cert1"]
     assert case.prove(0, 1) == []
     assert case.prove(1, 1) == ["0 none over", "1 none over"]
-    assert case.loop.ended_by == "messages"
-    assert case.loop.final is not None
+    assert case.loop.state.ended_by == "messages"
+    assert case.loop.state.final is not None
 
 
 def test_a_run_ends_at_its_tolerance_with_the_w_that_was_certified():
@@ -392,8 +396,8 @@ def test_a_run_ends_at_its_tolerance_with_the_w_that_was_certified():
     certified = case.replies[0].certify[1]
     assert case.prove(0, 1) == []
     assert case.push(0) == ["0 commit", "0 none over"]
-    assert case.loop.ended_by == "tolerance"
-    assert case.loop.final is certified
+    assert case.loop.state.ended_by == "tolerance"
+    assert case.loop.state.final is certified
 
 
 def test_no_figure_is_good_enough_for_a_tolerance_of_zero():
@@ -401,7 +405,7 @@ def test_no_figure_is_good_enough_for_a_tolerance_of_zero():
     case.rule.figures = [{"gap": -1e-17}]
     case.push(0)
     case.prove(0, 1)
-    assert case.loop.ended_by == ""
+    assert case.loop.state.ended_by == ""
 
 
 def test_a_certificate_that_comes_while_others_compute_does_not_end_the_run():
@@ -458,7 +462,11 @@ def test_a_loop_goes_on_where_a_saved_one_stood():
     assert again.spell(again.loop.joined(0)) == ["0 none open t1"]
     assert again.spell(again.loop.joined(1)) == ["1 none open t1"]
     assert again.push(1) == ["1 commit cert1 t2"]
-    assert (again.loop.version, again.loop.messages, again.loop.samples) == (3, 3, 30)
+    assert (again.loop.state.version, again.loop.state.messages, again.loop.state.samples) == (
+        3,
+        3,
+        30,
+    )
 
 
 # ------------------------------------------------------------------ the worker's side

@@ -136,7 +136,7 @@ def assert_applied_once(town: Town) -> None:
     total = torch.zeros(100, dtype=torch.float64)
     for worker, number in town.rule.applied:
         total += draw(worker, number, 100)
-    assert torch.equal(town.server.loop.final[0], total)
+    assert torch.equal(town.server.loop.state.final[0], total)
     assert max(Counter(town.rule.applied).values()) == 1
     for k, each in town.workers.items():
         assert torch.equal(each.loop.rule.sum, town.rule.sums[k])  # type: ignore[attr-defined]
@@ -162,7 +162,7 @@ def test_every_message_is_applied_once_however_it_is_delivered(found, kind, seed
     ends = Ends(messages=60, certify_samples=13)
     town = found(rule, 4, seed=seed, ends=ends, **kind)
     town.run()
-    assert town.server.loop.ended_by == "messages"
+    assert town.server.loop.state.ended_by == "messages"
     assert len(town.rule.applied) >= 60
     assert_applied_once(town)
     assert len(town.rows) >= 5
@@ -193,7 +193,9 @@ def test_a_lost_worker_comes_back_with_what_it_had_kept(found, seed):
         ends=Ends(messages=120, certify_samples=20),
         checkpoints=CheckpointPlan(every_batches=15),
     )
-    while town.server.loop.messages < 50 or not any(name == "worker-1" for name, _ in town.saved):
+    while town.server.loop.state.messages < 50 or not any(
+        name == "worker-1" for name, _ in town.saved
+    ):
         town.turn()
     town.die(1)
     while not town.server.cut:
@@ -201,17 +203,17 @@ def test_a_lost_worker_comes_back_with_what_it_had_kept(found, seed):
     (worker, why) = town.server.cut.pop()
     assert worker == 1
     assert "pushes 2->0 was cut" in why
-    before = town.server.loop.messages
+    before = town.server.loop.state.messages
     step = max(step for name, step in town.saved if name == "worker-1")
     town.server.lose(1, step)
-    while town.server.loop.messages < before + 10:
+    while town.server.loop.state.messages < before + 10:
         town.turn()
     town.server.join(1, town.arrive(1, town.saved["worker-1", step]))
     town.run()
     assert all(row["relation"] == 0 for row in town.rows)
     for k, each in town.workers.items():
         assert torch.equal(each.loop.rule.sum, town.rule.sums[k])  # type: ignore[attr-defined]
-    assert town.server.loop.messages >= 120
+    assert town.server.loop.state.messages >= 120
 
 
 @pytest.mark.parametrize("seed", [None, 8])
@@ -223,10 +225,10 @@ def test_a_run_goes_on_from_a_checkpoint_with_nothing_in_flight(found, seed):
     parts = town.newest()
     assert set(parts) == {"server", "worker-0", "worker-1", "worker-2"}
     again = found(CountingServer(3), 3, seed=seed, ends=ends, parts=parts)
-    began = again.server.loop.messages
+    began = again.server.loop.state.messages
     assert 0 < began <= 60
     again.run()
-    assert again.server.loop.messages >= 60
+    assert again.server.loop.state.messages >= 60
     assert all(row["relation"] == 0 for row in again.rows)
     # No task is given twice.
     assert not set(town.rule.applied[:10]) & set(again.rule.applied)
@@ -238,7 +240,7 @@ def test_a_checkpoint_begins_only_when_the_one_before_is_whole(found):
     plan = CheckpointPlan(every_batches=5)
     town = found(CountingServer(2), 2, ends=Ends(messages=60), checkpoints=plan)
     town.acknowledges = False
-    while town.server.loop.messages < 30:
+    while town.server.loop.state.messages < 30:
         town.turn()
     steps = {step for _, step in town.saved}
     assert len(steps) == 1
@@ -250,15 +252,15 @@ def test_a_checkpoint_begins_only_when_the_one_before_is_whole(found):
 @pytest.mark.parametrize("seed", [None, 9])
 def test_a_suspended_run_is_kept_whole_at_its_end(found, seed):
     town = found(CountingServer(3), 3, seed=seed, ends=Ends(messages=600))
-    while town.server.loop.messages < 40:
+    while town.server.loop.state.messages < 40:
         town.turn()
     town.server.suspend()
     town.run()
-    assert town.server.loop.ended_by == SUSPENDED
+    assert town.server.loop.state.ended_by == SUSPENDED
     parts = town.newest()
     for k in range(3):
         assert torch.equal(parts[f"worker-{k}"]["sum"], town.rule.sums[k])
-    assert parts["server"]["step"] == town.server.loop.version
+    assert parts["server"]["step"] == town.server.loop.state.version
     assert_applied_once(town)
 
 
@@ -269,8 +271,8 @@ def test_a_run_that_is_asked_to_end_applies_what_is_under_way_and_certifies_it(f
         town.turn()
     town.server.end()
     town.run()
-    assert town.server.loop.ended_by == ASKED
-    assert town.rows[-1]["messages"] == town.server.loop.messages == len(town.rule.applied)
+    assert town.server.loop.state.ended_by == ASKED
+    assert town.rows[-1]["messages"] == town.server.loop.state.messages == len(town.rule.applied)
     assert_applied_once(town)
 
 
@@ -286,7 +288,7 @@ def test_news_does_not_take_the_credit_of_a_reply(found):
     for _ in range(200):
         fast.advance()
         town.server.advance()
-    assert town.server.loop.messages > 10
+    assert town.server.loop.state.messages > 10
     outbox = town.server._seats[0].outbox
     # Two pieces of news, and the task whose push has not come.
     assert outbox.has_room(1)
@@ -320,7 +322,7 @@ def test_a_worker_naps_for_its_straggler_and_its_modelled_time_only(found):
 
 def test_a_worker_that_is_late_joins_when_it_comes(found):
     town = found(CountingServer(2), 2, ends=Ends(messages=60, certify_samples=20), late={1: 0.0})
-    while town.server.loop.messages < 10:
+    while town.server.loop.state.messages < 10:
         town.workers[0].advance()
         town.server._late = {w: (math.inf, seat) for w, (_, seat) in town.server._late.items()}
         town.server.advance()

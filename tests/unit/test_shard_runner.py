@@ -190,7 +190,10 @@ class Town:
 
     def weights(self) -> torch.Tensor:
         loop = self.first.loop
-        found = [loop.rule.weights(loop.final), *(each.loop.weights() for each in self.shards)]
+        found = [
+            loop.rule.weights(loop.state.final),
+            *(each.loop.weights() for each in self.shards),
+        ]
         return torch.cat([each["w"] for each in found])
 
     def newest(self) -> dict[str, Any]:
@@ -244,7 +247,7 @@ def test_every_message_is_applied_by_every_shard_however_it_is_delivered(found, 
     options = {"broadcast": 2, "local_steps": 2} if method == "dis_dfsdca" else {}
     town = found(method, 3, 3, seed=seed, **options)
     town.run()
-    assert town.first.loop.ended_by == "messages"
+    assert town.first.loop.state.ended_by == "messages"
     assert_related(town)
     assert max(row["staleness_max"] for row in town.rows) <= town.config.delta_updates
 
@@ -252,7 +255,9 @@ def test_every_message_is_applied_by_every_shard_however_it_is_delivered(found, 
 @pytest.mark.parametrize("seed", [None, 6, 7])
 def test_a_lost_worker_comes_back_to_all_shards_with_what_it_had_kept(found, seed):
     town = found("dis_dfsdca", 3, 2, seed=seed, messages=150, every=12, local_steps=2)
-    while town.first.loop.messages < 40 or not any(name == "worker-1" for name, _ in town.saved):
+    while town.first.loop.state.messages < 40 or not any(
+        name == "worker-1" for name, _ in town.saved
+    ):
         town.turn()
     town.die(1)
     while not town.first.cut:
@@ -261,14 +266,14 @@ def test_a_lost_worker_comes_back_to_all_shards_with_what_it_had_kept(found, see
     # As the watch tells them: the other shards first.
     town.shards[0].lose(1)
     town.first.lose(1, step)
-    before = town.first.loop.messages
-    while town.first.loop.messages < before + 5:
+    before = town.first.loop.state.messages
+    while town.first.loop.state.messages < before + 5:
         town.turn()
     seat = town.arrive(1, town.saved["worker-1", step])
     town.first.join(1, seat)
     town.run()
     assert_related(town)
-    assert town.first.loop.messages >= 150
+    assert town.first.loop.state.messages >= 150
 
 
 @pytest.mark.parametrize("servers", [1, 3])
@@ -284,7 +289,7 @@ def test_a_run_goes_on_from_a_checkpoint_with_any_number_of_servers(found, metho
     saved: Any = SimpleNamespace(step=10, about={"servers": 2}, part=kept.__getitem__)
     parts = {_server(s): _range(saved, servers, s) for s in range(servers)}
     again = found(method, 1, servers, messages=50, parts={**parts, "worker-0": kept["worker-0"]})
-    assert again.first.loop.messages < 20
+    assert again.first.loop.state.messages < 20
     again.run()
     assert torch.equal(again.weights(), as_before.weights())
     assert_related(again)
@@ -292,11 +297,11 @@ def test_a_run_goes_on_from_a_checkpoint_with_any_number_of_servers(found, metho
 
 def test_a_suspended_run_is_kept_whole_at_its_end_by_every_shard(found):
     town = found("dis_dfsdca", 2, 2, seed=3, messages=600, local_steps=2)
-    while town.first.loop.messages < 20:
+    while town.first.loop.state.messages < 20:
         town.turn()
     town.first.suspend()
     town.run()
-    assert town.first.loop.ended_by == SUSPENDED
+    assert town.first.loop.state.ended_by == SUSPENDED
     parts = town.newest()
     assert set(parts) == {"server", "server-1", "worker-0", "worker-1"}
     w = torch.cat([parts[name]["rule"]["w"] for name in ("server", "server-1")])
