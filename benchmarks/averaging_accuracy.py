@@ -25,12 +25,11 @@ from pathlib import Path
 from typing import Any
 
 METHODS = ("minibatch_sgd", "local_sgd", "dasgd")
-BATCH = 32
 
 
 def name_of(method: str, seed: int, options: argparse.Namespace) -> str:
     """Return the folder of a run."""
-    return f"{method}-w{options.workers}-seed{seed}"
+    return f"{method}-w{options.workers}-b{options.batch_size}-seed{seed}"
 
 
 def train(method: str, seed: int, options: argparse.Namespace) -> None:
@@ -43,10 +42,10 @@ def train(method: str, seed: int, options: argparse.Namespace) -> None:
     command = [
         *(sys.executable, "-m", "raylab", "simulate", method, f"workers={options.workers}"),
         *(f"model={options.model}", f"data={options.data}", f"image_size={options.image_size}"),
-        *(f"batch_size={BATCH}", "eval_batch_size=500", "augment=true", f"epochs={options.epochs}"),
-        *(f"lr={options.lr}", "momentum=0.9", "weight_decay=5e-4", f"seed={seed}"),
+        *(f"batch_size={options.batch_size}", "eval_batch_size=500", "augment=true"),
+        *(f"epochs={options.epochs}", f"lr={options.lr}", "momentum=0.9", "weight_decay=5e-4"),
         *("schedule=cosine", f"warmup_epochs={0.3 * options.epochs:g}", "step_s=0.1"),
-        *(f"evaluate_every={options.epochs}", f"storage={options.storage}"),
+        *(f"seed={seed}", f"evaluate_every={options.epochs}", f"storage={options.storage}"),
         *(f"name={folder.name}", "--quiet"),
     ]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
@@ -59,7 +58,7 @@ def train(method: str, seed: int, options: argparse.Namespace) -> None:
 
 def results(method: str, options: argparse.Namespace) -> Iterator[dict[str, Any] | None]:
     """Yield the last row of every run that is there, None where the loss diverged."""
-    for seed in range(options.seeds):
+    for seed in options.seeds:
         folder = options.storage / name_of(method, seed, options)
         if (folder / "diverged.txt").exists():
             yield None
@@ -96,13 +95,14 @@ def main() -> None:
     parser.add_argument("--storage", type=Path, default=Path("runs/averaging"))
     parser.add_argument("--model", default="resnet8")
     parser.add_argument("--workers", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, default=32, help="of a worker")
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--image-size", type=int, default=32)
     parser.add_argument("--lr", type=float, default=0.05)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--table", action="store_true", help="train nothing")
     options = parser.parse_args()
-    for seed in range(0 if options.table else options.seeds):
+    for seed in [] if options.table else options.seeds:
         for method in METHODS:
             train(method, seed, options)
             print(name_of(method, seed, options), flush=True)
