@@ -7,7 +7,7 @@ unfold   the image as a matrix of places, for Gram matrices, and for GPUs
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +23,10 @@ from raylab.optimizers.sample_gradients import (
 )
 
 __all__ = ["ConvGeometry", "ConvUse"]
+
+_CACHED = 1 << 19
+"""Numbers of images and gradients that a CPU has in its cache while it goes from one to the other:
+2 MiB. Kernels are up to three times as fast as with a batch of 64 at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +118,7 @@ class ConvUse(Use):
             places, q = self.gradient[0, 0].numel(), self._widths()[1]
             per_sample = self.geometry.groups * places * (places + q)
             return chunked(self.samples, per_sample, lambda rows: self._factors(rows).squares())
-        return chunked(self.samples, self.size, lambda rows: squared_norms(self.explicit(rows)))
+        return self._chunked(lambda rows: squared_norms(self.explicit(rows)))
 
     def squares_and_sum(self) -> tuple[Tensor, Tensor]:
         """Return the squared norms, (B,), and the sum of all samples' gradients, (size,)."""
@@ -125,7 +129,16 @@ class ConvUse(Use):
             total.add_(gradients.sum(0))
             return squared_norms(gradients)
 
-        return chunked(self.samples, self.size, squares), total
+        return self._chunked(squares), total
+
+    def _chunked(self, squares: Callable[[slice], Tensor]) -> Tensor:
+        """Return `squares` of all samples, which compute the gradients of as many at a time as are
+        fastest.
+        """
+        if self.inputs.device.type != "cpu":
+            return chunked(self.samples, self.size, squares)
+        images = self.inputs[:1].numel() + self.gradient[:1].numel()
+        return chunked(self.samples, images + self.size, squares, _CACHED)
 
     def _widths(self) -> tuple[int, int]:
         """Return p and q of the factors."""

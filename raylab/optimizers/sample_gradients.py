@@ -221,9 +221,18 @@ def squared_norms(gradients: Tensor) -> Tensor:
     return norms.square()
 
 
-def chunked(samples: int, per_sample: int, squares: Callable[[slice], Tensor]) -> Tensor:
-    """Return `squares` of all samples, computed for as many at a time as memory shall hold."""
-    parts = [squares(rows) for rows in _rows(samples, max(1, _CHUNK // max(1, per_sample)))]
+def chunked(
+    samples: int, per_sample: int, squares: Callable[[slice], Tensor], most: int = _CHUNK
+) -> Tensor:
+    """Return `squares` of all samples, computed for as many at a time as memory shall hold.
+
+    Args:
+        samples: B.
+        per_sample: numbers of one sample.
+        squares: of some samples, (b,).
+        most: numbers at a time.
+    """
+    parts = [squares(rows) for rows in _rows(samples, max(1, most // max(1, per_sample)))]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
