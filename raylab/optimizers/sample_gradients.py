@@ -222,7 +222,10 @@ def squared_norms(gradients: Tensor) -> Tensor:
 
 
 def chunked(
-    samples: int, per_sample: int, squares: Callable[[slice], Tensor], most: int = _CHUNK
+    samples: int,
+    per_sample: int,
+    squares: Callable[[slice], Tensor],
+    most: int | None = None,
 ) -> Tensor:
     """Return `squares` of all samples, computed for as many at a time as memory shall hold.
 
@@ -230,9 +233,10 @@ def chunked(
         samples: B.
         per_sample: numbers of one sample.
         squares: of some samples, (b,).
-        most: numbers at a time.
+        most: numbers at a time; default: 16 MiB of float32.
     """
-    parts = [squares(rows) for rows in _rows(samples, max(1, most // max(1, per_sample)))]
+    at_a_time = (_CHUNK if most is None else most) // max(1, per_sample)
+    parts = [squares(rows) for rows in _rows(samples, max(1, at_a_time))]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from raylab.errors import ModelError
 from raylab.models import build
-from raylab.optimizers import PerSampleNorms, sample_gradients
+from raylab.optimizers import PerSampleNorms, convolution_samples, sample_gradients
 from raylab.optimizers.convolution_samples import ConvUse
 from raylab.optimizers.layer_identities import padded
 from raylab.optimizers.sample_gradients import FactorUse
@@ -194,6 +194,7 @@ CONVOLUTIONS = [
 @pytest.mark.parametrize("chunk", [1, 1 << 22])
 def test_convolutions_of_every_geometry(layer, chunk, monkeypatch):
     monkeypatch.setattr(sample_gradients, "_CHUNK", chunk)
+    monkeypatch.setattr(convolution_samples, "_CACHED", chunk)
     space = {nn.Conv1d: (9,), nn.Conv2d: (7, 6), nn.Conv3d: (4, 3, 3)}[type(layer)]
     assert_norms_equal_a_loop(copy.deepcopy(layer).double(), normal(3, 4, *space))
 
