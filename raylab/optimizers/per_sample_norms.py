@@ -227,7 +227,7 @@ class PerSampleNorms:
                 f"{owner.name}, a {type(module).__name__}, owns {', '.join(unknown)}: take "
                 'estimator="sampled", or exclude the module'
             )
-        if isinstance(module, _ConvNd) and list(owner.layers) == ["weight"] and not self._limit:
+        if isinstance(module, _ConvNd) and list(owner.layers) == ["weight"]:
             # Where torch's own forward of a convolution asks for the convolution proper.
             vars(module)["_conv_forward"] = functools.partial(self._convolve, owner, module)
             self._convolutions.append(module)
@@ -254,8 +254,9 @@ class PerSampleNorms:
         current = self._open() or SamplePass(self.names)
         layer = owner.layers["weight"]
         current.expect(layer)
+        asked = functools.partial(self._rows, current, owner=owner)
         found: Tensor = SampledConvolution.apply(  # type: ignore[no-untyped-call]
-            given, weight, bias, geometry, layer, current, owner.name
+            given, weight, bias, geometry, layer, current, asked
         )
         return found
 

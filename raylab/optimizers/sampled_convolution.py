@@ -6,6 +6,7 @@ norms cost next to nothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ class SampledConvolution(torch.autograd.Function):
         geometry: ConvGeometry,
         layer: int,
         current: SamplePass,
-        module: str,
+        asked: Callable[[Tensor], slice],
     ) -> Tensor:
         """Convolve.
 
@@ -42,10 +43,10 @@ class SampledConvolution(torch.autograd.Function):
             geometry: of the convolution.
             layer: that the weight is, in `current`.
             current: takes the norms.
-            module: what errors call the convolution.
+            asked: which samples of x norms are taken of.
         """
         ctx.save_for_backward(x, weight)
-        ctx.given = (geometry, layer, current, module)
+        ctx.given = (geometry, layer, current, asked)
         ctx.bias_sizes = None if bias is None else list(bias.shape)
         found: Tensor = torch.ops.aten.convolution(x, weight, bias, *_numbers(geometry))
         return found
@@ -55,15 +56,14 @@ class SampledConvolution(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients at x, weight and bias."""
         x, weight = ctx.saved_tensors
-        geometry, layer, current, module = ctx.given
-        current.rows(x, module, None)
-        use = ConvUse(x, gradient, geometry)
+        geometry, layer, current, asked = ctx.given
+        rows = asked(x)
         total = None
-        if current.once(layer):
-            squares, total = use.squares_and_sum()
+        if current.once(layer) and current.taken == len(x):
+            squares, total = ConvUse(x, gradient, geometry).squares_and_sum()
             current.computed(layer, squares)
-        else:
-            current.arrived(layer, use)
+        elif current.taken:
+            current.arrived(layer, ConvUse(x[rows], gradient[rows], geometry))
         at_x, _, at_bias, *_ = ctx.needs_input_grad
         found = torch.ops.aten.convolution_backward(
             gradient, x, weight, ctx.bias_sizes, *_numbers(geometry), [at_x, total is None, at_bias]

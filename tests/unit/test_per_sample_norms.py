@@ -478,3 +478,21 @@ def test_samples_are_taken_once_from_accumulated_batches():
     for name, mean in norms.mean().items():
         known = torch.cat([expected[0][name], expected[1][name][:1]]).mean()
         torch.testing.assert_close(mean, float(known), rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("limit", [3, 100])
+def test_sampled_norms_of_convolutions_leave_their_gradients_as_they_are(limit):
+    model = made(lenet)
+    plain = copy.deepcopy(model)
+    weights = {name: p for name, p in model.named_parameters() if name.endswith("weight")}
+    norms = PerSampleNorms(weights, model, limit=limit)
+    batches = [normal(n, 1, 28, 28, seed=n) for n in (2, 4, 5)]
+    for each in (model, plain):
+        for x in batches:
+            (any_loss(each(x)) * len(x) / 11).backward()
+    for p, expected in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, expected.grad, rtol=1e-10, atol=1e-13)
+    loops = [one_by_one(plain, x) for x in batches]
+    for name, mean in norms.mean().items():
+        known = torch.cat([loop[name] for loop in loops])[:limit].mean()
+        torch.testing.assert_close(mean, float(known), rtol=1e-10, atol=0)
