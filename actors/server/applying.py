@@ -67,8 +67,6 @@ class Applying:
 
     def _in_time(self, worker: int) -> bool:
         """Tell whether every other message can still be applied in time after this one."""
-        if not self._bound.waits:
-            return True
         return self._bound.in_time(self._state.version, self._state.roll.under_way(besides=worker))
 
     def _round(self, workers: list[int]) -> list[Order]:

@@ -19,8 +19,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
 from actors.errors import MechanismError
 from actors.server.applying import Applying
@@ -191,11 +190,3 @@ class ServerLoop:
         """End the run: what is under way is still applied, then a last certificate is made."""
         self.state.ended_by = self.state.ended_by or why
         return self._applying.release()
-
-    def save(self) -> dict[str, Any]:
-        """Return where the loop stands, for the server's part of a checkpoint."""
-        return self.state.save()
-
-    def restore(self, saved: Mapping[str, Any]) -> None:
-        """Go on from what `save` returned, before any worker has joined."""
-        self.state.restore(saved)

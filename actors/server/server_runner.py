@@ -94,7 +94,7 @@ class ServerRunner:
         if part is not None:
             with told(_WHO, f"checkpoint {part['step']}"):
                 self.loop.rule.restore(part["rule"])
-            self.loop.restore(part["loop"])
+            self.loop.state.restore(part["loop"])
             self._meter.restore(part["figures"], self.loop.state.samples)
             self._since = (self.loop.state.version, time.perf_counter())
             self.committed = part["step"]
@@ -315,6 +315,6 @@ class ServerRunner:
             return {
                 "step": step,
                 "rule": dict(self.loop.rule.save()),
-                "loop": self.loop.save(),
+                "loop": self.loop.state.save(),
                 "figures": self._meter.save(self._seats.values()),
             }

@@ -33,11 +33,6 @@ class Bound:
         """Tell whether a message is to be computed anew."""
         return self.updates is not None and self.late == "refresh" and staleness > self.updates
 
-    @property
-    def waits(self) -> bool:
-        """Whether messages are held for the sake of others."""
-        return self.updates is not None and self.late == "wait"
-
     def in_time(self, version: int, under_way: Iterable[int]) -> bool:
         """Tell whether the others can still be applied in time after one more update.
 

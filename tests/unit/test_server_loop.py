@@ -458,7 +458,7 @@ def test_a_loop_goes_on_where_a_saved_one_stood():
     case.push(0)
     case.push(1)
     again = Case(workers=0, ends=Ends(certify_samples=30))
-    again.loop.restore(case.loop.save())
+    again.loop.state.restore(case.loop.state.save())
     assert again.spell(again.loop.joined(0)) == ["0 none open t1"]
     assert again.spell(again.loop.joined(1)) == ["1 none open t1"]
     assert again.push(1) == ["1 commit cert1 t2"]
