@@ -127,30 +127,30 @@ class _Machine:
         self, events: Sequence[Event], on_row: Callable[[dict[str, Any]], None] | None
     ) -> Simulated:
         """Run to the end."""
-        loop, clock = self.loop, self._clock
-        loop.expect(range(self._workers))
+        state, clock = self.loop.state, self._clock
+        self.loop.expect(range(self._workers))
         for worker in range(self._workers):
             clock.after(self._straggler.late_s(worker), partial(self._join, worker, None, {}))
         for event in events:
             clock.at(event.time_s, partial(self._happens, event))
-        while loop.state.final is None and not self._enough:
+        while state.final is None and not self._enough:
             if not clock.step():
                 raise RaylabError(
                     f"something must be under way until the run is over, but nothing is after "
-                    f"{loop.state.messages} messages, {clock.now:.3g} s"
+                    f"{state.messages} messages, {clock.now:.3g} s"
                 )
-            for row in loop.state.rows[self._rows :]:
+            for row in state.rows[self._rows :]:
                 self._rows += 1
                 self._meter.stamp(row, clock.now)
                 if on_row is not None:
                     on_row(row)
         return Simulated(
-            rows=loop.state.rows,
-            model=dict(self._server.weights(loop.state.final or self._server.answer(-1))),
-            ended_by="asked" if self._enough else loop.state.ended_by,
+            rows=state.rows,
+            model=dict(self._server.weights(state.final or self._server.answer(-1))),
+            ended_by="asked" if self._enough else state.ended_by,
             trace=self._trace,
             deaths=self._deaths,
-            repeats=loop.state.repeats,
+            repeats=state.repeats,
         )
 
     def applied(self, worker: int, number: int, staleness: int) -> None:
