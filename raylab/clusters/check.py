@@ -11,6 +11,7 @@ import yaml
 
 from raylab.clusters import kuberay, ray_up
 from raylab.clusters.templates import placeholders
+from raylab.documents import documents, read_text
 from raylab.errors import ConfigError
 
 __all__ = ["Checked", "check_file"]
@@ -50,12 +51,12 @@ def check_file(path: Path) -> Checked:
     if left:
         # What stands in the place of a number may not even be YAML.
         raise _refused(path, left)
-    documents = _parsed(path, text)
-    manifests = [each for each in documents if each.get("kind") in kuberay.KINDS]
+    parsed = _parsed(path, text)
+    manifests = [each for each in parsed if each.get("kind") in kuberay.KINDS]
     if manifests:
         problems = [line for each in manifests for line in kuberay.problems(each)]
-    elif len(documents) == 1 and "kind" not in documents[0]:
-        problems = ray_up.problems(documents[0])
+    elif len(parsed) == 1 and "kind" not in parsed[0]:
+        problems = ray_up.problems(parsed[0])
     else:
         problems = ["it must be a file for ray up, or have a RayCluster or a RayJob"]
     if problems:
@@ -64,7 +65,7 @@ def check_file(path: Path) -> Checked:
         kinds = " and ".join(str(each["kind"]) for each in manifests)
         workers = {name: n for each in manifests for name, n in kuberay.workers(each).items()}
         return Checked(kind=kinds, provider="kuberay", workers=workers)
-    config = documents[0]
+    config = parsed[0]
     return Checked(
         kind="ray up",
         provider=config["provider"]["type"],
@@ -75,8 +76,8 @@ def check_file(path: Path) -> Checked:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_text(path)
+    except (OSError, ValueError) as error:
         raise ConfigError(
             f"a cluster's file must be readable, but {path} is not: {error}"
         ) from None
@@ -84,12 +85,12 @@ def _read(path: Path) -> str:
 
 def _parsed(path: Path, text: str) -> list[Mapping[str, Any]]:
     try:
-        documents = [each for each in yaml.safe_load_all(text) if each is not None]
+        found = [each for each in documents(text) if each is not None]
     except yaml.YAMLError as error:
         raise ConfigError(f"a cluster's file must be YAML, but {path} is not: {error}") from None
-    if not documents or not all(isinstance(each, Mapping) for each in documents):
+    if not found or not all(isinstance(each, Mapping) for each in found):
         raise ConfigError(f"a cluster's file must hold keys and values, but {path} does not")
-    return documents
+    return found
 
 
 def _refused(path: Path, problems: list[str]) -> ConfigError:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from raylab.config.parse import shown
+from raylab.documents import shown
 from raylab.errors import ConfigError
 
 __all__ = ["Domain", "domain_of", "is_number"]

@@ -76,4 +76,6 @@ def family_of(values: Mapping[str, Any]) -> Family:
     'parameter_server'
     """
     method = values.get("method")
+    if not isinstance(method, str):
+        return FAMILIES[0]
     return next((family for family in FAMILIES if method in family.methods), FAMILIES[0])

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from raylab.config.parse import shown
+from raylab.documents import shown
 from raylab.errors import ConfigError
 
 __all__ = ["COLUMNS", "Objective", "objectives_of"]

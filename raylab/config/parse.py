@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import difflib
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +23,7 @@ from raylab.config.parameter_server import EPISODES, SHARED
 from raylab.config.pipeline import METHODS, PipelineConfig
 from raylab.config.rules import allows_null, choices_of, is_text, rule_of
 from raylab.config.simulation import SIMULATED, SimulationConfig
+from raylab.documents import MOST_DEPTH, BoundedLoader, read_text, shown
 from raylab.errors import ConfigError
 
 __all__ = [
@@ -39,11 +40,13 @@ __all__ = [
 
 C = TypeVar("C", bound=BaseModel)
 
+_NO_NUL = "a text without NUL characters"
+_LONGEST_WORD = 80
 _FLOAT = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, for which 1e-3 is a number and a repeated key a mistake."""
+class _Loader(BoundedLoader):
+    """The bounded loader, for which 1e-3 is a number and a repeated key a mistake."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
@@ -53,7 +56,7 @@ class _Loader(yaml.SafeLoader):
             key = key_node.value
             if key in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands twice", key_node.start_mark
+                    None, None, f"the key {shown(key)} stands twice", key_node.start_mark
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)
@@ -70,10 +73,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: there is no such file, or it is not YAML, or not a mapping of names.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except FileNotFoundError:
         raise ConfigError(f"a configuration must be a file, but there is none at {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: no text, or a NUL in the path
         raise ConfigError(
             f"a configuration must be a readable text file, but {path} is not: {error}"
         ) from error
@@ -124,7 +127,9 @@ def apply_pairs(
         key, equals, text = pair.partition("=")
         if not equals or not key or not all(key.split(".")):
             example = f"{key}=VALUE" if key in fields else "epochs=3"
-            raise ConfigError(f"a setting must be key=value, such as {example}, but got {pair!r}")
+            raise ConfigError(
+                f"a setting must be key=value, such as {example}, but got {shown(pair)}"
+            )
         lay(merged, key, _value(fields, key, text))
     return merged
 
@@ -136,6 +141,11 @@ def lay(values: dict[str, Any], key: str, value: Any) -> None:
         ConfigError: what it reaches into is no mapping.
     """
     *outer, last = key.split(".")
+    if len(outer) >= MOST_DEPTH:
+        raise ConfigError(
+            f"a key must reach at most {MOST_DEPTH} mappings deep, but got one that reaches "
+            f"{len(outer) + 1}: {shown(key)}"
+        )
     inside = values
     for depth, name in enumerate(outer, start=1):
         inside = inside.setdefault(name, {})
@@ -180,6 +190,8 @@ def simulation_config(
         ConfigError: as `run_config`, or the method is one that is not simulated.
     """
     method = values.get("method", "dis_dfsdca")
+    if not isinstance(method, str):
+        return checked(SimulationConfig, values)
     if method in AVERAGING_METHODS:
         return checked(AveragingSimulationConfig, values)
     for key, alien in (("method", SHARED), ("problem", EPISODES)):
@@ -231,7 +243,7 @@ def _value(fields: Mapping[str, FieldInfo], key: str, text: str) -> Any:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(
-            f"the value of a key must be YAML, but {key}={text}{_place(error)}: "
+            f"the value of a key must be YAML, but {key}={text[:_LONGEST_WORD]}{_place(error)}: "
             "quote it for the shell if it has spaces or brackets"
         ) from None
 
@@ -239,28 +251,28 @@ def _value(fields: Mapping[str, FieldInfo], key: str, text: str) -> Any:
 def _complaint(fields: Mapping[str, FieldInfo], key: str, value: Any, inside: str) -> str:
     field = fields.get(key)
     if key == "method":
-        close = difflib.get_close_matches(str(value), ALL_METHODS, n=1, cutoff=0.4)
+        close = _close(value, ALL_METHODS)
         hint = f": did you mean {close[0]}?" if close else ""
         return f"`method` must be one of {', '.join(ALL_METHODS)}, but got {shown(value)}{hint}"
     if field is None:
-        close = difflib.get_close_matches(key, fields, n=1)
+        close = difflib.get_close_matches(key[:_LONGEST_WORD], fields, n=1)
         hint = (
             f"did you mean {inside}{close[0]}?" if close else "raylab train --help lists the keys"
         )
         if inside and not close:
             hint = f"there are {', '.join(fields)}"
-        return f"a key must be one that is known, but got `{inside}{key}`: {hint}"
-    close = difflib.get_close_matches(str(value), choices_of(field), n=1, cutoff=0.4)
+        return f"a key must be one that is known, but got `{inside}{key[:_LONGEST_WORD]}`: {hint}"
+    close = _close(value, choices_of(field))
     hint = f": did you mean {close[0]}?" if close else ""
-    return f"`{inside}{key}` must be {rule_of(field)}, but got {shown(value)}{hint}"
+    rule = _NO_NUL if isinstance(value, str) and "\0" in value else rule_of(field)
+    return f"`{inside}{key}` must be {rule}, but got {shown(value)}{hint}"
 
 
-def shown(value: Any) -> str:
-    """Return a value as YAML has it, in a line."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+def _close(value: Any, words: Iterable[str]) -> list[str]:
+    """Return the word that was meant, if one is like it."""
+    if not isinstance(value, str) or len(value) > _LONGEST_WORD:
+        return []
+    return difflib.get_close_matches(value, words, n=1, cutoff=0.4)
 
 
 def _place(error: Exception) -> str:

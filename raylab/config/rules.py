@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-__all__ = ["allows_null", "choices_of", "is_text", "rule_of", "takes_choices"]
+__all__ = ["allows_null", "argument_rule", "choices_of", "is_text", "rule_of", "takes_choices"]
 
 _WORDS: dict[Any, tuple[str, str]] = {
     bool: ("true or false", "true or false"),
@@ -26,6 +26,20 @@ def rule_of(field: FieldInfo) -> str:
     'a whole number >= 1 or a list of whole numbers >= 1'
     """
     return " or ".join(_rule(kind, field.metadata) for kind in _kinds(field.annotation))
+
+
+def argument_rule(name: str, field: FieldInfo) -> str:
+    """Return the rule of an argument of Python, with its name.
+
+    >>> from raylab.config.pipeline import PipelineConfig
+    >>> argument_rule("wait_s", PipelineConfig.model_fields["wait_s"])
+    'wait_s > 0 must hold for a number'
+    """
+    kinds = [kind for kind in _kinds(field.annotation) if kind is not type(None)]
+    if len(kinds) == 1 and _bare(kinds[0]) in (int, float):
+        noun = _WORDS[_bare(kinds[0])][0]
+        return f"{name}{_rule(kinds[0], field.metadata).removeprefix(noun)} must hold for {noun}"
+    return f"{name} must be {rule_of(field)}"
 
 
 def choices_of(field: FieldInfo) -> list[str]:
@@ -80,7 +94,7 @@ def _rule(kind: Any, metadata: list[Any], *, many: bool = False) -> str:
 
 
 def _bounds(metadata: list[Any]) -> list[str]:
-    signs = (("ge", " >= "), ("gt", " > "), ("lt", " and < "))
+    signs = (("ge", " >= "), ("gt", " > "), ("lt", " and < "), ("le", " and <= "))
     return [
         f"{sign}{getattr(each, name)}"
         for each in metadata

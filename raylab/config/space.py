@@ -11,7 +11,8 @@ from typing import Any
 
 from raylab.config.domain import Domain, domain_of, is_number
 from raylab.config.families import Family, family_of
-from raylab.config.parse import lay, run_config, shown
+from raylab.config.parse import lay, run_config
+from raylab.documents import shown
 from raylab.errors import ConfigError
 
 __all__ = ["base_of", "family_of_space", "space_of"]

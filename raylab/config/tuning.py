@@ -17,9 +17,10 @@ from typing import Any
 from raylab.config.domain import Domain
 from raylab.config.families import Family
 from raylab.config.objectives import Objective, objectives_of
-from raylab.config.parse import checked, run_config, shown
+from raylab.config.parse import checked, run_config
 from raylab.config.space import base_of, family_of_space, space_of
 from raylab.config.tuning_keys import BudgetConfig, SchedulerConfig, SearchConfig, TuningKeys
+from raylab.documents import shown
 from raylab.errors import ConfigError
 
 __all__ = ["TuningConfig", "tuning_config"]

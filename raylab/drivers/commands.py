@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from raylab.config import (
@@ -130,6 +130,7 @@ def resume(
     """
     folder = RunFolder.existing(Storage.at(path))
     before = folder.read_config()
+    was = run_config(before)
     config = run_config(apply_pairs(before, pairs))
     changed = {pair.partition("=")[0].partition(".")[0] for pair in pairs}
     may_change = _ALWAYS | _MAY_CHANGE[type(config)]
@@ -140,10 +141,10 @@ def resume(
             "raylab train FILE.yaml key=value begins one"
         )
     finished = folder.folder.exists("result.json") and not _stopped(folder)
-    if finished and not _goes_further(config, before):
+    if finished and not _goes_further(config, was):
         raise ConfigError(
             f"a run that goes on must not be finished, but {folder.folder} has its result.json: "
-            f"give it more epochs, for instance epochs={2 * int(before['epochs'])}"
+            f"give it more epochs, for instance epochs={2 * int(was.epochs or 1)}"
         )
     if isinstance(config, PipelineConfig) and "stages" in changed and "delay" not in changed:
         # The delays that were written down belong to the links that were.
@@ -156,7 +157,7 @@ def _stopped(folder: RunFolder) -> bool:
     return json.loads(folder.folder.read("result.json")).get("stopped") is not None
 
 
-def _goes_further(config: RunConfiguration, before: Mapping[str, Any]) -> bool:
+def _goes_further(config: RunConfiguration, was: RunConfiguration) -> bool:
     if isinstance(config, (PipelineConfig, AveragingConfig)):
-        return bool(config.epochs > before["epochs"])
-    return any(getattr(config, name) != before.get(name) for name in _ENDS)
+        return config.epochs > int(was.epochs or 0)
+    return any(getattr(config, name) != getattr(was, name) for name in _ENDS)

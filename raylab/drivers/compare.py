@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from raylab.config import PipelineConfig, RunConfiguration
+from raylab.documents import one_document, read_text
 from raylab.drivers.commands import resolved, train, with_method
 from raylab.errors import ConfigError, RaylabError
 
@@ -98,8 +99,8 @@ def _placed(config: RunConfiguration, folder: Path, label: str) -> Comparison:
 
 def _check_same(config: RunConfiguration, path: Path) -> None:
     try:
-        there = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+        there = one_document(read_text(path / "config.yaml"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} must hold a run, but its config.yaml is broken") from error
     for key, value in config.model_dump().items():
         if key not in _FREE and key in there and there[key] != value:

@@ -9,6 +9,7 @@ from typing import Any
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig
 from torch import Tensor, nn
 
+from raylab.documents import shown
 from raylab.drivers.kept import write_run
 from raylab.drivers.result import Result
 from raylab.errors import ConfigError
@@ -16,6 +17,7 @@ from raylab.records import CheckpointStore, EventWriter, RunFolder, Storage, new
 
 __all__ = ["RunPlace", "keep", "run_config"]
 
+_NEEDED = ("name", "storage_path", "storage_filesystem", "checkpoint_config", "failure_config")
 _RAYS_NAME = "ray_train_run-"
 
 
@@ -45,10 +47,15 @@ class RunPlace:
         tensorboard: write TensorBoard's events, too.
 
     Raises:
-        ConfigError: TensorBoard's events would not be on this machine.
+        ConfigError: it is no RunConfig, or TensorBoard's events would not be on this machine.
     """
 
     def __init__(self, config: RunConfig | None, method: str, *, tensorboard: bool) -> None:
+        if config is not None and not all(hasattr(config, each) for each in _NEEDED):
+            raise ConfigError(
+                "run_config must be a ray.train.RunConfig, or None, but got "
+                f"{shown(config)}: give RunConfig(name=..., storage_path=...)"
+            )
         given = config or run_config("~/raylab_results", new_run_name(method), 2, 3)
         # Ray Train fills in its own, a name and a folder too, where they are not given. Its name
         # tells the second only: two short runs would meet in one folder.

@@ -29,6 +29,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from raylab.documents import one_document
 from raylab.errors import ConfigError, DataError
 from raylab.records.storage import Storage
 
@@ -102,7 +103,7 @@ class RunFolder:
             ConfigError: it is not the YAML of a mapping.
         """
         try:
-            found = yaml.safe_load(self.folder.read("config.yaml"))
+            found = one_document(self.folder.read("config.yaml"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ConfigError(f"{self.folder}/config.yaml must be YAML, but {error}") from error
         if not isinstance(found, dict):

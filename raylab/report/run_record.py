@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from raylab.documents import one_document
 from raylab.errors import DataError
 from raylab.records import Storage
 
@@ -146,7 +147,7 @@ def read_run(folder: Storage, name: str | None = None) -> RunRecord:
         )
     return RunRecord(
         name=name or Path(folder.path).name,
-        config=_mapping(folder, "config.yaml", yaml.safe_load),
+        config=_mapping(folder, "config.yaml", one_document),
         rows=rows,
         result=_mapping(folder, "result.json", json.loads),
         timeline=_table(folder, "timeline.parquet"),
@@ -190,7 +191,7 @@ def _mapping(folder: Storage, name: str, parse: Callable[[str], Any]) -> dict[st
         return {}
     try:
         content = parse(folder.read(name).decode())
-    except (ValueError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         reason = str(error).partition("\n")[0]
         raise DataError(f"{folder}/{name} cannot be read: {reason}") from error
     if not isinstance(content, dict):

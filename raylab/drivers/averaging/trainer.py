@@ -11,11 +11,19 @@ from typing import Any
 
 from ray.train import RunConfig
 from torch import Tensor, nn
-from torch.optim import SGD, Optimizer
+from torch.optim import Optimizer
 
 from actors.checkpoint_plan import CheckpointPlan
 from actors.groups.within import within
 from raylab.algorithms.stage.settings import ScheduleFactory
+from raylab.config import AveragingConfig
+from raylab.drivers.arguments import (
+    check_arguments,
+    check_resources,
+    optimizer_argument,
+    schedule_argument,
+    schedule_over,
+)
 from raylab.drivers.averaging.check import check_fits
 from raylab.drivers.averaging.course import Course
 from raylab.drivers.averaging.fit import AveragingFit
@@ -65,10 +73,12 @@ class AveragingTrainer:
             "auto", too.
         xi: weight of a worker's own weights where an average is merged; None: the method's own,
             0.25 for dasgd.
-        optimizer: from parameters to a torch optimiser, whose state stays with the worker; default:
-            SGD with rate 0.05 and momentum 0.9.
+        optimizer: from parameters to a torch optimiser, whose state stays with the worker; or a
+            name such as "adam", with the rate that it has on the command line; default: SGD with
+            rate 0.05 and momentum 0.9.
         schedule: `raylab.optimizers.Schedule` over epochs, or a callable from an optimiser to a
-            torch scheduler, stepped once a local step; default: a constant rate.
+            torch scheduler, stepped once a local step; or "cosine" or "polynomial", over the
+            epochs of `fit`; default: a constant rate.
         average_dtype: of what is sent: "float32", as it is; or "bfloat16", half of the bytes.
         average_top_k: share of the entries that are sent, the largest ones; None: all. What is not
             sent is not lost, see `raylab.algorithms.averaging.averages`.
@@ -109,8 +119,8 @@ class AveragingTrainer:
         tau: MaybeAuto = None,
         delay: MaybeAuto = None,
         xi: float | None = None,
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
-        schedule: Schedule | ScheduleFactory | None = None,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | str | None = None,
+        schedule: Schedule | ScheduleFactory | str | None = None,
         average_dtype: Precision = "float32",
         average_top_k: float | None = None,
         clip_norm: float | None = None,
@@ -150,19 +160,25 @@ class AveragingTrainer:
             )
         if not callable(loss_fn):
             raise ConfigError(f"loss_fn must be callable, but got {type(loss_fn).__name__}")
-        for name, limit in (("wait_s", wait_s), ("resize_s", resize_s), ("timeout_s", timeout_s)):
-            if limit is not None and not limit > 0:
-                raise ConfigError(f"{name} > 0 must hold, but got {limit}")
-        for name, amount in (
-            ("checkpoint_every", checkpoint_every),
-            ("checkpoint_minutes", checkpoint_minutes),
-        ):
-            if not amount >= 0:
-                raise ConfigError(f"{name} >= 0 must hold, but got {amount}")
+        check_arguments(
+            AveragingConfig,
+            seed=seed,
+            wait_s=wait_s,
+            resize_s=resize_s,
+            timeout_s=timeout_s,
+            xi=xi,
+            average_top_k=average_top_k,
+            clip_norm=clip_norm,
+            clip_value=clip_value,
+            checkpoint_every=checkpoint_every,
+            checkpoint_minutes=checkpoint_minutes,
+            tensorboard=tensorboard,
+        )
+        check_resources("resources_per_worker", resources_per_worker)
         self._model = model
         self._loss_fn = loss_fn
-        self._optimizer = optimizer or functools.partial(SGD, lr=0.05, momentum=0.9)
-        self._schedule = schedule
+        self._optimizer = optimizer_argument(optimizer)
+        self._schedule = schedule_argument(schedule)
         self._resources = resources_per_worker
         self._waits = (wait_s, resize_s, timeout_s)
         self._checkpoints = CheckpointPlan(
@@ -286,7 +302,7 @@ class AveragingTrainer:
             model=copy.deepcopy(self._model),
             loss_fn=self._loss_fn,
             optimizer=self._optimizer,
-            schedule=self._schedule,
+            schedule=schedule_over(self._schedule, epochs),
             batches=batches,
             test=test,
             epochs=epochs,

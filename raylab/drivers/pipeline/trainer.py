@@ -10,10 +10,18 @@ from typing import Any
 
 from ray.train import RunConfig
 from torch import Tensor, nn
-from torch.optim import SGD, Optimizer
+from torch.optim import Optimizer
 
 from actors.pipeline.supervisor import Supervisor
 from raylab.algorithms.stage.settings import ScheduleFactory
+from raylab.config import PipelineConfig
+from raylab.drivers.arguments import (
+    check_arguments,
+    check_resources,
+    optimizer_argument,
+    schedule_argument,
+    schedule_over,
+)
 from raylab.drivers.batches import batches_of
 from raylab.drivers.cluster import connect, patience_s, stage_resources, threads_of
 from raylab.drivers.listener import OnRow, RowListener
@@ -56,10 +64,12 @@ class PipelineTrainer:
         stages: K, at most 16: the chain is cut so that the counted work of the slowest stage is
             smallest; or the cut points, e.g. [3, 6]: block 3 starts stage 2, block 6 stage 3.
         accumulate: M, batches whose mean gradient makes one update.
-        optimizer: from parameters to a torch optimiser, called once a stage; default: SGD with
-            rate 0.05 and momentum 0.9.
+        optimizer: from parameters to a torch optimiser, called once a stage; or a name such as
+            "adam", with the rate that it has on the command line; default: SGD with rate 0.05 and
+            momentum 0.9.
         schedule: `raylab.optimizers.Schedule` over epochs, or a callable from an optimiser to a
-            torch scheduler, stepped once an update; default: a constant rate.
+            torch scheduler, stepped once an update; or "cosine" or "polynomial", over the epochs
+            of `fit`; default: a constant rate.
         delay: batches by which a gradient comes back late over each link, instead of the method's
             own: a number, a list with one per link, or "auto": measured before the run, the
             smallest that hides the messages. For dni: by which its synthesizers are corrected late.
@@ -119,8 +129,8 @@ class PipelineTrainer:
         method: str = "adl",
         stages: int | Sequence[int] = 2,
         accumulate: int = 1,
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
-        schedule: Schedule | ScheduleFactory | None = None,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | str | None = None,
+        schedule: Schedule | ScheduleFactory | str | None = None,
         delay: Delay = None,
         weight_version: str = "forward",
         barrier: bool = False,
@@ -166,12 +176,24 @@ class PipelineTrainer:
         )
         if not callable(loss_fn):
             raise ConfigError(f"loss_fn must be callable, but got {type(loss_fn).__name__}")
-        if wait_s is not None and not wait_s > 0:
-            raise ConfigError(f"wait_s > 0 must hold, but got {wait_s}")
+        check_arguments(
+            PipelineConfig,
+            seed=seed,
+            wait_s=wait_s,
+            barrier=barrier,
+            recompute=recompute,
+            gradient_shrink=gradient_shrink,
+            clip_norm=clip_norm,
+            clip_value=clip_value,
+            checkpoint_every=checkpoint_every,
+            checkpoint_minutes=checkpoint_minutes,
+            tensorboard=tensorboard,
+        )
+        check_resources("resources_per_stage", resources_per_stage)
         self._model = model
         self._loss_fn = loss_fn
-        self._optimizer = optimizer or functools.partial(SGD, lr=0.05, momentum=0.9)
-        self._schedule = schedule
+        self._optimizer = optimizer_argument(optimizer)
+        self._schedule = schedule_argument(schedule)
         self._resources = resources_per_stage
         self._wait_s = wait_s
         self._checkpoints = checkpoint_plan(checkpoint_every, checkpoint_minutes, self.settings)
@@ -231,7 +253,7 @@ class PipelineTrainer:
             evaluate_every=evaluate_every,
         )
         chain, cuts = self._cut(batches)
-        schedule = bound(self._schedule, batches, self.settings.accumulate)
+        schedule = bound(schedule_over(self._schedule, epochs), batches, self.settings.accumulate)
         folder = self._place.folder(resume)
         checkpoints = RunCheckpoints(self._place.checkpoints(folder), folder, self.settings)
         if resume is not None:

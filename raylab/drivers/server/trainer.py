@@ -15,7 +15,9 @@ from actors.checkpoint_plan import CheckpointPlan
 from actors.wires.link import WireKind
 from raylab.algorithms.server.stragglers import Straggler
 from raylab.algorithms.server.stragglers import parse as parse_straggler
+from raylab.config import ParameterServerConfig
 from raylab.data import RowSource
+from raylab.drivers.arguments import check_arguments, check_resources
 from raylab.drivers.cluster import connect, room, stage_resources
 from raylab.drivers.commits import Commits
 from raylab.drivers.listener import ASKED, OnRow, RowListener
@@ -126,17 +128,17 @@ class ParameterServerTrainer:
         run_config: RunConfig | None = None,
         config: Mapping[str, Any] | None = None,
     ) -> None:
-        for name, value in (
-            ("checkpoint_every", checkpoint_every),
-            ("checkpoint_minutes", checkpoint_minutes),
-            ("sample_s", sample_s or 0.0),
-        ):
-            if not value >= 0:
-                raise ConfigError(f"{name} >= 0 must hold, but got {value}")
+        check_arguments(
+            ParameterServerConfig,
+            seed=seed,
+            sample_s=sample_s or None,
+            wait_s=wait_s,
+            checkpoint_every=checkpoint_every,
+            checkpoint_minutes=checkpoint_minutes,
+        )
+        check_resources("resources_per_worker", resources_per_worker)
         if type(servers) is not int or servers < 1:
             raise ConfigError(f"servers must be an integer >= 1, but got {servers!r}")
-        if wait_s is not None and not wait_s > 0:
-            raise ConfigError(f"wait_s > 0 must hold, but got {wait_s}")
         if wire not in get_args(WireKind):
             raise ConfigError(f"wire must be {' or '.join(get_args(WireKind))}, but got {wire!r}")
         self._asked = Asked(
