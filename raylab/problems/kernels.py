@@ -287,13 +287,16 @@ def _best_logistic(b: float, margin: float, q: float) -> float:
     """Return the b' that maximises -ℓ*(-y·b') - margin·(b' - b) - ½q(b' - b)², for logistic loss.
 
     In t = log(b'/(1 - b')) the derivative is -f(t), f(t) = t + margin + q(1/(1 + exp(-t)) - b),
-    with f' in [1, 1 + q/4]: Newton's method, and halving where it leaves the bracket.
+    with f' in [1, 1 + q/4]: Newton's method, and halving of the bracket where a step leaves it, or
+    is not half as long as the one before. Without the latter, a large q has Newton's method jump
+    between the steep part of f and its tail for ever.
     """
     low, high = -margin - q * (1.0 - b), -margin + q * b
     t = -margin
     if 0.0 < b < 1.0:
         t = min(high, max(low, math.log(b) - math.log1p(-b)))  # where the last pass ended
-    for _ in range(100):
+    longest = math.inf
+    for _ in range(200):
         p = _logistic(t)
         f = t + margin + q * (p - b)
         if f > 0.0:
@@ -301,8 +304,9 @@ def _best_logistic(b: float, margin: float, q: float) -> float:
         else:
             low = t
         new = t - f / (1.0 + q * p * (1.0 - p))
-        if new < low or new > high:
+        if new < low or new > high or abs(new - t) > longest:
             new = 0.5 * (low + high)
+        longest = 0.5 * abs(new - t)
         done = abs(new - t) <= 1e-14 * (1.0 + abs(new))
         t = new
         if done:

@@ -16,7 +16,7 @@ import numpy as np
 from raylab.data.rows import RowBlock
 from raylab.problems import kernels
 from raylab.problems.objective import Rows, Shard, Sparse, Vector
-from raylab.problems.spectrum import largest_eigenvalue
+from raylab.problems.spectrum import check_norms, largest_eigenvalue
 
 __all__ = ["LinearModel", "Loss"]
 
@@ -77,6 +77,7 @@ class LinearModel:
         self._all = np.arange(block.rows)
         self._norms = np.empty(block.rows)  # squared
         kernels.square_norms(block.indptr, block.values, self._norms)
+        check_norms(self._norms, shard)
         self.smoothness = loss.curvature * float(self._norms.max())
         self._scratch = _Scratch(block.dim, block.rows)
         self._last: tuple[Vector, Vector] | None = None

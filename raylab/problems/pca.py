@@ -17,6 +17,7 @@ from raylab.data.augment import Stream, keyed_generator
 from raylab.data.rows import RowBlock
 from raylab.problems import kernels
 from raylab.problems.objective import Rows, Shard, Vector
+from raylab.problems.spectrum import check_norms
 from raylab.problems.vector_duals import VectorDuals
 
 __all__ = ["Pca"]
@@ -50,6 +51,7 @@ class Pca(VectorDuals):
         self._all = np.arange(block.rows)
         norms = np.empty(block.rows)
         kernels.square_norms(block.indptr, block.values, norms)
+        check_norms(norms, shard)
         self.smoothness = self._smoothness(norms)
         self.convex = bool(self._shift >= norms.max())
 

@@ -7,13 +7,30 @@ from collections.abc import Callable
 import numpy as np
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
-from raylab.problems.objective import Vector
+from raylab.errors import DataError
+from raylab.problems.objective import Shard, Vector
 
-__all__ = ["largest_eigenvalue", "power_iteration"]
+__all__ = ["check_norms", "largest_eigenvalue", "power_iteration"]
 
 _FEW_DIMENSIONS = 32  # below, the matrix itself takes fewer products than an iteration
 _ACCURACY = 1e-2  # relative, of the iteration; more of it does no step size any good
 _VECTORS = 10  # that the iteration keeps: as many products before the first look at accuracy
+
+
+def check_norms(square_norms: Vector, shard: Shard) -> None:
+    """Check that sums of the rows' products stay finite.
+
+    Raises:
+        DataError: they do not.
+    """
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(square_norms * shard.n)
+    if not finite.all():
+        raise DataError(
+            "the square norms of rows must have a finite sum, but "
+            f"{int(np.count_nonzero(~finite))} of rows {shard.lo} to {shard.hi - 1} have one "
+            f"of up to {square_norms.max():.3g}: scale the columns of the data"
+        )
 
 
 def largest_eigenvalue(product: Callable[[Vector], Vector], dim: int, trace: float) -> float:

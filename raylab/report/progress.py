@@ -98,7 +98,8 @@ def _figures(row: Mapping[str, Any]) -> str:
         gradient = f"gradient {row['gradient_norm']:.2e}"
         parts.append(gradient if gap is None else f"gap {gap:.2e}")
         if row.get("rewound"):
-            parts.append(f"eta {row['eta']:.2g}, as {row['rewound']}")
+            eta = f"eta {row['eta']:.2g}" if row.get("eta") is not None else "back"
+            parts.append(f"{eta}, as {row['rewound']}")
     elif row.get("loss") is not None:
         parts.append(f"loss {row['loss']:.4f}")
     if row.get("test_accuracy") is not None:

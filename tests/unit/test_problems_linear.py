@@ -10,6 +10,7 @@ from scipy.optimize import minimize_scalar
 from scipy.sparse import random_array
 
 from raylab.data.rows import RowBlock
+from raylab.errors import DataError
 from raylab.problems import LinearObjective, kernels, shards
 from raylab.problems.linear import LinearModel, Loss
 from raylab.problems.objective import Shard
@@ -332,6 +333,19 @@ def test_curvature_and_smoothness_bound_the_gradients_changes(name):
             assert moved <= row_smoothness[i] * size * (1 + 1e-9)
 
 
+@EVERY_LOSS
+def test_rows_whose_squares_overflow_are_refused(name):
+    matrix, labels = data()
+    matrix[3] = 1e200
+    with pytest.raises(DataError, match="square norms of rows must have a finite sum, but 1 of"):
+        LinearModel(
+            block_of("dense", matrix, labels),
+            Shard(lo=0, hi=N, n=N),
+            strength=STRENGTH,
+            loss=LOSSES[name],
+        )
+
+
 def test_rows_of_zeros_curve_nothing():
     block = RowBlock.of_matrix(np.zeros((3, 50)), np.ones(3))
     shard = Shard(lo=0, hi=3, n=3)
@@ -386,6 +400,44 @@ def test_passes_of_coordinate_ascent_close_the_gap(name):
         w += vector / (STRENGTH * N)
     assert -1e-12 < primal_value(model, w) - dual_value(model, duals) < 1e-11
     np.testing.assert_allclose(w, model.dual_sum(duals) / (STRENGTH * N), rtol=1e-9)
+
+
+@EVERY_LOSS
+def test_each_step_of_coordinate_ascent_raises_the_dual_however_long_the_rows_are(name):
+    matrix, labels = data()
+    matrix *= np.random.default_rng(5).choice([1.0, 1e2, 1e4], (N, 1))
+    block = block_of("dense", matrix, labels)
+    model = LinearModel(block, Shard(lo=0, hi=N, n=N), strength=STRENGTH, loss=LOSSES[name])
+    w, duals = model.initial(), model.zero_duals()
+    value = dual_value(model, duals)
+    for i in np.random.default_rng(6).integers(0, N, 400):
+        touched, change, vector = model.coordinate_ascent(w, duals, np.array([i]))
+        duals[touched] += change
+        w += vector / (STRENGTH * N)
+        before, value = value, dual_value(model, duals)
+        assert value >= before - 1e-9 * abs(before) - 1e-12
+
+
+@pytest.mark.parametrize("b", [0.0, 1e-12, 0.3, 1.0])
+@pytest.mark.parametrize("margin", [-1e6, -5.0, -0.1, 0.0, 5.0, 1e3])
+@pytest.mark.parametrize("q", [1e-3, 1.0, 7.7e3, 1e9])
+def test_the_best_dual_of_the_logistic_loss_has_no_slope_left(b, margin, q):
+    model = LinearModel(
+        RowBlock.of_matrix(np.array([[np.sqrt(q * STRENGTH)]]), np.ones(1)),
+        Shard(lo=0, hi=1, n=1),
+        strength=STRENGTH,
+        loss=LOSSES["logistic"],
+    )
+    w = np.array([margin]) / np.sqrt(q * STRENGTH)
+    best = b + model.coordinate_ascent(w, np.array([b]), np.array([0]))[1][0]
+    # -ℓ*' - margin - q(b' - b) changes its sign at b'.
+    slopes = []
+    for other in (best * (1 - 1e-6) - 1e-15, best + (1 - best) * 1e-6 + 1e-15):
+        if 0.0 < other < 1.0:
+            slopes.append(np.log1p(-other) - np.log(other) - margin - q * (other - b))
+        else:
+            slopes.append(np.inf if other <= 0.0 else -np.inf)
+    assert slopes[0] >= 0.0 >= slopes[1]
 
 
 @EVERY_LOSS

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from actors.server.ends import Ends
-from raylab.algorithms.server.rule_factory import figure, worker_rule
-from raylab.errors import ConfigError
+from raylab.algorithms.server.rule_factory import figure, server_rule, worker_rule
+from raylab.errors import ConfigError, NonFiniteLossError
 from raylab.problems.objective import Shard
 from raylab.simulator import Event, Timing, simulate
 from tests.reference import parameter_server as reference
@@ -167,6 +167,27 @@ def test_a_given_step_that_diverges_is_an_error_that_names_it():
     objectives = linear_objectives(linear(), 2)
     with pytest.raises(Exception, match="eta=50"):
         run("dis_dfsdca", objectives, epochs=2000, eta=50.0)
+
+
+@pytest.mark.parametrize(("method", "workers"), [("sdca", 1), ("cocoa_plus", 3)])
+@pytest.mark.parametrize("logistic", [False, True])
+def test_a_method_without_a_step_never_goes_back_though_its_gap_rises(method, workers, logistic):
+    problem = linear(n=90, logistic=logistic)
+    problem.x[:] *= np.array([1.0, 300.0, 1.0, 100.0, 1.0])
+    found = run(method, linear_objectives(problem, workers), epochs=400)
+    gaps = [row["duality_gap"] for row in found.rows]
+    assert any(gap > 4.0 * min(gaps[:i]) for i, gap in enumerate(gaps) if i)
+    assert not any("rewound" in row for row in found.rows)
+    duals = np.array([row["dual"] for row in found.rows])
+    assert (np.diff(duals) >= -1e-12).all()
+    assert max(row["relation"] for row in found.rows) < 1e-9
+    assert duals[-1] > 2.0 * duals[2] > 0.0
+
+
+def test_a_method_without_a_step_whose_values_overflow_says_what_to_do():
+    rule = server_rule(settings_for("sdca", linear_objectives(linear(), 1)), np.zeros(5))
+    with pytest.raises(NonFiniteLossError, match="sdca, which has no step: scale the columns"):
+        rule.judge({"duality_gap": np.inf, "primal": np.inf})
 
 
 # ------------------------------------------------------------------ what an objective must be

@@ -151,11 +151,22 @@ def test_the_figure_is_the_gap_where_there_is_one():
 
 def test_duals_are_marked_only_where_they_are_not_too_many():
     assert made().keeps_marks
+    assert not made(method="cocoa_plus").keeps_marks
     assert not made(eta=0.1).keeps_marks
     assert not made(n=500_000, dual_width=500).keeps_marks
 
 
 # ------------------------------------------------------------------ messages and stragglers
+
+
+@pytest.mark.parametrize("method", SERVER_METHODS)
+def test_rows_that_are_long_are_a_note_with_the_passes_they_take(method):
+    workers = 1 if SERVER_METHODS[method].serial else 4
+    (note,) = notes(made(method=method, workers=workers, smoothness=2e5))
+    assert "about L/(λn)=2e+03 passes" in note
+    assert "scale the columns" in note
+    assert not notes(made(method=method, workers=workers))
+    assert not notes(made(method=method, workers=workers, smoothness=2e5, dual_width=3))
 
 
 @pytest.mark.parametrize("nonzero", [0, 3, 2500, 3900])

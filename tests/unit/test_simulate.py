@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.datasets import dump_svmlight_file
 
 from raylab.cli.main import main
 from raylab.records import Storage
@@ -113,6 +115,23 @@ def test_a_worker_that_dies_is_replaced_and_the_relation_holds(capsys, tmp_path)
     run = simulated(capsys, *words, f"storage={tmp_path}")
     assert run["deaths"] == 1
     assert run["metrics"]["relation"] < 1e-12
+
+
+@pytest.mark.parametrize("words", ["sdca workers=1", "cocoa_plus workers=2"])
+def test_a_method_without_a_step_shows_its_progress_on_rows_as_they_were_measured(
+    capsys, tmp_path, words
+):
+    draws = np.random.default_rng(0)
+    x = draws.standard_normal((60, 4)) * np.array([1.0, 700.0, 3.0, 90.0])
+    path = tmp_path / "rows"
+    dump_svmlight_file(x, np.sign(x @ np.ones(4)), str(path), zero_based=False)
+    ends = ("problem=ridge", "epochs=30", f"storage={tmp_path}", "name=one")
+    assert main(["simulate", *words.split(), f"data=libsvm:{path}", *ends]) == 0
+    err = capsys.readouterr().err
+    assert "scale the columns" in err
+    assert "epoch  30.0" in err
+    rows = read_run(Storage.at(tmp_path / "one")).rows
+    assert [row["dual"] for row in rows] == sorted(row["dual"] for row in rows)
 
 
 @pytest.mark.parametrize(

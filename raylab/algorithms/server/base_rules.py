@@ -156,20 +156,20 @@ class ServerCore:
         not convex. Only a step that is "auto" is judged.
 
         Raises:
-            NonFiniteLossError: of a given step, or after 60 halvings.
+            NonFiniteLossError: of a given step, of a method without one, or after 60 halvings.
         """
         name = figure(self.settings)
         value, primal = figures[name], figures["primal"]
         if not (math.isfinite(value) and math.isfinite(primal)):
-            if self.settings.eta != "auto" or not self.settings.traits.stepped:
+            if not self.settings.halves:
                 raise NonFiniteLossError(
                     f"the primal value must stay finite, but it is {primal} and {name} is {value} "
-                    f'with eta={self.eta:.3g}: give a smaller eta, or "auto", which recovers'
+                    + self._way_out()
                 )
             return f"{name} is {value}"
         self._first = self._first or {name: value, "primal": primal}
         best = self._comparable()
-        if self.settings.eta == "auto" and best:
+        if self.settings.halves and best:
             noisy = not self.settings.traits.duals and self._phase.kind == "steps"
             most = (_NOISY_RISE if noisy else _RISE)[name] * best[name]
             floor = _ROUNDING * max(self._first[name], abs(primal))
@@ -229,6 +229,11 @@ class ServerCore:
         raise NotImplementedError
 
     # ----------------------------------------------------------------- for the methods
+
+    def _way_out(self) -> str:
+        if self.settings.traits.stepped:
+            return f'with eta={self.eta:.3g}: give a smaller eta, or "auto", which recovers'
+        return f"with {self.settings.method}, which has no step: scale the columns of the data"
 
     def _comparable(self) -> dict[str, float]:
         """Return the best figures so far, none if the newest cannot be compared with them."""

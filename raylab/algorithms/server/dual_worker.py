@@ -141,7 +141,7 @@ class DualWorker:
         small = duals.nbytes < _LARGE_BYTES
         self.duals = duals.copy() if small else duals
         self._begun = None
-        if self.settings.eta == "auto":
+        if self.settings.halves:
             self._begun = self.duals.copy() if small else SpilledRows(duals)
         self._marks = {}
         self._change = None

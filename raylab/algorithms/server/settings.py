@@ -138,12 +138,21 @@ class ServerSettings:
         return min(_PIECES, self.message_samples) if self.broadcast else 1
 
     @property
+    def halves(self) -> bool:
+        """Whether a rise of the certificates halves the step, and takes the run back.
+
+        A method without a step has nothing to halve: its dual value only rises, though on rows of
+        large norm its gap rises before it falls.
+        """
+        return self.eta == "auto" and self.traits.stepped
+
+    @property
     def keeps_marks(self) -> bool:
         """Whether duals are remembered with each certificate, so that a step that was too long
         costs no more than what came after it. Where that would take 256 MB or more, such a step
         costs all since the beginning.
         """
-        return self.eta == "auto" and self.n * self.dual_width * 8 < _MARKED_BYTES
+        return self.halves and self.n * self.dual_width * 8 < _MARKED_BYTES
 
     def _check_constants(self) -> None:
         if not (math.isfinite(self.smoothness) and self.smoothness > 0):

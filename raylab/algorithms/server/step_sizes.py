@@ -20,11 +20,21 @@ from __future__ import annotations
 
 from raylab.algorithms.server.settings import ServerSettings
 
-__all__ = ["LARGEST_FACTOR", "auto_eta", "chosen_eta", "notes", "sgd_eta", "theory_eta"]
+__all__ = [
+    "LARGEST_FACTOR",
+    "auto_eta",
+    "chosen_eta",
+    "long_rows",
+    "notes",
+    "sgd_eta",
+    "theory_eta",
+]
 
 LARGEST_FACTOR = 2.0
 """By which non-uniform sampling multiplies the step of one sample, at most."""
 _NOISE_MARGIN = 4.0
+_LONG_ROWS = 100.0
+"""Of L/(λn), about the passes that divide the distance to the optimum by e (SDCA's n + L/λ)."""
 
 
 def theory_eta(settings: ServerSettings) -> float:
@@ -86,7 +96,27 @@ def sgd_eta(eta: float, strength: float, updates: int) -> float:
     return eta / (1 + eta * strength * updates)
 
 
+def long_rows(smoothness: float, strength: float, n: int) -> list[str]:
+    """Return a note where a linear model's rows are so long that a run takes very many passes."""
+    if smoothness <= _LONG_ROWS * strength * n:
+        return []
+    return [
+        f"the longest row gives L={smoothness:.3g}, and λn={strength * n:.3g}: about "
+        f"L/(λn)={smoothness / (strength * n):.2g} passes divide the distance to the optimum by e, "
+        "and a gap may rise before it falls; scale the columns of the data, or raise strength"
+    ]
+
+
 def notes(settings: ServerSettings) -> list[str]:
+    """Return what a user should know of the settings before a run: what no theorem covers, and
+    rows that are long.
+    """
+    linear = settings.convex and settings.dual_width == 1 and settings.strength > 0
+    slow = long_rows(settings.smoothness, settings.strength, settings.n) if linear else []
+    return [*_uncovered(settings), *slow]
+
+
+def _uncovered(settings: ServerSettings) -> list[str]:
     """Return what of the given eta, delta and local_steps the theorems do not cover.
 
     Theorem 3.4.1 or 3.4.3 for dual-free methods; (2.46) of Theorem 2.4.2 for AsySVRG, with

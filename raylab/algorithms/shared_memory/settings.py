@@ -6,9 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from raylab.algorithms.server.step_sizes import long_rows
 from raylab.algorithms.shared_memory.step_sizes import EXPONENT, auto_eta, inner_steps, theory_eta
 from raylab.errors import ConfigError
-from raylab.problems.objective import Objective
+from raylab.problems.objective import LinearObjective, Objective
 
 __all__ = ["SharedSettings"]
 
@@ -98,13 +99,17 @@ class SharedSettings:
         return max(1, 2 * n // self.batch)
 
     def notes(self, objective: Objective) -> list[str]:
-        """Return what of the settings the theorem does not cover."""
+        """Return what of the settings the theorem does not cover, and whether rows are long."""
+        slow: list[str] = []
+        if isinstance(objective, LinearObjective):
+            slow = long_rows(objective.smoothness, objective.strength, objective.shard.n)
         if isinstance(self.eta, str):
-            return []
+            return slow
         most = self.theory_eta(objective)
         if self.eta <= most * (1 + 1e-12):
-            return []
+            return slow
         return [
             f"eta={self.eta:.3g} is beyond the bound of Theorem 2.3.2 with alpha={EXPONENT:.3g}, "
-            f"which is {most:.3g} for {self.threads} threads"
+            f"which is {most:.3g} for {self.threads} threads",
+            *slow,
         ]

@@ -99,7 +99,7 @@ def first_w(settings: ServerSettings, first: Facts) -> Vector:
 def resolved(settings: ServerSettings) -> dict[str, Any]:
     """Return what was decided, by the settings' names."""
     return {
-        "first_eta": chosen_eta(settings),
+        "first_eta": chosen_eta(settings) if settings.traits.stepped else None,
         "local_steps": settings.message_samples if settings.traits.duals else None,
         "inner": settings.inner_messages if not settings.traits.duals else None,
         "delta": settings.delta_updates,
