@@ -7,6 +7,7 @@ objectives: [{metric: test_accuracy}, {metric: time_s, until: {test_accuracy: 0.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -45,6 +46,7 @@ COLUMNS: Mapping[str, Mapping[str, Mode]] = {
 }
 """By family, the columns that can be an objective, and which way is better."""
 
+_NEVER_NEGATIVE = (*_TIMES, "duality_gap", "gradient_norm", "samples_per_s", "staleness_mean")
 _PER_ROW = {
     "pipeline": ("bytes", "messages", "blocked_s"),
     "averaging": ("bytes", "blocked_s"),
@@ -130,6 +132,7 @@ def _objective(given: Any, family: str) -> Objective:
     better = _mode(column, family)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ConfigError(f"`until.{column}` must be a number, but got {shown(value)}")
+    _check_reachable(str(column), value, family)
     return Objective(
         metric=str(metric),
         mode=mode,
@@ -137,6 +140,25 @@ def _objective(given: Any, family: str) -> Objective:
         better=better,
         total=metric in _PER_ROW[family],
     )
+
+
+def _check_reachable(column: str, value: float, family: str) -> None:
+    """Refuse what no run comes to, so that no search looks for it.
+
+    Raises:
+        ConfigError: the column never has this value.
+    """
+    if not math.isfinite(value):
+        raise ConfigError(f"`until.{column}` must be finite, but got {shown(value)}")
+    if column.endswith("accuracy") and not 0 <= value <= 1:
+        raise ConfigError(
+            f"`until.{column}` must be a share from 0 to 1, but got {shown(value)}: say 0.9 for 90%"
+        )
+    # A server's problem may have a loss below 0.
+    if value < 0 and (column in _NEVER_NEGATIVE or family != "parameter_server"):
+        raise ConfigError(
+            f"`until.{column}` must be >= 0, as {column} is never less, but got {shown(value)}"
+        )
 
 
 def _mode(metric: Any, family: str) -> Mode:

@@ -6,6 +6,9 @@ bytes to gather. The statistics are therefore in raw pixel units, 0 to 255.
 
 from __future__ import annotations
 
+import math
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +25,7 @@ __all__ = [
     "Arrays",
     "Split",
     "channels_first",
+    "check_room",
     "drawn_evenly",
     "make_arrays",
     "split_of",
@@ -95,6 +99,27 @@ def split_of(images: Array, labels: Array) -> Split:
     )
 
 
+def check_room(count: int, shape: Sequence[int], element_bytes: int) -> None:
+    """Check that images can be held in this machine's memory, before they are made.
+
+    Args:
+        count: of the images.
+        shape: of one.
+        element_bytes: of a number.
+
+    Raises:
+        DataError: they cannot.
+    """
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    need = count * math.prod(shape) * element_bytes
+    if need > there:
+        raise DataError(
+            f"images must fit into memory, but {count} of {'x'.join(map(str, shape))} take "
+            f"{need / 2**30:.3g} GiB and this machine has {there / 2**30:.3g}: take fewer or "
+            "smaller ones"
+        )
+
+
 def drawn_evenly(labels: Array, count: int) -> npt.NDArray[np.bool_]:
     """Tell which samples are drawn: `count` of them, of every class its share, ±1.
 
@@ -149,6 +174,7 @@ def _resize(images: Tensor, size: int) -> Tensor:
     """Return uint8 images of shape (N, C, size, size)."""
     if images.shape[2:] == (size, size):
         return images
+    check_room(len(images), (images.shape[1], size, size), images.element_size())
     resized = images.new_empty((*images.shape[:2], size, size))
     for start in range(0, len(images), _CHUNK):
         chunk = images[start : start + _CHUNK].to(torch.float32)

@@ -14,6 +14,9 @@ from raylab.errors import DataError
 __all__ = ["NpzFile", "load_npz"]
 
 
+_FEW_CLASSES = 1000
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NpzFile:
     """One .npz file with x_train, y_train, x_test and y_test.
@@ -46,6 +49,7 @@ class NpzFile:
             labels[part] = self._labels(f"y_{part}", arrays[f"y_{part}"])
         # An empty array has no maximum; make_arrays names the split that is empty.
         num_classes = 1 + max(int(part.max(initial=0)) for part in labels.values())
+        self._check_classes(num_classes, len(labels["train"]))
         try:
             return make_arrays(
                 split_of(images["train"], labels["train"]),
@@ -56,6 +60,15 @@ class NpzFile:
             )
         except DataError as error:
             raise DataError(f"{self.path}: {error}") from error
+
+    def _check_classes(self, num_classes: int, samples: int) -> None:
+        # The network has an output for each: a label that is an identifier would ask for millions.
+        if num_classes > max(_FEW_CLASSES, 10 * samples):
+            raise DataError(
+                f"labels must be classes counted from 0, but the largest of {samples} labels in "
+                f"{self.path} is {num_classes - 1}: save their ranks, "
+                "numpy.unique(labels, return_inverse=True)[1]"
+            )
 
     def _images(self, key: str, images: Array) -> Array:
         if images.dtype != np.uint8:

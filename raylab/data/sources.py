@@ -19,7 +19,14 @@ from typing import Literal, Protocol
 import numpy as np
 
 from raylab._torchvision import import_torchvision
-from raylab.data.arrays import Arrays, channels_first, drawn_evenly, make_arrays, split_of
+from raylab.data.arrays import (
+    Arrays,
+    channels_first,
+    check_room,
+    drawn_evenly,
+    make_arrays,
+    split_of,
+)
 from raylab.data.augment import Stream, keyed_generator
 from raylab.errors import DataError
 
@@ -153,7 +160,12 @@ class RandomNormal:
         return f"random:n={self.n},shape={shape},classes={self.classes},seed={self.seed}"
 
     def read(self) -> Arrays:
-        """Draw both splits."""
+        """Draw both splits.
+
+        Raises:
+            DataError: they do not fit into memory.
+        """
+        check_room(self.n, self.shape, 4)
         splits = []
         for part, count in enumerate((self.n, max(1, self.n // 5))):
             generator = keyed_generator(Stream.SAMPLES, self.seed, part)

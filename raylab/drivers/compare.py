@@ -14,6 +14,7 @@ from raylab.config import PipelineConfig, RunConfiguration
 from raylab.documents import one_document, read_text
 from raylab.drivers.commands import resolved, train, with_method
 from raylab.errors import ConfigError, RaylabError
+from raylab.records import check_run_name
 
 __all__ = ["Comparison", "compare", "plan_comparison"]
 
@@ -63,13 +64,14 @@ def plan_comparison(
         seeds: each method runs once with each.
 
     Raises:
-        ConfigError: keys do not go together, a finished run has other settings, or `storage` is
-            not on this machine.
+        ConfigError: the name is no folder's, keys do not go together, a finished run has other
+            settings, or `storage` is not on this machine.
     """
     if "://" in config.storage:
         raise ConfigError(
             f"a comparison must be stored in a local folder, but got {config.storage}"
         )
+    check_run_name(str(config.name))
     folder = Path(config.storage).expanduser().absolute() / str(config.name)
     found = []
     for method in methods:

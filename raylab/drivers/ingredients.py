@@ -10,11 +10,12 @@ from torch.optim import Optimizer
 
 from raylab.config import NetworkConfig
 from raylab.data import DataSet, load
+from raylab.documents import shown
 from raylab.errors import ConfigError
 from raylab.models import build
 from raylab.optimizers import Schedule, make_optimizer
 
-__all__ = ["data_of", "model_of", "optimizer_of", "schedule_of"]
+__all__ = ["data_notes", "data_of", "model_of", "optimizer_of", "schedule_of"]
 
 
 def data_of(config: NetworkConfig) -> DataSet:
@@ -34,6 +35,28 @@ def data_of(config: NetworkConfig) -> DataSet:
         root=config.data_root,
         download=config.download,
     )
+
+
+def data_notes(config: NetworkConfig, data: DataSet) -> list[str]:
+    """Return what a user should know of keys that do not fit the data."""
+    notes = []
+    samples = data.train.num_samples
+    if config.batch_size > samples:
+        notes.append(
+            f"batch_size={config.batch_size} is more than the {samples} training samples: every "
+            "batch is all of them"
+        )
+    if (config.warmup_epochs or 0) > config.epochs:
+        notes.append(
+            f"warmup_epochs={config.warmup_epochs:g} is more than epochs={config.epochs}: the rate "
+            "never comes to lr"
+        )
+    if config.freeze_fc_epochs >= config.epochs:
+        notes.append(
+            f"freeze_fc_epochs={config.freeze_fc_epochs:g} is no less than epochs={config.epochs}: "
+            "linear layers are never trained"
+        )
+    return notes
 
 
 def schedule_of(config: NetworkConfig) -> Schedule:
@@ -63,11 +86,19 @@ def model_of(config: NetworkConfig, data: DataSet) -> nn.Sequential:
         torch.manual_seed(config.seed)
         try:
             return build(config.model, **shape, **config.model_options)
+        except (RuntimeError, MemoryError, OverflowError) as error:
+            reason = _first_line(error)
+            raise ConfigError(
+                f"the network must fit into memory, but {config.model} for images of "
+                f"{'x'.join(map(str, data.input_shape))} and {data.num_classes} classes, with "
+                f"model_options={shown(config.model_options)}, does not: {reason}"
+            ) from error
         except TypeError as error:
             if not config.model_options:
                 raise
             raise ConfigError(
-                f"`model_options` must fit {config.model}, but got {config.model_options}: {error}"
+                f"`model_options` must fit {config.model}, but got "
+                f"{shown(config.model_options)}: {_first_line(error)}"
             ) from error
 
 
@@ -83,6 +114,11 @@ def optimizer_of(config: NetworkConfig) -> Callable[[Iterable[nn.Parameter]], Op
     given = {"momentum": config.momentum, "weight_decay": config.weight_decay}
     options = {key: value for key, value in given.items() if value is not None}
     return make_optimizer(config.optimizer, config.lr or 0.0, **options, **config.optimizer_options)
+
+
+def _first_line(error: BaseException) -> str:
+    """Return what an error says without the C++ frames that torch has below it."""
+    return str(error).partition("\n")[0]
 
 
 def _refuse(key: str, options: Collection[str], elsewhere: dict[str, str], verb: str) -> None:

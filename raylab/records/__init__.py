@@ -1,7 +1,7 @@
 """What a run leaves behind: rows, a folder of files, checkpoints."""
 
 from raylab.records.checkpoints import CheckpointStore
-from raylab.records.folder import RunFolder, new_run_name
+from raylab.records.folder import RunFolder, check_run_name, new_run_name
 from raylab.records.late_arrays import LateArray, LateRows
 from raylab.records.rows import RowMerger
 from raylab.records.saved_checkpoint import Part, SavedCheckpoint
@@ -19,6 +19,7 @@ __all__ = [
     "RunFolder",
     "SavedCheckpoint",
     "Storage",
+    "check_run_name",
     "new_run_name",
     "timeline_rows",
 ]

@@ -33,7 +33,7 @@ from raylab.documents import one_document
 from raylab.errors import ConfigError, DataError
 from raylab.records.storage import Storage
 
-__all__ = ["RunFolder", "new_run_name"]
+__all__ = ["RunFolder", "check_run_name", "new_run_name"]
 
 _PACKAGES = ("raylab-train", "ray", "torch", "torchvision", "pyarrow", "pyzmq", "numpy")
 
@@ -42,6 +42,16 @@ def new_run_name(prefix: str) -> str:
     """Return a name with the time in it, such as adl-20240131-235959-007."""
     now = datetime.now()
     return f"{prefix}-{now:%Y%m%d-%H%M%S}-{now.microsecond // 1000:03d}"
+
+
+def check_run_name(name: str) -> None:
+    """Check the name of a run, or of a folder of runs.
+
+    Raises:
+        ConfigError: it is no plain name of a folder.
+    """
+    if not name or "\0" in name or name in (".", "..") or Path(name).name != name:
+        raise ConfigError(f"name must be one plain folder name, but got {name!r}")
 
 
 class RunFolder:
@@ -59,8 +69,7 @@ class RunFolder:
     """The run's own."""
 
     def __init__(self, storage: Storage, name: str) -> None:
-        if not name or "\0" in name or name in (".", "..") or Path(name).name != name:
-            raise ConfigError(f"name must be one plain folder name, but got {name!r}")
+        check_run_name(name)
         self.folder = storage.child(name)
         self.folder.make()
         if self.folder.exists("config.yaml"):

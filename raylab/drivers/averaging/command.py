@@ -8,8 +8,9 @@ from raylab.config import AveragingConfig
 from raylab.drivers.averaging.resolved import resolve_averaging
 from raylab.drivers.averaging.trainer import AveragingTrainer
 from raylab.drivers.cluster import resources_asked
-from raylab.drivers.ingredients import data_of, model_of, optimizer_of, schedule_of
+from raylab.drivers.ingredients import data_notes, data_of, model_of, optimizer_of, schedule_of
 from raylab.drivers.listener import OnRow
+from raylab.drivers.notes import say_notes
 from raylab.drivers.result import Result
 from raylab.drivers.run_place import run_config
 
@@ -71,6 +72,7 @@ def run_averaging(
         ),
         config=config.model_dump(),
     )
+    say_notes(data_notes(config, data), progress=progress)
     return trainer.fit(
         data.train,
         epochs=config.epochs,

@@ -9,11 +9,13 @@ from typing import Any, Literal
 
 from raylab.algorithms.averaging import AVERAGING_METHODS, AveragingMethod, AveragingNumbers
 from raylab.algorithms.averaging.averages import check_compression
+from raylab.documents import shown
 from raylab.errors import ConfigError
 from raylab.planner import plan_from_measured
 
-__all__ = ["AveragingSettings", "MaybeAuto", "Precision", "at_least", "workers_of"]
+__all__ = ["AveragingSettings", "MaybeAuto", "Precision", "at_least", "fitting_notes", "workers_of"]
 
+MOST_WORKERS = 10_000
 MaybeAuto = int | Literal["auto"] | None
 Precision = Literal["float32", "bfloat16"]
 
@@ -114,6 +116,32 @@ class AveragingSettings:
         return self.rule.delay if self.delay is None else self.delay
 
 
+def fitting_notes(settings: AveragingSettings, batches: int | None, epochs: int) -> list[str]:
+    """Return what a user should know of settings that do not fit the batches.
+
+    Args:
+        settings: of the run.
+        batches: of an epoch; None: they do not say.
+        epochs: of the run.
+    """
+    if batches is None:
+        return []
+    notes = []
+    if settings.least > batches:
+        notes.append(
+            f"{settings.least} workers are more than the {batches} batches of an epoch: some get "
+            "the same ones"
+        )
+    steps = -(-batches // settings.least) * epochs
+    tau = None if settings.automatic else settings.numbers().tau
+    if tau is not None and tau > steps:
+        notes.append(
+            f"tau={tau} is more than the {steps} local steps of a worker: there is no average "
+            "before the end"
+        )
+    return notes
+
+
 def workers_of(workers: Any) -> tuple[int, int]:
     """Return the fewest and the most workers.
 
@@ -127,6 +155,8 @@ def workers_of(workers: Any) -> tuple[int, int]:
             "workers must be a number >= 1, or the fewest and the most of them, but got "
             f"{workers!r}"
         )
+    if most > MOST_WORKERS:
+        raise ConfigError(f"workers <= {MOST_WORKERS} must hold, but got {shown(workers)}")
     return few, most
 
 

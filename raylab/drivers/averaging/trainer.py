@@ -33,11 +33,13 @@ from raylab.drivers.averaging.settings import (
     MaybeAuto,
     Precision,
     at_least,
+    fitting_notes,
     workers_of,
 )
 from raylab.drivers.batches import batches_of
 from raylab.drivers.cluster import connect, patience_s, stage_resources
 from raylab.drivers.listener import OnRow, RowListener
+from raylab.drivers.notes import say_notes
 from raylab.drivers.result import Result
 from raylab.drivers.run_place import RunPlace
 from raylab.errors import ConfigError, ModelError
@@ -242,6 +244,7 @@ class AveragingTrainer:
             report_every=report_every,
             listened=on_row is not None,
         )
+        say_notes(fitting_notes(self.settings, batches_of(batches), epochs), progress=progress)
         folder = self._place.folder(resume)
         own = connect()
         wait_s, resize_s, timeout_s = self._waits

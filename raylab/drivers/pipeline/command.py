@@ -9,8 +9,9 @@ from torch import nn
 from raylab.config import PipelineConfig
 from raylab.data import DataSet
 from raylab.drivers.cluster import resources_asked
-from raylab.drivers.ingredients import data_of, model_of, optimizer_of, schedule_of
+from raylab.drivers.ingredients import data_notes, data_of, model_of, optimizer_of, schedule_of
 from raylab.drivers.listener import OnRow
+from raylab.drivers.notes import say_notes
 from raylab.drivers.pipeline.trainer import PipelineTrainer
 from raylab.drivers.resolve import resolve
 from raylab.drivers.result import Result
@@ -44,6 +45,7 @@ def run_pipeline(
     """
     config = resolve(config)
     trainer, data = _trainer(config)
+    say_notes(data_notes(config, data), progress=progress)
     return trainer.fit(
         data.train,
         epochs=config.epochs,

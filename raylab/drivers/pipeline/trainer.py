@@ -25,8 +25,10 @@ from raylab.drivers.arguments import (
 from raylab.drivers.batches import batches_of
 from raylab.drivers.cluster import connect, patience_s, stage_resources, threads_of
 from raylab.drivers.listener import OnRow, RowListener
+from raylab.drivers.notes import say_notes
 from raylab.drivers.pipeline.checkpointing import RunCheckpoints, checkpoint_plan
 from raylab.drivers.pipeline.fit import PipelineFit
+from raylab.drivers.pipeline.fitting import fitting_notes
 from raylab.drivers.pipeline.network import Network
 from raylab.drivers.pipeline.plan import first_cuts, plan_of
 from raylab.drivers.pipeline.run import PipelineRun
@@ -253,11 +255,18 @@ class PipelineTrainer:
             evaluate_every=evaluate_every,
         )
         chain, cuts = self._cut(batches)
+        notes = fitting_notes(
+            self.settings,
+            samples=chain.x[0].shape[0],
+            batches=batches_of(batches),
+            epochs=epochs,
+        )
         schedule = bound(schedule_over(self._schedule, epochs), batches, self.settings.accumulate)
         folder = self._place.folder(resume)
         checkpoints = RunCheckpoints(self._place.checkpoints(folder), folder, self.settings)
         if resume is not None:
             checkpoints.rewind(resume_step)
+        say_notes(notes, progress=progress)
         own = connect()
         run = PipelineRun(
             self.settings,
