@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from raylab._beside import check_beside, run_as_command
 from raylab.errors import (
     CheckpointError,
     ConfigError,
@@ -51,6 +52,9 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+if not run_as_command():  # the command says it in a line
+    check_beside()
 
 _LATER = {
     "AveragingTrainer": "raylab.drivers.averaging.trainer",

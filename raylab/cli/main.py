@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from raylab._beside import check_beside
 from raylab.errors import RaylabError
 
 __all__ = ["COMMANDS", "INTERRUPTED", "entry_point", "main"]
@@ -63,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
+        check_beside()
         return _run(words)
     except SystemExit as error:  # argparse, after --help or a complaint
         return error.code if isinstance(error.code, int) else 1

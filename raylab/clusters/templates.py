@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import functools
-import importlib.resources
 import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 __all__ = ["fill", "fill_words", "placeholders", "read_data", "read_text"]
 
+# Not by its name as a package: a user may have a module that is called so, too.
+_FOLDER = Path(__file__).parents[2] / "cluster"
 _NAME = r"\$\{([a-z_]+)\}"
 _BLOCK = re.compile(rf"^( *){_NAME}$", re.MULTILINE)
 _INLINE = re.compile(_NAME)
@@ -20,7 +22,7 @@ _INLINE = re.compile(_NAME)
 
 def read_text(name: str) -> str:
     """Return a file of the package `cluster`."""
-    return (importlib.resources.files("cluster") / name).read_text(encoding="utf-8")
+    return (_FOLDER / name).read_text(encoding="utf-8")
 
 
 @functools.cache

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.resources
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from raylab.config.parse import load_yaml
-
-if TYPE_CHECKING:
-    from importlib.resources.abc import Traversable
 
 __all__ = ["read_search", "search_names", "search_summary"]
 
@@ -33,5 +30,6 @@ def _text(name: str) -> str:
     return (_folder() / f"{name}.yaml").read_text(encoding="utf-8")
 
 
-def _folder() -> Traversable:
-    return importlib.resources.files("tune_configs")
+def _folder() -> Path:
+    # Not by its name as a package: a user may have a module that is called so, too.
+    return Path(__file__).parents[2] / "tune_configs"
