@@ -27,9 +27,16 @@ class CheckpointPlan:
         """Whether there will be any."""
         return self.every_batches > 0 or self.every_s > 0
 
-    def due(self, batches: int, since_batches: int, since_s: float) -> bool:
-        """Tell whether to save with `batches` done, so many batches and seconds after the last."""
+    def due(self, batches: int, since_batches: int, since_s: float, *, asked: bool = False) -> bool:
+        """Tell whether to save with `batches` done, so many batches and seconds after the last.
+
+        Args:
+            batches: done.
+            since_batches: since the last.
+            since_s: since the last.
+            asked: as soon as there can be one.
+        """
         if since_batches < 1 or batches % self.window:
             return False
         counted = 0 < self.every_batches <= since_batches
-        return counted or 0 < self.every_s <= since_s
+        return asked or counted or 0 < self.every_s <= since_s

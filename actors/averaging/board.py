@@ -18,7 +18,7 @@ class Board:
         self._notes: list[tuple[str, Any]] = []
         self._failure: Exception | None = None
         self._outcome: dict[str, Any] = {}
-        self._asked = False
+        self._asked = self._leaves = False
 
     def put(self, kind: str, note: Any) -> None:
         """Take a note."""
@@ -36,6 +36,14 @@ class Board:
     def asked(self) -> bool:
         """Return whether the run is to end."""
         return self._asked
+
+    def leave(self) -> None:
+        """Ask the workers for a checkpoint, and to go: the run is resumed from there."""
+        self._leaves = True
+
+    def leaves(self) -> bool:
+        """Return whether the workers are to save and go."""
+        return self._leaves
 
     def fail(self, failure: Exception) -> None:
         """Take why the run is not to be tried again; the first reason stays."""

@@ -20,6 +20,7 @@ After a checkpoint the groups begin when there are such batches again.
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -74,6 +75,7 @@ class Source:
         seed: of the draws that the iterables make from the global generators.
         checkpoints: when to put markers between the batches; default: never.
         start: from `state`, where to go on; default: the beginning.
+        saves: set to ask for a checkpoint as soon as there can be one; cleared when it is made.
         ends: asked before every training batch whether the run is to end there; default: never.
         clock: for tests.
     """
@@ -95,6 +97,7 @@ class Source:
         seed: int = 0,
         checkpoints: CheckpointPlan | None = None,
         start: Mapping[str, Any] | None = None,
+        saves: threading.Event | None = None,
         ends: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -108,6 +111,7 @@ class Source:
         self._ages = recheck_ages
         self._seen: deque[_Pair] = deque(maxlen=max(recheck_ages, default=0) + 1)
         self._checkpoints = checkpoints or CheckpointPlan()
+        self._saves = saves or threading.Event()
         self._ends = ends
         self._ended = False
         self._clock = clock
@@ -190,9 +194,11 @@ class Source:
 
     def _due(self) -> bool:
         batch, now_s = self._place.batch, self._clock()
-        due = self._checkpoints.due(batch, batch - self._saved, now_s - self._saved_s)
+        asked = self._saves.is_set()
+        due = self._checkpoints.due(batch, batch - self._saved, now_s - self._saved_s, asked=asked)
         if due:
             self._saved, self._saved_s = batch, now_s
+            self._saves.clear()
         return due
 
     def _tests(self, test: Iterable[Any], epoch: int) -> Iterator[_Item]:

@@ -47,6 +47,11 @@ class Feed:
     seed: int = 0
     checkpoints: CheckpointPlan = field(default_factory=CheckpointPlan)
 
+    @property
+    def saves(self) -> bool:
+        """Whether the run keeps checkpoints."""
+        return self.checkpoints.on
+
 
 class StageWorker(Member):
     """One stage of a pipeline, in the process of its actor.
@@ -65,6 +70,7 @@ class StageWorker(Member):
         self._rule: StageRule | None = None
         self._runner: StageRunner | None = None
         self._ending = threading.Event()
+        self._saving = threading.Event()
         self._metrics = StageMetrics(stage, tags or {})
 
     # ------------------------------------------------------------------ work
@@ -124,6 +130,11 @@ class StageWorker(Member):
         self._ending.set()
 
     @ray.method(concurrency_group="control")
+    def save(self) -> None:
+        """Let the next batch that this stage reads come behind a checkpoint."""
+        self._saving.set()
+
+    @ray.method(concurrency_group="control")
     def progress(self) -> tuple[int, list[dict[str, Any]], list[tuple[int, Any]]]:
         """Return how many batches have entered the stage, and what is new since the last call:
         rows, and parts of checkpoints, each with its step.
@@ -158,6 +169,7 @@ class StageWorker(Member):
                 checkpoints=feed.checkpoints,
                 start=None if part is None else part["source"],
                 ends=self._ending.is_set,
+                saves=self._saving,
             )
             features = self._ahead(source)
         targets = self._inbox("labels")

@@ -154,6 +154,10 @@ class Supervisor(Group):
         if held:
             raise MechanismError(f"the run ended, but the stages still hold {held}")
 
+    def save(self) -> None:
+        """Ask for a checkpoint soon, while the stages run; `watch` hears of its parts."""
+        self.ask([self.handles[0].save.remote()])
+
     def states(self) -> Iterator[dict[str, Any]]:
         """Yield every stage's weights and buffers, one stage at a time."""
         for stage in self.handles:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -75,6 +76,7 @@ class SolverMember(Member):
     def __init__(self, threads: int, seed: int) -> None:
         super().__init__(0, "the solver", threads, seed)
         self._solver: Solver | None = None
+        self._saving = threading.Event()
 
     def load(self, make: SolverFactory, question: Callable[[Any], Any]) -> Any:
         """Make the solver; return what `question` finds out about it."""
@@ -101,7 +103,9 @@ class SolverMember(Member):
                 if self._stop.is_set():
                     break
                 step, now = solver.step, time.perf_counter()
-                if writer is not None and plan.due(step, step - since, now - then):
+                asked = self._saving.is_set()
+                if writer is not None and plan.due(step, step - since, now - then, asked=asked):
+                    self._saving.clear()
                     writer(step, {"step": step, "rule": dict(solver.save())})
                     since, then = step, now
         return solver.ended_by
@@ -109,6 +113,11 @@ class SolverMember(Member):
     def weights(self) -> dict[str, torch.Tensor]:
         """Return the model that the run has ended with."""
         return dict(self._loaded().weights())
+
+    @ray.method(concurrency_group="control")
+    def save(self) -> None:
+        """Save the next state that can be kept."""
+        self._saving.set()
 
     @ray.method(concurrency_group="control")
     def progress(self) -> SolverNews:

@@ -70,6 +70,10 @@ class SolverGroup(Group):
         (ended_by,) = self.ask([ending])
         return str(ended_by) or ASKED
 
+    def save(self) -> None:
+        """Ask for a checkpoint soon, while the solver runs; `watch` hears of it."""
+        self.ask([self.handle(0).save.remote()])
+
     def weights(self) -> dict[str, Any]:
         """Return the model that a run has ended with."""
         found: dict[str, Any] = self.ask([self.handle(0).weights.remote()])[0]

@@ -86,7 +86,8 @@ exit codes:
   0    done
   1    the run failed, for instance because the loss became NaN
   2    the input cannot be used: the message says what is wrong and what would be right
-  130  interrupted"""
+  130  interrupted
+  129, 143  ended by SIGHUP or SIGTERM"""
 
 
 def train_help() -> str:

@@ -3,6 +3,7 @@
 0  done
 1  the run failed
 2  the input cannot be used
+129, 143  ended by SIGHUP or SIGTERM, see `raylab.drivers.termination`
 130  interrupted
 """
 
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from raylab._beside import check_beside
+from raylab.drivers.termination import TERMINATION
 from raylab.errors import RaylabError
 
 __all__ = ["COMMANDS", "INTERRUPTED", "entry_point", "main"]
@@ -63,19 +65,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after `raylab`; None: those of this process.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    try:
-        check_beside()
-        return _run(words)
-    except SystemExit as error:  # argparse, after --help or a complaint
-        return error.code if isinstance(error.code, int) else 1
-    except RaylabError as error:
-        # The further lines of a message stand below its first one.
-        message = str(error).replace("\n", "\n" + " " * len(_COMPLAINT))
-        sys.stderr.write(f"{_COMPLAINT}{message}\n")
-        return error.exit_code
-    except KeyboardInterrupt:
-        sys.stderr.write("raylab: interrupted\n")
-        return INTERRUPTED
+    with TERMINATION.handled():
+        code: int | None = None
+        try:
+            check_beside()
+            code = _run(words)
+        except BaseException as error:
+            # A signal comes out as whatever it has interrupted makes of it.
+            if not TERMINATION.requested:
+                return _complain(TERMINATION.failure or error)
+        if TERMINATION.requested:
+            sys.stderr.write(f"raylab: {TERMINATION.line(done=code is not None)}\n")
+            return TERMINATION.exit_code
+        return code or 0
 
 
 def entry_point() -> NoReturn:
@@ -88,6 +90,21 @@ def entry_point() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     sys.exit(code)
+
+
+def _complain(error: BaseException) -> int:
+    """Say why a command has failed; return its exit code."""
+    if isinstance(error, SystemExit):  # argparse, after --help or a complaint
+        return error.code if isinstance(error.code, int) else 1
+    if isinstance(error, RaylabError):
+        # The further lines of a message stand below its first one.
+        message = str(error).replace("\n", "\n" + " " * len(_COMPLAINT))
+        sys.stderr.write(f"{_COMPLAINT}{message}\n")
+        return error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        sys.stderr.write("raylab: interrupted\n")
+        return INTERRUPTED
+    raise error
 
 
 def _run(words: list[str]) -> int:

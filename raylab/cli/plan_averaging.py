@@ -63,7 +63,8 @@ exit codes:
   0    done
   1    a worker failed
   2    the input cannot be used: the message says what is wrong and what would be right
-  130  interrupted"""
+  130  interrupted
+  129, 143  ended by SIGHUP or SIGTERM"""
 
 _NETWORK = ("gpus_per_node", "ethernet_gbps", "pcie_gbps", "latency_us", "all_reduce")
 

@@ -40,7 +40,8 @@ exit codes:
   0    done
   1    a stage failed
   2    the input cannot be used: the message says what is wrong and what would be right
-  130  interrupted"""
+  130  interrupted
+  129, 143  ended by SIGHUP or SIGTERM"""
 
 
 def run(argv: Sequence[str]) -> int:

@@ -33,7 +33,8 @@ examples:
   raylab resume s3://bucket/runs/try1 --json
   raylab resume runs/search budget.trials=64    a search, as raylab tune --resume does
 
-exit codes: 0 done, 1 the run failed, 2 the input cannot be used, 130 interrupted"""
+exit codes: 0 done, 1 the run failed, 2 the input cannot be used, 130 interrupted,
+129 or 143 ended by SIGHUP or SIGTERM"""
 
 
 def run(argv: Sequence[str]) -> int:

@@ -55,7 +55,8 @@ examples:
   raylab tune --resume runs/first budget.trials=32
   raylab train runs/first/best.yaml epochs=50
 
-exit codes: 0 done, 1 no trial has ended well, 2 the input cannot be used, 130 interrupted"""
+exit codes: 0 done, 1 no trial has ended well, 2 the input cannot be used, 130 interrupted,
+129 or 143 ended by SIGHUP or SIGTERM"""
 
 
 def run(argv: Sequence[str]) -> int:

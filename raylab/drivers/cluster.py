@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
-from collections.abc import Mapping
+import signal
+import threading
+from collections.abc import Iterator, Mapping
 
 import ray
 from ray.util.placement_group import placement_group_table
@@ -42,11 +45,25 @@ def connect() -> bool:
     if ray.is_initialized():
         return _gcs_address() in _started
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(logging_level=logging.WARNING)
+        with _own_handler():
+            ray.init(logging_level=logging.WARNING)
         return False
-    ray.init(address="local", include_dashboard=False, logging_level=logging.WARNING)
+    with _own_handler():
+        ray.init(address="local", include_dashboard=False, logging_level=logging.WARNING)
     _started.add(_gcs_address())
     return True
+
+
+@contextlib.contextmanager
+def _own_handler() -> Iterator[None]:
+    """Put the caller's handler of SIGTERM back, if he has one, in place of Ray's."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        main = threading.current_thread() is threading.main_thread()
+        if main and before not in (signal.SIG_DFL, None):
+            signal.signal(signal.SIGTERM, before)
 
 
 def _gcs_address() -> str:

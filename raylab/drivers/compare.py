@@ -13,6 +13,7 @@ import yaml
 from raylab.config import PipelineConfig, RunConfiguration
 from raylab.documents import one_document, read_text
 from raylab.drivers.commands import resolved, train, with_method
+from raylab.drivers.termination import TERMINATION
 from raylab.errors import ConfigError, RaylabError
 from raylab.records import check_run_name
 
@@ -146,6 +147,7 @@ def compare(
             yield {**outcome, "error": None, **_figures(each.path)}
             continue
         say(label)
+        TERMINATION.check()
         try:
             train(config, progress=progress)
         except RaylabError as error:

@@ -1,4 +1,4 @@
-"""The mechanism's errors as the ones that users know."""
+"""What goes wrong in a run, in the words that users know."""
 
 from __future__ import annotations
 
@@ -6,16 +6,28 @@ import contextlib
 from collections.abc import Iterator
 
 from actors.errors import BatchError, MechanismError, PlacementError
+from raylab.drivers.termination import TERMINATION
 from raylab.errors import DataError, RaylabError, ResourceError
+from raylab.records import RunFolder
 
 __all__ = ["told"]
 
 
 @contextlib.contextmanager
-def told() -> Iterator[None]:
-    """Raise the mechanism's errors as the ones that users know."""
+def told(folder: RunFolder | None = None) -> Iterator[None]:
+    """Raise the mechanism's errors as the ones that users know.
+
+    Args:
+        folder: of the run that goes on in the block; None: it is no run.
+    """
+
+    def resume() -> str:
+        begun = folder is not None and folder.folder.exists("config.yaml")
+        return f"raylab resume {folder.folder.uri}" if folder is not None and begun else ""
+
     try:
-        yield
+        with TERMINATION.resumed_by(resume):
+            yield
     except PlacementError as error:
         raise ResourceError(str(error)) from error
     except BatchError as error:

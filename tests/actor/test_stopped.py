@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,12 @@ import torch
 
 from actors.groups.group import Group
 from actors.groups.warm import WarmActors
-from raylab.config import run_config
+from raylab.cli.main import main
+from raylab.config import family_of, run_config
 from raylab.drivers.commands import resume, train
 from raylab.drivers.result import Result
 from raylab.errors import NonFiniteLossError
+from raylab.report import Progress
 
 pytestmark = [pytest.mark.actor, pytest.mark.usefixtures("session")]
 
@@ -75,6 +79,36 @@ def processes(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
 
     monkeypatch.setattr(Group, "__exit__", left)
     return found
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [PIPELINE, SERVER, THREADS, AVERAGING],
+    ids=["stages", "server", "threads", "averaging"],
+)
+def test_a_signal_leaves_a_checkpoint_of_then_and_the_way_to_go_on(
+    tmp_path, monkeypatch, capsys, keys
+):
+    """The only checkpoint is the one that the signal asks for."""
+    show, sent = Progress.show, []
+
+    def shown(self, done, rows):
+        show(self, done, rows)
+        if rows and not sent:
+            sent.append(True)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Progress, "show", shown)
+    keys = {**keys, "storage": str(tmp_path), "name": "ended", "checkpoint_minutes": 1e6}
+    keys["report_every"] = 20
+    keys = {k: v for k, v in keys.items() if k in family_of(keys).fields}
+    (tmp_path / "run.yaml").write_text(json.dumps(keys))
+    assert main(["train", str(tmp_path / "run.yaml"), "--quiet"]) == 143
+    folder = tmp_path / "ended"
+    err = capsys.readouterr().err.splitlines()
+    assert err[-1] == f"raylab: ended by SIGTERM: go on with raylab resume {folder}"
+    assert len(list((folder / "checkpoints").glob("step-*"))) == 1
+    assert not (folder / "result.json").exists()
 
 
 @pytest.mark.parametrize("keys", [PIPELINE, SERVER, THREADS], ids=["stages", "server", "threads"])

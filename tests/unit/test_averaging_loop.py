@@ -407,6 +407,22 @@ def test_a_run_that_is_asked_to_end_has_the_mean_of_where_it_is_then(delay):
     torch.testing.assert_close(mean, (flats[0] + flats[1]) / 2)
 
 
+def test_a_run_that_is_to_leave_keeps_a_checkpoint_and_goes_on_from_it_bit_for_bit():
+    """Where no average is under way: after step 16, which begins none with tau = 3."""
+    options = {"tau": 3, "delay": 1, "epochs": 9, "test": None}
+    options["checkpoints"] = CheckpointPlan(every_batches=10**6)
+    whole, _ = run(course(**options), 2)
+    left, kept = run(course(**options), 2, leaves=lambda: True)
+    assert left.loop.left
+    assert not left.loop.stopped
+    assert list(kept.parts) == [left.loop.step]
+    assert left.loop.step < whole.loop.step
+    again, _ = run(course(**options), 2, parts=kept.parts[left.loop.step])
+    assert not again.loop.left
+    for here, there in zip(whole.workers, again.workers, strict=True):
+        assert torch.equal(here.weights.read(), there.weights.read())
+
+
 def test_nobody_is_asked_where_nobody_listens():
     found, _ = run(course(), 2, asked=lambda: pytest.fail("asked"))
     assert not found.loop.stopped

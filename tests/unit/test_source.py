@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from actors.checkpoint_plan import CheckpointPlan
 from actors.errors import BatchError
 from actors.pipeline.source import Source
 from actors.wires.local_wire import local_wire
@@ -65,6 +67,7 @@ def spell(messages: Sequence[Message]) -> str:
         Kind.RECHECK: "r",
         Kind.DRAIN: "drain",
         Kind.EPOCH: "epoch",
+        Kind.CHECKPOINT: "saved",
         Kind.FINISH: "end",
     }
     return " ".join(f"{letters[m.kind]}{m.index}" for m in messages)
@@ -118,6 +121,26 @@ def test_a_source_that_is_asked_to_end_does_before_the_next_batch(batches: int, 
     asked = itertools.count()
     bench = Bench(numbered(2), numbered(1), epochs=3, ends=lambda: next(asked) >= batches)
     assert spell(bench.features()) == expected
+
+
+@pytest.mark.parametrize(
+    ("window", "expected"),
+    [
+        (1, "b0 saved1 b1 b2 epoch0 b3 b4 b5 drain6 epoch1 end6"),
+        (2, "b0 b1 saved2 b2 epoch0 b3 b4 b5 drain6 epoch1 end6"),
+    ],
+)
+def test_a_checkpoint_that_is_asked_for_comes_once_and_as_soon_as_there_can_be_one(
+    window: int, expected: str
+):
+    saves = threading.Event()
+    plan = CheckpointPlan(every_s=1e9, window=window)
+    bench = Bench(numbered(3), epochs=2, saves=saves, checkpoints=plan)
+    begun = bench.source.take()
+    assert begun is not None
+    saves.set()
+    assert spell([begun, *bench.features()]) == expected
+    assert not saves.is_set()
 
 
 def test_features_and_labels_carry_what_the_iterables_gave():

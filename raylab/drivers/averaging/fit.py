@@ -14,6 +14,7 @@ from raylab.drivers.averaging.rows import summary_figures
 from raylab.drivers.listener import ASKED, RowListener
 from raylab.drivers.result import Result
 from raylab.drivers.run_place import keep
+from raylab.drivers.termination import Terminated
 from raylab.drivers.told import told
 from raylab.records import EventWriter, RunFolder
 from raylab.report import Progress
@@ -77,8 +78,10 @@ class AveragingFit:
             on_start=self._start,
             say=self._bar.say,
         )
-        with told(), self._bar, self._events:
+        with told(self._folder), self._bar, self._events:
             found = run.carry_out()
+            if found["left"]:
+                raise Terminated
         weights: Mapping[str, Tensor] = found["weights"]
         self._course.model.load_state_dict(weights)
         rows: Sequence[Row] = found["rows"]

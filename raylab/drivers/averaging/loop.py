@@ -31,6 +31,8 @@ _VOTE_STEPS = 16
 """Local steps between two looks at the first worker's clock, and at what it is asked, which decide
 for all; after a row there is one, too.
 """
+_LEAVES_S = 1.0
+"""Between two questions of the first worker whether to save and go."""
 
 
 class Keeper(Protocol):
@@ -52,6 +54,8 @@ class AveragingLoop:
         on_rows: takes new rows; called where the first worker is.
         keeper: takes checkpoints; None: there are none.
         asked: tells the first worker whether the run is to end.
+        leaves: tells the first worker whether the run is to save and go, for another process to go
+            on; it is called once a second at most.
         about: what else a checkpoint is to say of the run; the same wherever it goes on.
         timed: gives a row other times.
     """
@@ -66,12 +70,15 @@ class AveragingLoop:
         on_rows: Callable[[Sequence[Row]], None] | None = None,
         keeper: Keeper | None = None,
         asked: Callable[[], bool] = lambda: False,
+        leaves: Callable[[], bool] = lambda: False,
         about: Mapping[str, Any] | None = None,
         timed: Callable[[Row], Row] = lambda row: row,
     ) -> None:
         self.rows: list[Row] = []
         self.stopped = False
         """Whether the run has ended because it was asked to."""
+        self.left = False
+        """Whether it has saved and gone in the middle."""
         self.size = seats[0].size
         """W."""
         self.model = copy.deepcopy(workers[0].model)
@@ -84,6 +91,8 @@ class AveragingLoop:
         self._on_rows = on_rows
         self._keeper = keeper
         self._asked = asked
+        self._leaves = leaves
+        self._leaves_asked_s = -_LEAVES_S
         self.about = dict(about or {})
         self._timed = timed
         self._shards = Shards(course.batches, course.settings.seed)
@@ -126,6 +135,7 @@ class AveragingLoop:
                 self._look_up()
                 if self.stopped:
                     self._take_mean()
+                if self.stopped or self.left:
                     return
                 since = self._clock()
             last = epoch + 1 == self._course.epochs
@@ -236,16 +246,25 @@ class AveragingLoop:
         kept = self._keeper is not None and plan.on
         due = kept and plan.due(self.step, since_steps, 0.0)
         timed = kept and plan.every_s > 0
-        if (timed or self._course.listened) and self.step - self._voted_step >= _VOTE_STEPS:
+        if (kept or self._course.listened) and self.step - self._voted_step >= _VOTE_STEPS:
             self._voted_step = self.step
             since_s = self._clock() - self._saved_s
-            self.stopped, late = self._first_says(
+            self.stopped, late, self.left = self._first_says(
                 self._course.listened and self.rows and self._asked(),
                 timed and plan.due(self.step, since_steps, since_s),
+                kept and self._is_to_leave(),
             )
-            due = due or late
+            due = due or late or self.left
         if due and not self.stopped:
             self._checkpoint()
+
+    def _is_to_leave(self) -> bool:
+        """Ask now and then whether to save and go: asking costs a call of an actor."""
+        now_s = self._clock()
+        if 0 not in self._ranks or now_s - self._leaves_asked_s < _LEAVES_S:
+            return False
+        self._leaves_asked_s = now_s
+        return self._leaves()
 
     def _checkpoint(self) -> None:
         """Keep a checkpoint."""

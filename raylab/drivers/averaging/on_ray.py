@@ -69,6 +69,9 @@ def _train(course: Course, board: Any) -> None:
     def asked() -> bool:
         return rank == 0 and bool(ray.get(board.asked.remote()))
 
+    def leaves() -> bool:
+        return rank == 0 and bool(ray.get(board.leaves.remote()))
+
     loop = AveragingLoop(
         course,
         [worker],
@@ -76,6 +79,7 @@ def _train(course: Course, board: Any) -> None:
         on_rows=on_rows,
         keeper=RayKeeper(),
         asked=asked,
+        leaves=leaves,
         about=_about(course.settings),
     )
     if parts:
@@ -88,6 +92,7 @@ def _train(course: Course, board: Any) -> None:
         return
     state = {name: tensor.cpu() for name, tensor in loop.model.state_dict().items()}
     outcome = {"rows": loop.rows, "weights": state, "workers": size, "stopped": loop.stopped}
+    outcome["left"] = loop.left
     ray.get(board.finish.remote(outcome))
 
 

@@ -33,6 +33,7 @@ from raylab.drivers.averaging.course import Course, Row
 from raylab.drivers.averaging.engine import Engine
 from raylab.drivers.averaging.on_ray import train_worker
 from raylab.drivers.cluster import threads_of
+from raylab.drivers.termination import TERMINATION
 from raylab.errors import RaylabError, ResourceError
 from raylab.records import Storage
 
@@ -140,7 +141,9 @@ class RayRun:
             ),
             room=room,
         )
-        with self._listening(board):
+        saves = self._course.checkpoints.on
+        leave = TERMINATION.watched() if saves else contextlib.nullcontext()
+        with self._listening(board), leave:
             _fit(trainer, board, self._plan.failures)
         if self._mistakes:
             raise self._mistakes[0]
@@ -195,8 +198,12 @@ class RayRun:
         ended = threading.Event()
 
         def listen() -> None:
+            left = False
             while not ended.wait(_LOOK_S):
                 self._read(board)
+                if TERMINATION.requested and not left:
+                    left = True
+                    board.leave.remote()
 
         thread = threading.Thread(target=listen, name="raylab-board", daemon=True)
         thread.start()

@@ -72,7 +72,7 @@ class PipelineFit:
         Raises:
             RaylabError: the run failed, see `raylab.PipelineTrainer.fit`.
         """
-        with told(), self._bar, self._events:
+        with told(self._folder), self._bar, self._events:
             model, config = with_recovery(
                 self._attempt, most_failures, self._bar.say, self._checkpoints.whence
             )

@@ -31,6 +31,7 @@ from raylab.drivers.pipeline.predict import predicted
 from raylab.drivers.pipeline.programs import programs, recheck_ages, stage_settings
 from raylab.drivers.pipeline.settings import PipelineSettings
 from raylab.drivers.pipeline.traced_chain import TracedChain
+from raylab.drivers.termination import LastCheckpoint
 from raylab.errors import ModelError
 from raylab.planner import PipelineCosts, best_cuts
 from raylab.records import RowMerger, SavedCheckpoint, timeline_rows
@@ -151,6 +152,7 @@ class PipelineRun:
             checkpoints.took(look.written, self.rows, self.timeline)
             show(look.batches, new)
             listener.hear(new)
+            last.look()
             # A run that has lost its rows with a stage makes one before it ends.
             return listener.asked and bool(self.rows)
 
@@ -158,7 +160,9 @@ class PipelineRun:
         if every:
             feed = replace(feed, recheck_every=every, recheck_ages=recheck_ages(plan))
         keeping = checkpoints.begin(self.cuts, self._link_delays, saved)
-        supervisor.run(plan, feed, watch, keeping)
+        last = LastCheckpoint(supervisor.save, lambda: checkpoints.committed, on=feed.saves)
+        with last:
+            supervisor.run(plan, feed, watch, keeping)
 
     def trained(self, supervisor: Supervisor) -> nn.Module:
         """Return the model with the weights that the stages have."""

@@ -27,6 +27,7 @@ from raylab.drivers.run_view import RunView
 from raylab.drivers.server.asked import Asked, Means
 from raylab.drivers.server.checkpoints import ServerCheckpoints
 from raylab.drivers.server.numbers import Limits, ends
+from raylab.drivers.termination import TERMINATION
 from raylab.records import CheckpointStore, RunFolder
 
 __all__ = ["Rules", "ServerRun"]
@@ -214,6 +215,7 @@ class ServerRun:
             self.ended_by = self._round(group, len(group.workers), losses, view)
             if self.ended_by != SUSPENDED:
                 return group.weights()
+            TERMINATION.check()
             self._resize(group, view.say)
 
     # ----------------------------------------------------------------- inside
@@ -278,7 +280,12 @@ class ServerRun:
             # A round begins with a row: from then on the server can be told.
             return len(self.rows) > before and view.asked()
 
-        return group.run(company, watch, lost, lambda: self._elastic.differs(workers), ends)
+        def suspend() -> bool:
+            # All is kept then, whoever goes on from there: other workers, or another process.
+            return TERMINATION.requested or self._elastic.differs(workers)
+
+        with TERMINATION.watched():
+            return group.run(company, watch, lost, suspend, ends)
 
     def _program(self, workers: int) -> ServerProgram:
         rules = self.rules

@@ -22,6 +22,7 @@ from raylab.drivers.run_view import RunView
 from raylab.drivers.server.asked import Asked, Means
 from raylab.drivers.server.numbers import Limits
 from raylab.drivers.server.workload import Workload
+from raylab.drivers.termination import LastCheckpoint
 from raylab.problems import shards
 from raylab.records import CheckpointStore, RunFolder
 
@@ -175,9 +176,13 @@ class SharedRun:
             checkpoints.took(news.written, self.rows)
             done = self.rows[-1]["samples_seen"] if self.rows else 0
             view.show(done / n, news.rows)
+            last.look()
             return view.asked() and bool(self.rows)
 
-        self.ended_by = group.run(self._means.plan, keeping, watch)
+        plan = self._means.plan
+        last = LastCheckpoint(group.save, lambda: checkpoints.committed, on=plan.on)
+        with last:
+            self.ended_by = group.run(plan, keeping, watch)
         return group.weights()
 
 

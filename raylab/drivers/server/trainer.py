@@ -289,7 +289,7 @@ class ParameterServerTrainer:
             with run.open(self._needs) as group:
                 return run.carry_out(group, losses, view)
 
-        with told(), bar:
+        with told(folder), bar:
             weights = with_recovery(attempt, losses, bar.say, checkpoints.whence)
         figures = came_to(run.rows, run.ended_by, run.figure)
         if run.ended_by == ASKED:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import os
+import signal
 import time
 import warnings
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from ray import tune as ray_tune
 
 from raylab.config.tuning import TuningConfig
 from raylab.drivers.cluster import connect
+from raylab.drivers.termination import TERMINATION
 from raylab.drivers.tuning.best import best_yaml, summary
 from raylab.drivers.tuning.orders import Orders
 from raylab.drivers.tuning.page import tuning_record
@@ -66,8 +68,11 @@ def carry_out(folder: RunFolder, config: TuningConfig, *, progress: bool) -> ray
         orders = Orders(config, path, cpus, patient=patient)
         scheduler = scheduler_of(config)
         remind(scheduler, study.trials(TrialState.COMPLETE, TrialState.PRUNED), config)
+        # Tune's own handler of Ctrl-C ends all trials well, and may do so for other signals, too.
+        stopping = TERMINATION.watched(lambda _: signal.raise_signal(signal.SIGINT))
+        resumed_by = TERMINATION.resumed_by(lambda: f"raylab tune --resume {path}")
         watch, patience = Watch(study, config.objectives, view), Patience(view.say)
-        grid = ray_tune.Tuner(
+        tuner = ray_tune.Tuner(
             RunTrial,
             tune_config=ray_tune.TuneConfig(
                 search_alg=StudySearch(study, config, orders, ends),
@@ -87,9 +92,12 @@ def carry_out(folder: RunFolder, config: TuningConfig, *, progress: bool) -> ray
                 callbacks=[watch, patience],
                 verbose=0,
             ),
-        ).fit()
-        watch.note_time()
-        _keep(folder, study, config)
+        )
+        with resumed_by, stopping:
+            grid = tuner.fit()
+            watch.note_time()
+            _keep(folder, study, config)
+            TERMINATION.check()
         if patience.over is not None:
             raise ResourceError(f"{patience.over}; then go on with raylab tune --resume {path}")
         if study.trials(TrialState.RUNNING):
