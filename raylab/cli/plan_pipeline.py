@@ -52,7 +52,7 @@ def run(argv: Sequence[str]) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="raylab plan pipeline",
-        usage="raylab plan pipeline NAME|FILE.yaml [key=value ...] [--counted] [--json]",
+        usage="raylab plan pipeline NAME|FILE.yaml [key=value ...] [--counted] [--json] [--quiet]",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -64,19 +64,20 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--json", action="store_true", help="end with one JSON object instead of the tables"
     )
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
     given = parser.parse_intermixed_args(argv)
     if given.name is None:
         parser.error("NAME or FILE.yaml must be given, for instance: raylab plan pipeline adl")
     config = pipeline_config(apply_pairs(start_keys(given.name), given.settings))
-    _show(_plan(config, measure=not given.counted), as_json=given.json)
+    _show(_plan(config, measure=not given.counted, progress=not given.quiet), as_json=given.json)
     return 0
 
 
-def _plan(config: PipelineConfig, *, measure: bool) -> dict[str, Any]:
+def _plan(config: PipelineConfig, *, measure: bool, progress: bool) -> dict[str, Any]:
     with ray_session():
         from raylab.drivers.pipeline.command import plan_pipeline
 
-        return plan_pipeline(config, measure=measure)
+        return plan_pipeline(config, measure=measure, progress=progress)
 
 
 def _show(plan: dict[str, Any], *, as_json: bool) -> None:

@@ -14,11 +14,13 @@ from torch import nn
 
 from actors.pipeline.probes import echo, probe
 from actors.wires.messages import Message
+from raylab import PipelineTrainer
 from raylab.drivers.pipeline.measure import measured_cuts
-from raylab.drivers.pipeline.plan import optimizer_copies
+from raylab.drivers.pipeline.plan import in_a_line, optimizer_copies
 from raylab.drivers.pipeline.predict import best, predict_methods, predicted
 from raylab.drivers.pipeline.rehearsal import rehearsed_period_s
 from raylab.drivers.pipeline.settings import PipelineSettings
+from raylab.drivers.pipeline.traced_chain import traced_chain
 from raylab.planner import (
     LinkCost,
     MessageCost,
@@ -301,3 +303,31 @@ def test_a_probe_sends_what_its_echo_returns():
     sent = deque(Message.of(m.unit, payload) for m in [Message(0, n) for n in range(4)])
     echo(down.append, sent.popleft, 2)
     assert [message.index for message in down] == [0, 1, 2, 3]
+
+
+BLOCKS = nn.Sequential(*(nn.Linear(6, 6) for _ in range(4)))
+FOUR = [(torch.zeros(2, 6), torch.zeros(2, dtype=torch.int64))]
+
+
+@pytest.mark.parametrize(
+    ("cores", "said"),
+    [
+        (1, "at best 1× bp, as 4 stages share 1 core; 4.00× with a core for each"),
+        (2, "at best 2× bp, as 4 stages share 2 cores; 4.00× with a core for each"),
+        (4, "at best 4.00× bp, by counted work and with free messages"),
+        (None, "at best 4.00× bp, by counted work and with free messages"),
+    ],
+)
+def test_a_run_says_no_more_than_its_cores_can_give(cores, said):
+    settings = PipelineSettings(method="adl", stages=4)
+    chain = traced_chain(BLOCKS, FOUR, nn.CrossEntropyLoss())
+    assert said in in_a_line(settings, [1, 2, 3], chain, None, cores)
+
+
+def test_a_plan_says_on_standard_error_what_it_is_doing(capsys):
+    trainer = PipelineTrainer(BLOCKS, nn.CrossEntropyLoss(), method="adl", stages=4)
+    quiet = trainer.plan(FOUR, measure=False)
+    assert capsys.readouterr() == ("", "")
+    assert trainer.plan(FOUR, measure=False, progress=True) == quiet
+    said = capsys.readouterr()
+    assert (said.out, said.err.splitlines()[0]) == ("", "predicting bp, method 1 of 10 …")

@@ -59,12 +59,15 @@ def run_pipeline(
     )
 
 
-def plan_pipeline(config: PipelineConfig, *, measure: bool) -> dict[str, Any]:
+def plan_pipeline(
+    config: PipelineConfig, *, measure: bool, progress: bool = False
+) -> dict[str, Any]:
     """Plan the run that `config` says, see `PipelineTrainer.plan`.
 
     Args:
         config: of the run.
         measure: start the stages and time them; False: count only.
+        progress: say on standard error what is being done.
 
     Raises:
         InputError: the configuration does not fit together, or the data, or the cluster.
@@ -72,7 +75,8 @@ def plan_pipeline(config: PipelineConfig, *, measure: bool) -> dict[str, Any]:
     """
     config = resolve(config)
     trainer, data = _trainer(config)
-    return {"model": config.model, "data": data.name, **trainer.plan(data.train, measure=measure)}
+    plan = trainer.plan(data.train, measure=measure, progress=progress)
+    return {"model": config.model, "data": data.name, **plan}
 
 
 def _trainer(config: PipelineConfig) -> tuple[PipelineTrainer, DataSet]:

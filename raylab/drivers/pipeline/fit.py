@@ -96,7 +96,7 @@ class PipelineFit:
             plan = self._run.prepare(supervisor, self._report_every)
             config = {**self._config, **self._run.resolved()}
             self._folder.write_config(config)
-            self._bar.say(self._run.in_a_line())
+            self._bar.say(self._run.in_a_line(supervisor))
             self._run.carry_out(
                 *(supervisor, plan, self._feed, self._show, self._checkpoints, saved),
                 self._listener,

@@ -15,6 +15,7 @@ from actors.pipeline.probes import MessageTimes, StageTimes
 from actors.pipeline.supervisor import Supervisor
 from raylab.algorithms.stage.delayed_stage import DelayedStage
 from raylab.algorithms.stage.settings import StageSettings
+from raylab.drivers.notes import Say, silence
 from raylab.drivers.pipeline.settings import PipelineSettings
 from raylab.planner import (
     BlockTrace,
@@ -55,23 +56,33 @@ def stage_inputs(
 
 
 def measured_costs(
-    supervisor: Supervisor, x: Sequence[Tensor], traces: Sequence[BlockTrace], cuts: Sequence[int]
+    supervisor: Supervisor,
+    x: Sequence[Tensor],
+    traces: Sequence[BlockTrace],
+    cuts: Sequence[int],
+    say: Say = silence,
 ) -> PipelineCosts:
     """Time the stages as they are loaded and the links as they are wired."""
-    return pipeline_costs(supervisor, stage_inputs(x, traces, cuts))
+    return pipeline_costs(supervisor, stage_inputs(x, traces, cuts), say)
 
 
-def pipeline_costs(supervisor: Supervisor, inputs: Sequence[Tensors]) -> PipelineCosts:
+def pipeline_costs(
+    supervisor: Supervisor, inputs: Sequence[Tensors], say: Say = silence
+) -> PipelineCosts:
     """Time stages and links.
 
     Args:
         supervisor: of stages that are loaded and wired.
         inputs: of each stage, one batch.
+        say: hears what is being done.
     """
+    say(f"timing {len(inputs)} stages at once, {_REPEATS} batches")
     together = supervisor.stage_times(inputs, _REPEATS)
     alone = together
     if len(inputs) > 1:
+        say(f"timing them one by one, {_BLOCK_REPEATS} batches each")
         alone = supervisor.stage_times(inputs, _BLOCK_REPEATS, together=False)
+    say(f"timing messages over {len(inputs) - 1} links")
     full = supervisor.message_times(inputs[1:], _MESSAGES)
     least = [_emptied(given) for given in inputs[1:]]
     empty = supervisor.message_times(least, _MESSAGES, _PART_PAUSE_S)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from raylab.algorithms.stage.layerwise import watch
+from raylab.drivers.notes import Say, silence
 from raylab.drivers.pipeline.predict import (
     MethodPlan,
     best,
@@ -74,6 +75,8 @@ def plan_of(
     cuts: Sequence[int],
     optimizer: OptimizerFactory,
     costs: PipelineCosts | None = None,
+    *,
+    say: Say = silence,
 ) -> dict[str, Any]:
     """Return the plan as a mapping of plain values.
 
@@ -83,6 +86,7 @@ def plan_of(
         cuts: first blocks of stages 1..K-1.
         optimizer: from parameters to an optimiser.
         costs: as measured; None: nothing was.
+        say: hears what is being done.
     """
     network, traces, x = chain.network, chain.traces, chain.x
     memory = block_memory(network.blocks, traces, x)
@@ -115,9 +119,9 @@ def plan_of(
         ],
     }
     if costs is None:
-        methods = predict_methods(settings, _counted_costs(counted))
+        methods = predict_methods(settings, _counted_costs(counted), say)
     else:
-        methods = predict_methods(settings, costs)
+        methods = predict_methods(settings, costs, say)
         total = sum(stage.total_s for stage in costs.together) or 1.0
         for row, stage in zip(plan["stages"], costs.together, strict=True):
             row["share"] = stage.total_s / total
@@ -147,8 +151,17 @@ def in_a_line(
     cuts: Sequence[int],
     chain: TracedChain,
     expected_samples_per_s: float | None,
+    cores: int | None,
 ) -> str:
-    """Return what a run says of its cut before it starts."""
+    """Return what a run says of its cut before it starts.
+
+    Args:
+        settings: of the run.
+        cuts: first blocks of stages 1..K-1.
+        chain: that is cut.
+        expected_samples_per_s: as measured; None: nothing was.
+        cores: of the stages' machines; None: they do not compute on cores.
+    """
     shares = counted_shares(chain.traces, cuts)
     blocks = [b - a for a, b in itertools.pairwise([0, *cuts, len(chain.traces)])]
     cut = (
@@ -162,6 +175,11 @@ def in_a_line(
     costs = _counted_costs(shares)
     locked = PipelineSettings(method="bp", stages=settings.stages)
     gain = predicted(locked, costs).period_s / predicted(settings, costs).period_s
+    if cores is not None and cores < len(shares) and cores < gain:
+        return (
+            f"{cut}\nat best {cores}× bp, as {len(shares)} stages share {cores} "
+            f"core{'s' if cores > 1 else ''}; {gain:.2f}× with a core for each and free messages"
+        )
     return f"{cut}\nat best {gain:.2f}× bp, by counted work and with free messages"
 
 

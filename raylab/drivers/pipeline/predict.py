@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from raylab.algorithms.pipeline import PIPELINE_METHODS
+from raylab.drivers.notes import Say, silence
 from raylab.drivers.pipeline.rehearsal import rehearsed_period_s
 from raylab.drivers.pipeline.settings import PipelineSettings
 from raylab.errors import ConfigError
@@ -14,6 +15,8 @@ from raylab.planner import Held, PipelineCosts, choose_link_delays, held
 
 __all__ = ["MethodPlan", "best", "held_by_stages", "predict_methods", "predicted", "staleness"]
 
+_TOLD_EVERY = 3
+"""Methods between two lines of progress."""
 _AS_FAST = 0.03
 """Share of the throughput that predictions do not tell apart."""
 
@@ -68,7 +71,9 @@ def predicted(settings: PipelineSettings, costs: PipelineCosts, label: str = "")
     )
 
 
-def predict_methods(settings: PipelineSettings, costs: PipelineCosts) -> list[MethodPlan]:
+def predict_methods(
+    settings: PipelineSettings, costs: PipelineCosts, say: Say = silence
+) -> list[MethodPlan]:
     """Predict every method with the other settings as they are, and delay=auto.
 
     The method of `settings` keeps the delay that was asked for, the others have their own.
@@ -76,7 +81,11 @@ def predict_methods(settings: PipelineSettings, costs: PipelineCosts) -> list[Me
     cases = {name: _other(settings, name) for name in PIPELINE_METHODS}
     cases[settings.method] = settings
     cases["auto"] = _other(settings, "ddg", delay="auto")
-    plans = [predicted(case, costs, label) for label, case in cases.items()]
+    plans = []
+    for index, (label, case) in enumerate(cases.items(), start=1):
+        if index % _TOLD_EVERY == 1:
+            say(f"predicting {label}, method {index} of {len(cases)}")
+        plans.append(predicted(case, costs, label))
     locked = next(plan.period_s for plan in plans if plan.label == "bp")
     return [
         replace(plan, speed_up=locked / plan.period_s if plan.period_s > 0 else 1.0)

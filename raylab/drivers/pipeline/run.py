@@ -18,6 +18,7 @@ from actors.pipeline.wiring import links
 from raylab.algorithms.stage.rules import stage_rule
 from raylab.algorithms.stage.settings import ScheduleFactory
 from raylab.drivers.listener import RowListener
+from raylab.drivers.notes import Say, silence
 from raylab.drivers.pipeline.checkpointing import RunCheckpoints
 from raylab.drivers.pipeline.measure import (
     as_written,
@@ -95,10 +96,10 @@ class PipelineRun:
                 self._resolve(self.costs(supervisor))
         return self._ready(supervisor, report_every)
 
-    def costs(self, supervisor: Supervisor) -> PipelineCosts:
-        """Time the stages and their links."""
+    def costs(self, supervisor: Supervisor, say: Say = silence) -> PipelineCosts:
+        """Time the stages and their links; `say` hears what is being done."""
         self._ready(supervisor, 0)
-        return measured_costs(supervisor, self._chain.x, self._chain.traces, self.cuts)
+        return measured_costs(supervisor, self._chain.x, self._chain.traces, self.cuts, say)
 
     def balance(self, supervisor: Supervisor) -> None:
         """Cut by times measured on the stages."""
@@ -168,9 +169,13 @@ class PipelineRun:
         """Return the model with the weights that the stages have."""
         return self._chain.network.trained(supervisor.states())
 
-    def in_a_line(self) -> str:
-        """Return what to say of the cut."""
-        return in_a_line(self._settings, self.cuts, self._chain, self.expected_samples_per_s)
+    def in_a_line(self, supervisor: Supervisor) -> str:
+        """Return what to say of the cut, and of the machines that the stages are on."""
+        cores = None
+        if not supervisor.gpus:
+            by_node = {home.node_id: home.cores for home in supervisor.homes}
+            cores = sum(by_node.values())
+        return in_a_line(self._settings, self.cuts, self._chain, self.expected_samples_per_s, cores)
 
     def resolved(self) -> dict[str, Any]:
         """Return what was decided: with it in place of "auto" and K the run repeats."""

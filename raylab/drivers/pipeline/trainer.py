@@ -25,7 +25,7 @@ from raylab.drivers.arguments import (
 from raylab.drivers.batches import batches_of
 from raylab.drivers.cluster import connect, patience_s, stage_resources, threads_of
 from raylab.drivers.listener import OnRow, RowListener
-from raylab.drivers.notes import say_notes
+from raylab.drivers.notes import say_notes, say_steps
 from raylab.drivers.pipeline.checkpointing import RunCheckpoints, checkpoint_plan
 from raylab.drivers.pipeline.fit import PipelineFit
 from raylab.drivers.pipeline.fitting import fitting_notes
@@ -298,30 +298,37 @@ class PipelineTrainer:
             events=self._place.events(folder),
         ).carry_out(self._place.most_failures)
 
-    def plan(self, batches: Iterable[Any], *, measure: bool = True) -> dict[str, Any]:
+    def plan(
+        self, batches: Iterable[Any], *, measure: bool = True, progress: bool = False
+    ) -> dict[str, Any]:
         """Return the cut and what every method would give on it, without training.
 
         Args:
             batches: as for `fit`; the first one is looked at.
             measure: start the stages and time them and their messages; False counts only, and
                 predicts no times.
+            progress: say on standard error what is being done.
 
         Raises:
             DataError: a batch is not one, or does not fit the model.
             ModelError: the model cannot be cut so, or the loss does not fit it.
             ResourceError: the cluster does not have the resources within `wait_s`.
         """
+        say = say_steps(progress=progress)
         chain, cuts = self._cut(batches)
         if not measure:
-            return plan_of(self.settings, chain, cuts, self._optimizer)
+            return plan_of(self.settings, chain, cuts, self._optimizer, say=say)
         run = PipelineRun(
             self.settings, chain, cuts, loss_fn=self._loss_fn, optimizer=self._optimizer
         )
+        say(f"starting Ray and {self.settings.count} stages")
         with told(), self._supervisor(connect()) as supervisor:
             if self.settings.balance == "measured":
+                say(f"timing {len(chain.traces)} blocks on each stage, then whole stages")
                 run.balance(supervisor)
-            costs = run.costs(supervisor)
-        return plan_of(self.settings, chain, run.cuts, self._optimizer, costs)
+            costs = run.costs(supervisor, say)
+            say("ending the stages")
+        return plan_of(self.settings, chain, run.cuts, self._optimizer, costs, say=say)
 
     def _cut(self, batches: Iterable[Any]) -> tuple[TracedChain, list[int]]:
         """Return the chain, and the first blocks of its stages 1..K-1."""
