@@ -9,8 +9,8 @@ index n. The last test comes after the drain, with the weights that the run retu
 straight to the stage that has the loss, ahead of the features that they belong to; those of
 training batches also to every stage that has a loss of its own. A run that is asked to end goes to
 its DRAIN and FINISH before the next batch, without a test. A checkpoint stands between two
-batches; the source's part of it is where it is and what its draws were at the start of the epoch,
-from which the same batches come again.
+batches; the source's part of it is where it is and what its draws, and the iterables' own state,
+were at the start of the epoch, from which the same batches come again.
 
 With `recheck_ages`, every `recheck_every` batches a group of the batches of so many indices before
 comes once more, as RECHECK ahead of the next batch; the source keeps no more than it needs for it.
@@ -31,6 +31,7 @@ from torch import Tensor
 
 from actors.checkpoint_plan import CheckpointPlan
 from actors.errors import BatchError
+from actors.own_state import OwnState
 from actors.pipeline.batch import as_tensors
 from actors.pipeline.draws import Draws
 from actors.wires.mailbox import BoxStatistics, Outbox
@@ -116,11 +117,9 @@ class Source:
         self._ended = False
         self._clock = clock
         self._draws = Draws(seed)
+        self._own = OwnState(train=train, test=test)
         self._place = _Place()
-        if start is not None:
-            self._place = _Place(**start["place"])
-            self._draws.restore(start["draws"])
-        self._drawn_at_epoch = self._draws.state()
+        self._at_epoch = self._state_now() if start is None else self._resumed(train, start)
         self._saved, self._saved_s = self._place.batch, clock()
         self._items = self._stream(train, test)
         self._held: _Item | None = None
@@ -151,7 +150,28 @@ class Source:
 
     def state(self) -> dict[str, Any]:
         """Return where the source is between two batches, to `start` another one from."""
-        return {"place": asdict(self._place), "draws": self._drawn_at_epoch}
+        return {"place": asdict(self._place), **self._at_epoch}
+
+    def _state_now(self) -> dict[str, Any]:
+        """Return the draws and the iterables' own state, the latter for checkpoints only."""
+        # The draws first: it may draw to tell its state.
+        draws = self._draws.state()
+        if not self._checkpoints.on:
+            return {"draws": draws}
+        with self._draws.drawn():
+            return {"draws": draws, "own": self._own.state()}
+
+    def _resumed(self, train: Iterable[Any], start: Mapping[str, Any]) -> dict[str, Any]:
+        """Go to where `start` says; return the state at the epoch's start."""
+        self._place = _Place(**start["place"])
+        if self._place.epoch and getattr(train, "persistent_workers", False):
+            # From its second epoch on such a loader draws no new seed for its workers.
+            with self._draws.drawn():
+                iter(train)
+        # What the last version wrote has no states of the iterables' own.
+        self._own.restore(start.get("own", {}))
+        self._draws.restore(start["draws"])
+        return self._state_now()
 
     def _stream(self, train: Iterable[Any], test: Iterable[Any] | None) -> Any:
         for epoch in range(self._place.epoch, self._epochs):
@@ -170,7 +190,7 @@ class Source:
         place = self._place
         if epoch != place.epoch:
             place.epoch, place.index = epoch, 0
-            self._drawn_at_epoch = self._draws.state()
+            self._at_epoch = self._state_now()
         if hasattr(train, "set_epoch"):
             train.set_epoch(epoch)
         for pair in self._drawing(lambda: _from_batch(train, place.index)):

@@ -12,8 +12,9 @@ from actors.errors import BatchError
 from actors.pipeline.batch import as_tensors
 from actors.pipeline.stage_actor import Feed
 from raylab.algorithms.stage.settings import ScheduleFactory
-from raylab.drivers.batches import batches_of, first_of
+from raylab.drivers.batches import batches_of, check_states, first_of, fresh
 from raylab.drivers.pipeline.settings import PipelineSettings, at_least
+from raylab.drivers.travelling import check_batches_travel
 from raylab.errors import ConfigError, DataError
 from raylab.optimizers import Schedule
 
@@ -48,10 +49,12 @@ def feed_of(
     at_least("epochs", epochs, 1)
     at_least("evaluate_every", evaluate_every, 1)
     if test is not None:
-        first_batch(test)
+        first_batch(test, "test")
+    if checkpoints.on:
+        check_states(batches=batches, test=test)
     return Feed(
-        train=batches,
-        test=test,
+        train=fresh(batches),
+        test=fresh(test),
         epochs=epochs,
         parts=settings.parts,
         evaluate_every=evaluate_every,
@@ -60,16 +63,23 @@ def feed_of(
     )
 
 
-def first_batch(batches: Iterable[Any]) -> tuple[_Tensors, _Tensors]:
+def first_batch(batches: Iterable[Any], name: str = "batches") -> tuple[_Tensors, _Tensors]:
     """Return x and y of the first batch.
 
+    Args:
+        batches: re-iterable of (x, y); left as it is.
+        name: of the argument, for errors.
+
     Raises:
-        DataError: there is none, it is not one, or there can be no second time.
+        DataError: there is none, it is not one, there can be no second time, or the batches
+            cannot be sent to the first stage.
     """
     try:
-        return as_tensors(first_of(batches), "the first batch")
+        first = as_tensors(first_of(batches), "the first batch")
     except BatchError as error:
         raise DataError(str(error)) from error
+    check_batches_travel(name, batches)
+    return first
 
 
 def bound(

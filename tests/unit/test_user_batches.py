@@ -1,0 +1,78 @@
+"""The look at a user's batches before a run leaves them as they are, ready to travel."""
+
+from __future__ import annotations
+
+import random
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ray import cloudpickle
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from raylab.drivers.batches import first_of, fresh
+from raylab.drivers.pipeline.user_batches import first_batch
+from raylab.errors import DataError
+
+pytestmark = pytest.mark.unit
+
+
+class OpenedLazily(Dataset[tuple[Tensor, Tensor]]):
+    """Samples behind something that cannot be sent, opened once a process."""
+
+    def __init__(self) -> None:
+        self.opened: Any = None
+        self.large = torch.zeros(1000, 10)
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        self.opened = self.opened or threading.Lock()
+        return self.large[index], torch.tensor(index)
+
+
+def test_a_data_set_that_opens_its_file_at_the_first_sample_can_travel_after_the_look():
+    loader = DataLoader(OpenedLazily(), 4)
+    x, _ = first_batch(loader)
+    assert x[0].shape == (4, 10)
+    cloudpickle.dumps(loader)
+    assert loader.dataset.opened is None
+
+
+def test_a_loader_with_persistent_workers_can_travel_after_the_look():
+    data = TensorDataset(torch.zeros(8, 2), torch.zeros(8))
+    loader = DataLoader(data, 4, num_workers=1, persistent_workers=True)
+    first_batch(loader)
+    cloudpickle.dumps(loader)
+
+
+def test_a_loader_that_the_user_has_looked_at_travels_without_its_iterator():
+    data = TensorDataset(torch.zeros(8, 2), torch.zeros(8))
+    loader = DataLoader(data, 4, num_workers=1, persistent_workers=True)
+    next(iter(loader))
+    first_batch(loader)
+    cloudpickle.dumps(fresh(loader))
+    assert loader._iterator is not None
+
+
+def test_the_look_moves_no_generator():
+    own = torch.Generator().manual_seed(1)
+    data = TensorDataset(torch.zeros(8, 2), torch.zeros(8))
+    before = [torch.get_rng_state(), own.get_state()]
+    others = random.getstate(), np.random.get_state()[1].tolist()
+    first_of(DataLoader(data, 4, shuffle=True, generator=own))
+    first_of(DataLoader(data, 4, shuffle=True))
+    after = [torch.get_rng_state(), own.get_state()]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert others == (random.getstate(), np.random.get_state()[1].tolist())
+
+
+def test_batches_that_cannot_be_sent_are_refused_with_the_way_out():
+    data = OpenedLazily()
+    data[0]
+    with pytest.raises(DataError, match=r"batches must be.*sent.*lock.*open files.*__getitem__"):
+        first_batch(DataLoader(data, 4))
