@@ -67,7 +67,7 @@ def _stateful(roots: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield what has a state of its own, each once, with the way to it."""
     seen: set[int] = set()
     # What was pushed last comes first: reversed, so that the order is that of the attributes.
-    todo = list(reversed(roots.items()))
+    todo = list(reversed(list(roots.items())))
     while todo and len(seen) < _MOST_OBJECTS:
         way, value = todo.pop()
         if isinstance(value, (*_LEAVES, types.ModuleType)) or id(value) in seen:

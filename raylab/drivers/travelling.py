@@ -49,7 +49,7 @@ def check_travels(**given: Any) -> None:
 
 def _check(name: str, value: Any, kind: type[Exception], way_out: str) -> None:
     try:
-        cloudpickle.dumps(value)
+        cloudpickle.dumps(value)  # type: ignore[no-untyped-call]
     except Exception as error:
         told = (str(error) or type(error).__name__).splitlines()[0]
         raise kind(
