@@ -116,6 +116,7 @@ def run_pipeline(
     checkpoints: CheckpointPlan | None = None,
     save: Callable[[int, dict[str, Any]], None] | None = None,
     parts_saved: Sequence[Mapping[str, Any]] | None = None,
+    writes_weights: bool = False,
     **settings: Any,
 ) -> InProcess:
     """Train with the project's loops, rules and mailboxes, in this thread."""
@@ -136,6 +137,7 @@ def run_pipeline(
                 chosen,
                 program,
                 protect_inputs=False,
+                writes_weights=writes_weights,
                 device="cpu",
                 resumable=checkpoints is not None,
                 cut=cut,

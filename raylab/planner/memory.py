@@ -82,7 +82,7 @@ def held(
         return Held(copies=copies, graphs=units / parts, inputs=0.0)
     if replay:
         return Held(copies=copies, graphs=1.0, inputs=delay + 1.0)
-    kept = math.ceil(delay / accumulate) + 1 if versions else 0
+    kept = math.ceil(delay / accumulate) if versions else 0
     graphs, inputs = (1.0, delay + 1.0) if recompute else (delay + 1.0, 0.0)
     return Held(copies=copies + kept, graphs=graphs, inputs=inputs)
 

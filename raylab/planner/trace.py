@@ -7,8 +7,10 @@ Python looks at values cannot run there; it is run for real on a copy instead.
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from raylab.algorithms.stage.packing import packed
 from raylab.errors import DataError, InputError, ModelError
 
-__all__ = ["BlockTrace", "trace_blocks"]
+__all__ = ["BlockTrace", "told_of_bare_inputs", "trace_blocks"]
 
 ELEMENT_COST = 40.0
 """Floating-point operations that take as long as writing one element: a core at 40 GFLOP/s and
@@ -36,11 +38,17 @@ class BlockTrace:
         outputs: its outputs, tensors on the meta device (shape and dtype only).
         cost: operations of its forward, memory traffic included (see `ELEMENT_COST`).
         writes_input: whether it writes into its input.
+        writes_weights: whether it writes into its weights.
+        rewrites_weights: whether it does so anew when it is run again on the same input.
+        reentrant: whether it has a part that is checkpointed with `use_reentrant=True`.
     """
 
     outputs: tuple[Tensor, ...]
     cost: float
     writes_input: bool
+    writes_weights: bool = False
+    rewrites_weights: bool = False
+    reentrant: bool = False
 
 
 class _CountElements(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -104,16 +112,49 @@ def _trace(
         twin = copy.deepcopy(block).to(device).train()
         counted = _CountElements()
         flops = FlopCounterMode(display=False)
-        with torch.no_grad(), flops, counted:
+        weights = [*twin.parameters()]
+        before = [t._version for t in weights]
+        with torch.no_grad(), flops, counted, told_of_bare_inputs() as told:
             values = _run(twin, given, name, position <= entrance)
+        writes = [t._version for t in weights] != before
         traces.append(
             BlockTrace(
                 outputs=tuple(t.to("meta") for t in values),
                 cost=float(flops.get_total_flops()) + ELEMENT_COST * counted.elements,
                 writes_input=[t._version for t in given] != versions,
+                writes_weights=writes,
+                rewrites_weights=writes and _rewrites(block, given, name),
+                reentrant=bool(told),
             )
         )
     return traces
+
+
+@contextlib.contextmanager
+def told_of_bare_inputs() -> Iterator[list[str]]:
+    """Collect what torch warns of: a re-entrant checkpoint whose inputs ask for no gradient."""
+    found: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield found
+    for each in caught:
+        if str(each.message).startswith("None of the inputs have requires_grad"):
+            found.append(str(each.message))
+        else:
+            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+
+
+def _rewrites(block: nn.Module, given: Sequence[Tensor], name: str) -> bool:
+    """Tell whether a second run of a block leaves other weights than a first one, but for
+    rounding.
+    """
+    twin = copy.deepcopy(block).to("cpu").train()
+    left = []
+    for _ in range(2):
+        with torch.no_grad():
+            _run(twin, tuple(_zeros(t) for t in given), name, False)
+        left.append([t.detach().clone() for t in twin.parameters()])
+    return not all(torch.allclose(first, second, 1e-5) for first, second in zip(*left, strict=True))
 
 
 def _entrance(chain: Sequence[tuple[str, nn.Module]]) -> int:

@@ -5,7 +5,9 @@ Nothing in here knows which batch is late, or that there are gradients.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +36,7 @@ class StageBlocks:
         self._settings = settings
         self._passes_down = passes_down
         self._bfloat16 = settings.precision == "bfloat16"
+        self._slots = _slots(self.module)
 
     def here(self, tensors: Tensors) -> list[Tensor]:
         """Return the tensors that are there, on the stage's device."""
@@ -65,6 +68,32 @@ class StageBlocks:
             return as_list(self.module(packed(inputs)))
         return as_list(functional_call(self.module, state, (packed(inputs),)))
 
+    @contextlib.contextmanager
+    def holding(self, state: Mapping[str, Tensor]) -> Iterator[None]:
+        """Put weights and buffers, by name, in place of the blocks' own while something runs.
+
+        Unlike `functional_call` it may be a backward pass: what is computed again in there, by
+        `torch.utils.checkpoint` or a hook, then reads these.
+        """
+        slots = self._slots
+        places = [
+            (where, key, t) for name, t in state.items() for where, key in slots.get(name, ())
+        ]
+        own = [where[key] for where, key, _ in places]
+        for where, key, tensor in places:
+            where[key] = tensor
+        try:
+            yield
+        finally:
+            for (where, key, _), tensor in zip(places, own, strict=True):
+                where[key] = tensor
+
+    def copies(self) -> dict[str, Tensor]:
+        """Return copies of weights and buffers by name, the weights as leaves of a graph."""
+        weights = self.module.named_parameters()
+        copied = {n: p.detach().clone().requires_grad_(p.requires_grad) for n, p in weights}
+        return {**copied, **self.buffers.copies()}
+
     def draw(self, unit: Unit, part: int | None = None) -> None:
         """Begin the draws of a unit: the same ones whenever it is run.
 
@@ -93,3 +122,16 @@ class StageBlocks:
         """Wait until the device has done what it was told."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def _slots(module: nn.Module) -> dict[str, list[tuple[dict[str, Any], str]]]:
+    """Return where modules look up each parameter and buffer, by the name it has first."""
+    first: dict[int, str] = {}
+    found: dict[str, list[tuple[dict[str, Any], str]]] = {}
+    for prefix, each in module.named_modules():
+        for where in (each._parameters, each._buffers):
+            for key, tensor in where.items():
+                if tensor is not None:
+                    name = first.setdefault(id(tensor), f"{prefix}.{key}" if prefix else key)
+                    found.setdefault(name, []).append((where, key))
+    return found

@@ -102,7 +102,8 @@ class DelayedStage:
         if unit.part + 1 == unit.parts:
             self.window.staleness.append(self.window.updates - entry.version)
         ends, given = self.ends(unit, entry, gradients)
-        at_inputs, at_weights = entry.differentiated(ends, given)
+        with self._open.reading(unit, entry):
+            at_inputs, at_weights = entry.differentiated(ends, given)
         if measured := self._sigma.compare(unit.batch, at_weights):
             self.figures.directed(*measured)
         self.window.add(at_weights, (*at_inputs, *given))
@@ -144,6 +145,7 @@ class DelayedStage:
 
         A window before the first gradient is a step with g = 0 (5.8), see `UpdateWindow.apply`.
         """
+        self._open.updating()
         self.figures.applied(self.window.apply())
         self._open.updated()
 
@@ -160,14 +162,19 @@ class DelayedStage:
     # ----------------------------------------------------------------- the measurement of sigma
 
     def recheck(self, unit: Unit, inputs: Tensors, labels: Tensors) -> Tensors:
-        """Compute a batch anew at the weights of now, with its draws and copies of the buffers."""
-        blocks, window = self.blocks, self.window
+        """Compute a batch anew at the weights of now, with its draws, on copies of all it could
+        write to.
+        """
+        blocks = self.blocks
         blocks.mode(training=True)
-        entry = InFlight(blocks.received(inputs), labels, window.updates, weights=[*window.trained])
+        entry = InFlight(blocks.received(inputs), labels, self.window.updates)
+        entry.copies = blocks.copies()
+        entry.weights = [t for t in entry.copies.values() if t.requires_grad]
+        entry.whole = self._open.whole
         self._rechecks[unit.batch, unit.part] = entry
         blocks.draw(unit, part=0)
         with blocks.autocast():
-            entry.outputs = blocks.run(entry.inputs, blocks.buffers.copies())
+            entry.outputs = blocks.run(entry.inputs, entry.copies)
             if self.settings.last:
                 entry.outputs = [self.loss.of(entry.outputs, labels)]
         return () if self.settings.last else tuple(t.detach() for t in entry.outputs)
@@ -175,7 +182,8 @@ class DelayedStage:
     def compare(self, unit: Unit, gradients: Tensors, *, due: bool) -> Tensors:
         """Back-propagate a recheck; keep its gradient if that of the same batch is applied next."""
         entry = self._rechecks.pop((unit.batch, unit.part))
-        at_inputs, fresh = entry.differentiated(*self.ends(unit, entry, gradients))
+        with self.blocks.holding(entry.copies):
+            at_inputs, fresh = entry.differentiated(*self.ends(unit, entry, gradients))
         if due:
             self._sigma.expect(unit.batch, fresh)
         return at_inputs

@@ -33,6 +33,8 @@ class GraphBytes:
         self._known: dict[_Shapes, int] = {}
         self.last = 0
         """Of the graph that was grown last."""
+        self.first = False
+        """Whether that was the first one over inputs of its shapes."""
 
     @contextlib.contextmanager
     def grown(self, inputs: Sequence[Tensor], held: Iterable[Tensor]) -> Iterator[None]:
@@ -43,7 +45,8 @@ class GraphBytes:
             held: weights and buffers, not counted either.
         """
         shapes = tuple((tuple(t.shape), t.dtype) for t in inputs)
-        if shapes in self._known:
+        self.first = shapes not in self._known
+        if not self.first:
             yield
         else:
             apart = {t.untyped_storage().data_ptr() for t in (*inputs, *held)}

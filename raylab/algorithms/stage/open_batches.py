@@ -7,7 +7,8 @@ replay      the input alone; before the backward comes a forward at the weights 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from raylab.algorithms.stage.blocks import StageBlocks
 from raylab.algorithms.stage.figures import StageFigures
-from raylab.algorithms.stage.in_flight import InFlight, OpenUnit
+from raylab.algorithms.stage.in_flight import InFlight, OpenUnit, goes_as_a_whole
 from raylab.algorithms.stage.layerwise import recording
 from raylab.algorithms.stage.loss import StageLoss
 from raylab.algorithms.stage.memory import GraphBytes
@@ -56,10 +57,16 @@ class OpenBatches:
         stale = settings.delay != 0 and not settings.flush
         self._replays = stale and settings.replay
         self._recomputes = stale and settings.recompute
-        self._versioned = stale and not settings.replay
+        # Micro-batches whose forwards write into weights would spoil each other's graphs.
+        apart = settings.writes_weights and settings.flush and settings.delay != 0
+        self._versioned = apart or (stale and not settings.replay)
         self._aliased = settings.weight_version == "current"
         self._versions = WeightVersions(blocks.module, settings.weight_version)
         self._graphs = GraphBytes()
+        self.whole = False
+        """Whether the graphs can only be gone through as a whole, see `goes_as_a_whole`."""
+        self._moves_again = False
+        """Whether a backward has computed something again that moves buffers."""
         self._open: dict[tuple[int, int], InFlight] = {}
         self._bytes = 0
         """Of all that is open, beside weights."""
@@ -93,6 +100,31 @@ class OpenBatches:
             self._note(1, self._bytes + entry.bytes())
         del self._open[unit.batch, unit.part]
         return entry
+
+    @contextlib.contextmanager
+    def reading(self, unit: Unit, entry: InFlight) -> Iterator[None]:
+        """Go backward in here: whatever runs forward once more reads the unit's weights."""
+        state: dict[str, Tensor] = {}
+        if self._versioned:
+            state.update(zip(self._names, entry.weights, strict=True))
+        # Micro-batches share the move of a batch's statistics, which has been by now: what one of
+        # them computes again moves copies. Seldom any does, so it is looked at with a first graph.
+        apart = unit.parts > 1 and (entry.first or self._moves_again)
+        buffers = self._blocks.buffers.copies() if apart else {}
+        state.update(buffers)
+        if not state:
+            yield
+            return
+        with self._blocks.holding(state):
+            yield
+        if any(each._version for each in buffers.values()):
+            self._moves_again = True
+
+    def updating(self) -> None:
+        """The parameters are about to move."""
+        now = self._window.updates
+        if self._versioned and any(entry.version == now for entry in self._open.values()):
+            self._versions.part()
 
     def updated(self) -> None:
         """The parameters have moved."""
@@ -160,7 +192,9 @@ class OpenBatches:
         weights = self._versions.now()
         entry.weights = [weights[name] for name in self._names]
         with torch.no_grad(), self._blocks.autocast():
-            return self._blocks.run(entry.inputs, weights)
+            outputs = self._blocks.run(entry.inputs, weights)
+        self._versions.ran(entry.weights)
+        return outputs
 
     def _grow(self, unit: Unit, entry: InFlight) -> None:
         """Forward with a graph, at the version of the weights that the backward is to read."""
@@ -176,12 +210,14 @@ class OpenBatches:
             recording(self._window.optimizer) as entry.recorded,
         ):
             entry.outputs = blocks.run(entry.inputs, state)
-            entry.weights = (
-                [weights[n] for n in self._names] if weights else [*self._window.trained]
-            )
+            if weights:
+                entry.weights = [weights[n] for n in self._names]
+                self._versions.ran(entry.weights)
+            else:
+                entry.weights = [*self._window.trained]
             if self._settings.last:
                 entry.outputs = [self._loss.counted(unit, entry.outputs, entry.labels)]
-        entry.graph_bytes = self._graphs.last
+        self._grown(entry)
         if weights and self._settings.resumable and self._aliased:
             entry.copies = self._versions.copies()
         if buffers:
@@ -201,7 +237,15 @@ class OpenBatches:
             recording(self._window.optimizer) as entry.recorded,
         ):
             entry.outputs = blocks.run(entry.inputs, {**state, **blocks.buffers.copies()})
+        self._grown(entry)
+
+    def _grown(self, entry: InFlight) -> None:
+        """Note what has become known of a graph."""
         entry.graph_bytes = self._graphs.last
+        entry.first = self._graphs.first
+        if entry.first:
+            self.whole = self.whole or goes_as_a_whole(entry.outputs)
+        entry.whole = self.whole
 
     def _reopen(self, unit: Unit, entry: InFlight, old: dict[str, Tensor] | None) -> None:
         """Give a restored batch what its forward had given it; `old` None: weights of now."""

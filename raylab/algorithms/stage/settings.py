@@ -73,6 +73,7 @@ class StageSettings:
         precision: "float32" computes in the dtype of the weights, "bfloat16" under autocast.
         seed: of the draws inside the network, such as dropout.
         protect_inputs: the first block writes into its input, so give it a copy.
+        writes_weights: a block writes into its weights in its forward.
         device: where the stage computes.
         cut: the features that the stage puts out, where it has a network of its own on them.
     """
@@ -92,6 +93,7 @@ class StageSettings:
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
     protect_inputs: bool = False
+    writes_weights: bool = False
     device: str = "cpu"
     cut: CutFeatures | None = None
 

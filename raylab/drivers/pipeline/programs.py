@@ -52,6 +52,7 @@ def stage_settings(
     *,
     protect_inputs: bool,
     device: str,
+    writes_weights: bool = False,
     resumable: bool = False,
     cut: CutFeatures | None = None,
 ) -> StageSettings:
@@ -72,6 +73,7 @@ def stage_settings(
         gradient_shrink=settings.gradient_shrink,
         seed=settings.seed,
         protect_inputs=protect_inputs,
+        writes_weights=writes_weights,
         device=device,
         cut=cut,
     )

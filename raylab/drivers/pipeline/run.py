@@ -202,6 +202,9 @@ class PipelineRun:
                         protect_inputs=any(
                             trace.writes_input for trace in traces[bounds[k] : bounds[k + 1]]
                         ),
+                        writes_weights=any(
+                            trace.writes_weights for trace in traces[bounds[k] : bounds[k + 1]]
+                        ),
                         device=device,
                         cut=self._crossing[k],
                         resumable=self._resumable,

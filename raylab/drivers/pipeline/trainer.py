@@ -27,6 +27,7 @@ from raylab.drivers.cluster import connect, patience_s, stage_resources, threads
 from raylab.drivers.listener import OnRow, RowListener
 from raylab.drivers.notes import say_notes, say_steps
 from raylab.drivers.pipeline.checkpointing import RunCheckpoints, checkpoint_plan
+from raylab.drivers.pipeline.checks import check_bare_inputs, check_written_weights
 from raylab.drivers.pipeline.fit import PipelineFit
 from raylab.drivers.pipeline.fitting import fitting_notes
 from raylab.drivers.pipeline.network import Network
@@ -76,7 +77,8 @@ class PipelineTrainer:
             own: a number, a list with one per link, or "auto": measured before the run, the
             smallest that hides the messages. For dni: by which its synthesizers are corrected late.
         weight_version: weights at which a late gradient is evaluated: "forward", those of its own
-            forward (the papers' equations), or "current".
+            forward (the papers' equations), or "current", beside kept activations of the forward;
+            what a block computes again (torch.utils.checkpoint) is of the same weights.
         barrier: run in lock step, as the papers' timings do.
         micro_batches: pieces of a batch, for gpipe and 1f1b.
         gradient_shrink: beta in (0, 1], by which an error gradient is multiplied over each link,
@@ -333,8 +335,10 @@ class PipelineTrainer:
     def _cut(self, batches: Iterable[Any]) -> tuple[TracedChain, list[int]]:
         """Return the chain, and the first blocks of its stages 1..K-1."""
         chain = traced_chain(self._model, batches, self._loss_fn)
+        check_written_weights(self.settings, chain)
         cuts = first_cuts(self.settings, chain, self._optimizer)
         chain.network.check_cuts(cuts)
+        check_bare_inputs(self.settings, chain, cuts)
         return chain, cuts
 
     def _supervisor(self, own: bool) -> Supervisor:

@@ -1,0 +1,60 @@
+"""What a run asks of its blocks beside their shapes, checked before any actor starts."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+
+from raylab.algorithms.stage.packing import packed
+from raylab.drivers.pipeline.settings import PipelineSettings
+from raylab.drivers.pipeline.traced_chain import TracedChain
+from raylab.errors import ModelError
+from raylab.planner.trace import told_of_bare_inputs
+
+__all__ = ["check_bare_inputs", "check_written_weights"]
+
+
+def check_written_weights(settings: PipelineSettings, chain: TracedChain) -> None:
+    """Check that a forward which runs again, in a replay or after a resume, finds its weights.
+
+    Raises:
+        ModelError: a block changes its weights anew in each of its forwards.
+    """
+    if not settings.rule.stale:
+        return
+    for name, trace in zip(chain.network.names, chain.traces, strict=True):
+        if trace.rewrites_weights:
+            raise ModelError(
+                f"under {settings.method} a block may write into its weights only what a second "
+                f"forward on the same input leaves as it is, but block {name!r} changes them each "
+                "time: keep what moves in a buffer, or choose method=bp"
+            )
+
+
+def check_bare_inputs(settings: PipelineSettings, chain: TracedChain, cuts: Sequence[int]) -> None:
+    """Check that re-entrant checkpoints train their blocks where no gradient is asked for below.
+
+    That is at the network's input, and under a method that passes none down at each stage's.
+
+    Raises:
+        ModelError: a block's weights would never get a gradient.
+    """
+    for start in [0, *(cuts if settings.rule.feedback == "none" else ())]:
+        for i in range(start, len(chain.traces)):
+            block, name = chain.network.blocks[i], chain.network.names[i]
+            if not any(p.requires_grad for p in block.parameters()):
+                continue
+            if chain.traces[i].reentrant:
+                given = chain.traces[i - 1].outputs if i else chain.x
+                zeros = [torch.zeros(t.shape, dtype=t.dtype) for t in given]
+                with told_of_bare_inputs() as told, torch.random.fork_rng(devices=[]):
+                    copy.deepcopy(block).train()(packed(zeros))
+                if told:
+                    raise ModelError(
+                        f"a block must be trained, but {name!r} is checkpointed with "
+                        "use_reentrant=True on an input without a gradient, where torch gives its "
+                        "weights none: choose use_reentrant=False"
+                    )
+            break
