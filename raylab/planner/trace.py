@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from raylab.algorithms.stage.packing import packed
+from raylab.algorithms.stage.trained_by import check_loss, check_loss_fn
 from raylab.errors import DataError, InputError, ModelError
 
 __all__ = ["BlockTrace", "told_of_bare_inputs", "trace_blocks"]
@@ -212,6 +213,7 @@ def _check_loss(
 ) -> None:
     if getattr(loss_fn, "reduction", "mean") not in ("mean", "sum"):
         raise ModelError("loss_fn must return one number: use reduction='mean' or 'sum'")
+    check_loss_fn(loss_fn)
     shapes = [tuple(t.shape) for t in (*outputs, *labels)]
     dtypes = [str(t.dtype).removeprefix("torch.") for t in (*outputs, *labels)]
     try:
@@ -224,3 +226,4 @@ def _check_loss(
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
         raise ModelError(f"loss_fn must return one number as a tensor, but it returned {shape}")
+    check_loss(loss)

@@ -29,6 +29,7 @@ from raylab.algorithms.averaging.layer_samples import read_samples, write_sample
 from raylab.algorithms.averaging.method import AveragingNumbers
 from raylab.algorithms.stage.layerwise import collect, recording, watch
 from raylab.algorithms.stage.settings import OptimizerFactory, ScheduleFactory, draw_key
+from raylab.algorithms.stage.trained_by import check_loss_fn, trained_by
 from raylab.errors import NonFiniteLossError
 
 __all__ = ["AveragingWorker", "WorkerSettings", "autocast", "on_device"]
@@ -94,6 +95,8 @@ class AveragingWorker:
         linear = [each for each in self.model.modules() if isinstance(each, nn.Linear)]
         self._fully_connected = [p for each in linear for p in each.parameters(recurse=False)]
         self.schedule = schedule(self.optimizer) if schedule else None
+        check_loss_fn(loss_fn)
+        self._held = trained_by(self.optimizer, self.parameters)
         self.average = average(self.weights.read())
         self.figures = figures or WorkerFigures()
         self._loss_fn = loss_fn
@@ -108,6 +111,8 @@ class AveragingWorker:
         """
         self.model.train()
         self.optimizer.zero_grad()
+        if len(self._held) < len(self.parameters):
+            self.model.zero_grad()  # those that the optimiser has not taken would add up
         with self._draws(), autocast(self.settings), recording(self.optimizer) as recorded:
             target = on_device(y, self.settings.device)
             output = self.model(on_device(x, self.settings.device))
@@ -202,9 +207,9 @@ class AveragingWorker:
             for each in self._fully_connected:
                 each.grad = None  # FC-freeze: neither gradient nor momentum nor decay moves it
         if self.settings.clip_value is not None:
-            nn.utils.clip_grad_value_(self.parameters, self.settings.clip_value)
+            nn.utils.clip_grad_value_(self._held, self.settings.clip_value)
         if self.settings.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm)
+            nn.utils.clip_grad_norm_(self._held, self.settings.clip_norm)
         self.optimizer.step()
         if self.schedule is not None:
             self.schedule.step()

@@ -11,6 +11,7 @@ from raylab.algorithms.stage.figures import StageFigures, correct_predictions
 from raylab.algorithms.stage.late_losses import LateLosses
 from raylab.algorithms.stage.packing import packed
 from raylab.algorithms.stage.settings import Tensors, Unit
+from raylab.algorithms.stage.trained_by import check_loss_fn
 from raylab.errors import ModelError
 
 __all__ = ["StageLoss"]
@@ -24,11 +25,15 @@ class StageLoss:
             says so; None where the stage has none.
         blocks: of the stage.
         figures: of the stage; the losses are counted there.
+
+    Raises:
+        ModelError: the loss has parameters of its own to train.
     """
 
     def __init__(
         self, loss_fn: Callable[..., Tensor] | None, blocks: StageBlocks, figures: StageFigures
     ) -> None:
+        check_loss_fn(loss_fn)
         self.sums = getattr(loss_fn, "reduction", "mean") == "sum"
         """Whether it is a sum over samples."""
         self._loss_fn = loss_fn

@@ -31,6 +31,7 @@ from raylab.algorithms.stage.state import (
     module_state,
     optimizer_state,
 )
+from raylab.algorithms.stage.trained_by import trained_by
 from raylab.errors import ModelError
 
 __all__ = ["SyntheticStage"]
@@ -78,7 +79,9 @@ class SyntheticStage(DelayedStage):
         key = draw_key(settings.seed, settings.stage, -1, 0)
         self.synthesizer = companion(Synthesizer, settings.cut, key).to(self.blocks.device)
         self._statistics = BatchBuffers(self.synthesizer)
-        self._learning = optimizer(list(self.synthesizer.parameters()))
+        learning = list(self.synthesizer.parameters())
+        self._learning = optimizer(learning)
+        trained_by(self._learning, learning)
         watch(self._learning, self.synthesizer)
         self._learning_schedule = schedule(self._learning) if schedule else None
         self._corrections = 0
@@ -102,7 +105,7 @@ class SyntheticStage(DelayedStage):
         error = F.mse_loss(made, self._per_sample(len(features)) * arrived.to(made.dtype))
         error.backward()  # type: ignore[no-untyped-call]
         self._learning.step()
-        self._learning.zero_grad(set_to_none=True)
+        synthesizer.zero_grad()
         self._corrections += 1
         if self._learning_schedule and self._corrections % self.settings.accumulate == 0:
             self._learning_schedule.step()

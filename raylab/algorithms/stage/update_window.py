@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from raylab.algorithms.stage.layerwise import watch
 from raylab.algorithms.stage.settings import OptimizerFactory, ScheduleFactory, StageSettings
@@ -19,6 +20,8 @@ from raylab.algorithms.stage.state import (
     module_state,
     optimizer_state,
 )
+from raylab.algorithms.stage.trained_by import no_zero_step, trained_by
+from raylab.errors import ConfigError
 
 __all__ = ["UpdateWindow"]
 
@@ -59,6 +62,8 @@ class UpdateWindow:
         # Before the scheduler is made: it may split the groups.
         self._layerwise = watch(self.optimizer, *both, names=self._names, by_hand=True)
         self._schedule = schedule(self.optimizer) if schedule and self.optimizer else None
+        self._held = trained_by(self.optimizer, self.trained) if self.optimizer else []
+        self._held_ids = {id(p) for p in self._held}
         self._freezes_fc = getattr(schedule, "freezes_fc", None)
         linear = [m for each in both for m in each.modules() if isinstance(m, nn.Linear)]
         self._fully_connected = [p for m in linear for p in m.parameters(recurse=False)]
@@ -75,7 +80,8 @@ class UpdateWindow:
         """Add the gradient of one unit.
 
         Args:
-            gradients: one a parameter, None where there is none; they are the window's from now on.
+            gradients: one a parameter, None where there is none; they are the window's from now on,
+                but for those of parameters that the optimiser has not taken.
             others: tensors that are somebody else's, though they may share memory with these.
         """
         self._seen = True
@@ -83,7 +89,7 @@ class UpdateWindow:
         # place later, so it must be nobody else's.
         taken = {_memory(t) for t in others if t is not None}
         for p, gradient in zip(self.trained, gradients, strict=True):
-            if gradient is None:
+            if gradient is None or id(p) not in self._held_ids:
                 continue
             if p.grad is not None:
                 p.grad.add_(gradient)
@@ -97,16 +103,21 @@ class UpdateWindow:
     def apply(self) -> list[int]:
         """Move the parameters by the mean gradient, and begin the next window.
 
+        Norm and limits are those of the parameters that the optimiser holds.
+
         A window before the first gradient is a step with g = 0 (5.8): weight decay, momentum and
         Adam's step count act. The mean is over M also where the last window is only part full.
 
         Returns:
             The staleness of each batch that it was made of.
+
+        Raises:
+            ConfigError: the optimiser cannot make a step with g = 0.
         """
         if not self._seen:
-            for p in self.trained:
+            for p in self._held:
                 p.grad = torch.zeros_like(p)
-        grads = [p.grad for p in self.trained if p.grad is not None]
+        grads = [p.grad for p in self._held if p.grad is not None]
         if self._settings.accumulate > 1 and grads:
             torch._foreach_mul_(grads, 1.0 / self._settings.accumulate)
             if self._layerwise is not None:
@@ -115,11 +126,14 @@ class UpdateWindow:
             for p in self._fully_connected:
                 p.grad = None  # FC-freeze: neither gradient nor momentum nor decay moves it
         if self._settings.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.trained, self._settings.clip_norm)
+            nn.utils.clip_grad_norm_(self._held, self._settings.clip_norm)
         if self._settings.clip_value is not None and grads:
-            nn.utils.clip_grad_value_(self.trained, self._settings.clip_value)
+            nn.utils.clip_grad_value_(self._held, self._settings.clip_value)
         if self.optimizer is not None:
-            self.optimizer.step()
+            if self._seen:
+                self.optimizer.step()
+            else:
+                self._step_of_zero(self.optimizer)
             self.optimizer.zero_grad(set_to_none=True)
         if self._schedule is not None:
             self._schedule.step()
@@ -127,6 +141,16 @@ class UpdateWindow:
         self._seen = False
         staleness, self.staleness = self.staleness, []
         return staleness
+
+    def _step_of_zero(self, optimizer: Optimizer) -> None:
+        try:
+            optimizer.step()
+        except Exception as error:
+            raise ConfigError(
+                no_zero_step(optimizer, f"{type(error).__name__}: {error}")
+            ) from error
+        if not all(bool(torch.isfinite(p).all()) for p in self._held):
+            raise ConfigError(no_zero_step(optimizer, "its weights are no longer finite"))
 
     def layer_figures(self) -> dict[str, list[Any]]:
         """Return what the last update has found out about each layer, if the rule looks at them."""
@@ -159,7 +183,8 @@ class UpdateWindow:
         if self._schedule is not None:
             self._schedule.load_state_dict(copy.deepcopy(saved["schedule"]))
         for p in self.trained:
-            kept = saved["gradients"].get(self._names[id(p)])
+            held = id(p) in self._held_ids
+            kept = saved["gradients"].get(self._names[id(p)]) if held else None
             p.grad = None if kept is None else kept.to(p.device, copy=True)
         self._seen = saved["seen"]
         self.updates = saved["updates"]

@@ -9,11 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils import _pytree
 
 from raylab.algorithms.averaging.flat import trainable
 from raylab.algorithms.averaging.worker import on_device
+from raylab.algorithms.stage.trained_by import check_loss, check_loss_fn
 from raylab.drivers.averaging.shards import first_batch
-from raylab.errors import ConfigError, DataError, ModelError
+from raylab.drivers.optimizer_check import untrained
+from raylab.errors import DataError, ModelError
 
 __all__ = ["check_fits"]
 
@@ -35,7 +38,7 @@ def check_fits(
         test: to test with, or None.
 
     Raises:
-        ConfigError: the optimiser is none.
+        ConfigError: the optimiser is none, or trains others than the model's parameters.
         DataError: a batch is not one, or does not fit the model.
         ModelError: the model has nothing to train, or the loss does not fit it.
     """
@@ -44,14 +47,9 @@ def check_fits(
         first_batch(test)
     if not trainable(model):
         raise ModelError("a model must have a parameter to train, but this one has none")
-    twin = copy.deepcopy(model)
-    made = optimizer(trainable(twin))
-    if not isinstance(made, Optimizer):
-        raise ConfigError(
-            f"optimizer must make a torch optimiser of parameters, but it made a "
-            f"{type(made).__name__}"
-        )
-    twin = twin.to("meta").train()
+    untrained(optimizer, model, "a worker")
+    check_loss_fn(loss_fn)
+    twin = copy.deepcopy(model).to("meta").train()
     try:
         with torch.random.fork_rng(devices=[]):
             output = twin(on_device(x, "meta"))
@@ -60,6 +58,7 @@ def check_fits(
     except Exception as error:
         raise DataError(f"the first batch does not fit the model: {error}") from error
     try:
+        output = _pytree.tree_map_only(Tensor, Tensor.detach, output)
         loss = loss_fn(output, on_device(y, "meta"))
     except NotImplementedError:
         return
@@ -68,3 +67,4 @@ def check_fits(
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
         raise ModelError(f"a loss must be one number, but it is of shape {shape}")
+    check_loss(loss)

@@ -40,6 +40,7 @@ from raylab.drivers.batches import batches_of
 from raylab.drivers.cluster import connect, patience_s, stage_resources
 from raylab.drivers.listener import OnRow, RowListener
 from raylab.drivers.notes import say_notes
+from raylab.drivers.optimizer_check import untrained, untrained_note
 from raylab.drivers.result import Result
 from raylab.drivers.run_place import RunPlace
 from raylab.errors import ConfigError, ModelError
@@ -244,7 +245,9 @@ class AveragingTrainer:
             report_every=report_every,
             listened=on_row is not None,
         )
-        say_notes(fitting_notes(self.settings, batches_of(batches), epochs), progress=progress)
+        notes = fitting_notes(self.settings, batches_of(batches), epochs)
+        notes += untrained_note(untrained(self._optimizer, self._model, "a worker"))
+        say_notes(notes, progress=progress)
         folder = self._place.folder(resume)
         own = connect()
         wait_s, resize_s, timeout_s = self._waits

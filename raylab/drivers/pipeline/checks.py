@@ -8,12 +8,14 @@ from collections.abc import Sequence
 import torch
 
 from raylab.algorithms.stage.packing import packed
+from raylab.algorithms.stage.settings import OptimizerFactory
+from raylab.drivers.optimizer_check import check_zero_step, untrained, untrained_note
 from raylab.drivers.pipeline.settings import PipelineSettings
 from raylab.drivers.pipeline.traced_chain import TracedChain
 from raylab.errors import ModelError
 from raylab.planner.trace import told_of_bare_inputs
 
-__all__ = ["check_bare_inputs", "check_written_weights"]
+__all__ = ["check_bare_inputs", "check_optimizer", "check_written_weights"]
 
 
 def check_written_weights(settings: PipelineSettings, chain: TracedChain) -> None:
@@ -58,3 +60,24 @@ def check_bare_inputs(settings: PipelineSettings, chain: TracedChain, cuts: Sequ
                         "weights none: choose use_reentrant=False"
                     )
             break
+
+
+def check_optimizer(
+    settings: PipelineSettings,
+    chain: TracedChain,
+    cuts: Sequence[int],
+    optimizer: OptimizerFactory,
+) -> list[str]:
+    """Check that an optimiser trains what its stages have; return what a user should know of it.
+
+    Raises:
+        ConfigError: it does not, or cannot make the empty updates that the method begins with.
+    """
+    left = [
+        each
+        for k, module in enumerate(chain.network.stages(cuts))
+        for each in untrained(optimizer, module, f"stage {k} of {settings.count}")
+    ]
+    if settings.rule.stale and settings.count > 1:
+        check_zero_step(optimizer)
+    return untrained_note(left)

@@ -27,7 +27,7 @@ from raylab.drivers.cluster import connect, patience_s, stage_resources, threads
 from raylab.drivers.listener import OnRow, RowListener
 from raylab.drivers.notes import say_notes, say_steps
 from raylab.drivers.pipeline.checkpointing import RunCheckpoints, checkpoint_plan
-from raylab.drivers.pipeline.checks import check_bare_inputs, check_written_weights
+from raylab.drivers.pipeline.checks import check_bare_inputs, check_optimizer, check_written_weights
 from raylab.drivers.pipeline.fit import PipelineFit
 from raylab.drivers.pipeline.fitting import fitting_notes
 from raylab.drivers.pipeline.network import Network
@@ -263,6 +263,7 @@ class PipelineTrainer:
             batches=batches_of(batches),
             epochs=epochs,
         )
+        notes += check_optimizer(self.settings, chain, cuts, self._optimizer)
         schedule = bound(schedule_over(self._schedule, epochs), batches, self.settings.accumulate)
         folder = self._place.folder(resume)
         checkpoints = RunCheckpoints(self._place.checkpoints(folder), folder, self.settings)
@@ -318,6 +319,7 @@ class PipelineTrainer:
         """
         say = say_steps(progress=progress)
         chain, cuts = self._cut(batches)
+        check_optimizer(self.settings, chain, cuts, self._optimizer)
         if not measure:
             return plan_of(self.settings, chain, cuts, self._optimizer, say=say)
         run = PipelineRun(
