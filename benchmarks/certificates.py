@@ -108,6 +108,7 @@ class LibsvmSet:
         different = np.unique(labels)
         self.n, self.dim = self.x.shape
         self.y = np.where(labels == different[-1], 1.0, -1.0) if len(different) == 2 else labels
+        self.targets = labels
         self.two_classes = len(different) == 2
 
     def tolerance(self, method: str) -> float:
@@ -121,7 +122,7 @@ class LibsvmSet:
     def closed_form(self) -> Vector:
         """Return the solution of ridge's normal equations."""
         hessian = (self.x.T @ self.x).toarray() / self.n + self.strength * np.eye(self.dim)
-        solution: Vector = np.linalg.solve(hessian, self.x.T @ self.y / self.n)
+        solution: Vector = np.linalg.solve(hessian, self.x.T @ self.targets / self.n)
         return solution
 
     def logistic_optimum(self) -> float:

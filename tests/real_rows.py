@@ -56,11 +56,7 @@ def real_rows(name: str, folder: Path) -> RealRows:
     load = {"breast_cancer": load_breast_cancer, "diabetes": load_diabetes, "digits": load_digits}
     x, y = load[name](return_X_y=True)
     x = MaxAbsScaler().fit_transform(x)
-    if name == "diabetes":
-        y = (y - y.mean()) / y.std()
-    if name == "digits":
-        y = y % 2
+    y = (y - y.mean()) / y.std() if name == "diabetes" else np.where(y % 2 == 1, 1.0, -1.0)
     path = folder / f"{name}.txt"
     dump_svmlight_file(x, y, str(path), zero_based=False)
-    signed = y if name == "diabetes" else np.where(y == 1, 1.0, -1.0)
-    return RealRows(spec=f"libsvm:{path}", x=x, y=signed)
+    return RealRows(spec=f"libsvm:{path}", x=x, y=y)

@@ -7,6 +7,7 @@ that the map is the matrix.
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ class ArrowRows:
     labels: NDArray[np.float64]
     dim: int
     classes: int
+    coding: tuple[float, float] | None
 
     def block(self, lo: int, hi: int) -> RowBlock:
         """Return rows lo..hi: views of the map, but for indptr (8 bytes a row), which from 0."""
@@ -44,6 +46,7 @@ class ArrowRows:
             values=self.values[start:end],
             labels=self.labels[lo:hi],
             dim=self.dim,
+            coding=self.coding,
         )
 
 
@@ -62,7 +65,8 @@ def write_rows(path: Path, block: RowBlock, *, classes: int) -> None:
         pa.LargeListArray.from_arrays(offsets, pa.array(block.indices)),
     ]
     batch = pa.record_batch(columns, names=["label", "values", "indices"])
-    batch = batch.replace_schema_metadata({"dim": str(block.dim), "classes": str(classes)})
+    about = {"dim": block.dim, "classes": classes, "coding": block.coding}
+    batch = batch.replace_schema_metadata({key: json.dumps(each) for key, each in about.items()})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, aside = tempfile.mkstemp(prefix=".", suffix=".arrow", dir=path.parent)
@@ -88,17 +92,26 @@ def map_rows(path: Path) -> ArrowRows:
     """
     try:
         batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
-        metadata = batch.schema.metadata
+        about = {key.decode(): json.loads(each) for key, each in batch.schema.metadata.items()}
+        coding = about["coding"]
         values, indices = batch.column("values"), batch.column("indices")
         return ArrowRows(
             indptr=values.offsets.to_numpy(zero_copy_only=True),
             indices=indices.values.to_numpy(zero_copy_only=True),
             values=values.values.to_numpy(zero_copy_only=True),
             labels=batch.column("label").to_numpy(zero_copy_only=True),
-            dim=int(metadata[b"dim"]),
-            classes=int(metadata[b"classes"]),
+            dim=about["dim"],
+            classes=about["classes"],
+            coding=None if coding is None else (coding[0], coding[1]),
         )
-    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
+    except (
+        OSError,
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        pa.ArrowException,
+    ) as error:
         raise DataError(
             f"{path} must be rows that raylab has written, but Arrow cannot map it as such: "
             f"{error!r}; delete it, and it is made again"

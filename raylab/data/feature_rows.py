@@ -11,7 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raylab.data.npz import load_npz
-from raylab.data.rows import RowBlock, check_range, label_classes, row_order, signed_labels
+from raylab.data.rows import (
+    RowBlock,
+    check_range,
+    label_classes,
+    label_coding,
+    row_order,
+    signed_labels,
+)
 from raylab.errors import DataError
 
 __all__ = ["FeatureRows", "feature_rows", "holds_features"]
@@ -29,6 +36,7 @@ class FeatureRows:
     n: int
     dim: int
     classes: int
+    coding: tuple[float, float] | None = None  # of two classes, see `RowBlock`
 
     @property
     def name(self) -> str:
@@ -50,7 +58,7 @@ class FeatureRows:
             )
         order = row_order(self.n)[lo:hi]
         # Of all labels: which two classes there are is not seen in every shard.
-        return RowBlock.of_matrix(rows[order], signed_labels(labels)[order])
+        return RowBlock.of_matrix(rows[order], signed_labels(labels)[order], self.coding)
 
 
 def holds_features(path: Path) -> bool:
@@ -81,6 +89,7 @@ def feature_rows(path: Path) -> FeatureRows:
         n=len(rows),
         dim=rows.shape[1],
         classes=label_classes(labels),
+        coding=label_coding(labels),
     )
 
 
@@ -101,7 +110,8 @@ def _read(path: str) -> tuple[NDArray[np.floating[Any]], NDArray[np.float64]]:
             f"{labels.dtype} of shape {labels.shape}; of one-hot labels save their argmax"
         )
     labels = labels.astype(np.float64)
-    rows = rows.astype(np.float32) if rows.dtype.itemsize < 4 else rows
+    # The kernels compute on native float32 and float64 alone: float16 goes up, long double down.
+    rows = rows.astype(np.float32 if rows.dtype.itemsize <= 4 else np.float64, copy=False)
     for name, finite in (
         ("x_train", np.isfinite(rows).all(axis=1)),
         ("y_train", np.isfinite(labels)),

@@ -6,7 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raylab.data.rows import RowBlock, check_range, label_classes, row_order, signed_labels
+from raylab.data.rows import (
+    RowBlock,
+    check_range,
+    label_classes,
+    label_coding,
+    row_order,
+    signed_labels,
+)
 from raylab.data.sources import Source, arrays_of
 
 __all__ = ["ImageRows", "image_rows"]
@@ -20,6 +27,7 @@ class ImageRows:
     n: int
     dim: int
     classes: int
+    coding: tuple[float, float] | None = None  # of two classes, see `RowBlock`
 
     @property
     def name(self) -> str:
@@ -40,7 +48,7 @@ class ImageRows:
             matrix /= 255.0
         # Of all labels: which two classes there are is not seen in every shard.
         labels = signed_labels(train.labels.numpy().astype(np.float64))
-        return RowBlock.of_matrix(matrix, labels[order])
+        return RowBlock.of_matrix(matrix, labels[order], self.coding)
 
 
 def image_rows(source: Source) -> ImageRows:
@@ -50,9 +58,11 @@ def image_rows(source: Source) -> ImageRows:
         DataError: they cannot be read.
     """
     train = arrays_of(source).train
+    labels = train.labels.numpy().astype(np.float64)
     return ImageRows(
         source=source,
         n=len(train.labels),
         dim=train.images[0].numel(),
-        classes=label_classes(train.labels.numpy().astype(np.float64)),
+        classes=label_classes(labels),
+        coding=label_coding(labels),
     )

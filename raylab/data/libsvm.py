@@ -20,12 +20,19 @@ from typing import IO, Any
 import numpy as np
 
 from raylab.data.arrow_rows import ArrowRows, map_rows, write_rows
-from raylab.data.rows import RowBlock, check_range, label_classes, row_order, signed_labels
+from raylab.data.rows import (
+    RowBlock,
+    check_range,
+    label_classes,
+    label_coding,
+    row_order,
+    signed_labels,
+)
 from raylab.errors import DataError
 
 __all__ = ["LibsvmRows", "libsvm_rows"]
 
-_LAYOUT = 1  # of the Arrow file: raise it, and every file is made again
+_LAYOUT = 2  # of the Arrow file: raise it, and every file is made again
 _OPENERS: dict[str, Any] = {".bz2": bz2.open, ".xz": lzma.open, ".gz": gzip.open}
 
 
@@ -47,6 +54,7 @@ class LibsvmRows:
     n: int = 0
     dim: int = 0
     classes: int = 0
+    coding: tuple[float, float] | None = None  # of two classes, see `RowBlock`
 
     @property
     def name(self) -> str:
@@ -94,6 +102,7 @@ class LibsvmRows:
             values=matrix.data.astype(self.dtype, copy=False),
             labels=signed_labels(labels),
             dim=matrix.shape[1],
+            coding=label_coding(labels),
         )
         write_rows(self.arrow_path, block, classes=label_classes(labels))
 
@@ -120,7 +129,8 @@ def libsvm_rows(
         "shuffle": shuffle,
     }
     rows = LibsvmRows(**described).mapped()
-    return LibsvmRows(**described, n=len(rows.labels), dim=rows.dim, classes=rows.classes)
+    found: dict[str, Any] = {"dim": rows.dim, "classes": rows.classes, "coding": rows.coding}
+    return LibsvmRows(**described, n=len(rows.labels), **found)
 
 
 def _open(path: str) -> IO[bytes]:

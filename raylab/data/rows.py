@@ -23,6 +23,7 @@ __all__ = [
     "block_generator",
     "check_range",
     "label_classes",
+    "label_coding",
     "row_order",
     "signed_labels",
 ]
@@ -43,6 +44,7 @@ class RowBlock:
         values: shape=(values,), float64 or float32.
         labels: shape=(rows,), float64; ±1 where there are two classes.
         dim: columns.
+        coding: the numbers that the data has in the place of -1 and 1; None: `labels` are its own.
     """
 
     indptr: NDArray[np.int64]
@@ -50,6 +52,7 @@ class RowBlock:
     values: NDArray[np.floating[Any]]
     labels: NDArray[np.float64]
     dim: int
+    coding: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         # Mapped files cannot be written to; no other array may either, so that kernels are
@@ -62,6 +65,15 @@ class RowBlock:
     def rows(self) -> int:
         """How many they are."""
         return len(self.labels)
+
+    @property
+    def targets(self) -> NDArray[np.float64]:
+        """The labels as they stand in the data: what a regression is of."""
+        if self.coding is None:
+            return self.labels
+        targets = np.where(self.labels > 0.0, self.coding[1], self.coding[0])
+        targets.flags.writeable = False
+        return targets
 
     @property
     def dense(self) -> bool:
@@ -78,7 +90,11 @@ class RowBlock:
         return self.values.reshape(self.rows, self.dim)
 
     @staticmethod
-    def of_matrix(matrix: NDArray[np.floating[Any]], labels: NDArray[Any]) -> RowBlock:
+    def of_matrix(
+        matrix: NDArray[np.floating[Any]],
+        labels: NDArray[Any],
+        coding: tuple[float, float] | None = None,
+    ) -> RowBlock:
         """Make a block of dense rows: shape=(rows, dim), float64 or float32."""
         rows, dim = matrix.shape
         return RowBlock(
@@ -87,6 +103,7 @@ class RowBlock:
             values=np.ascontiguousarray(matrix).reshape(-1).view(),
             labels=np.array(labels, dtype=np.float64),
             dim=dim,
+            coding=coding,
         )
 
 
@@ -165,6 +182,16 @@ def signed_labels(labels: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the labels of two classes as -1 (the smaller one) and 1; others as they are."""
     different = np.unique(labels)
     return np.where(labels == different[1], 1.0, -1.0) if len(different) == 2 else labels
+
+
+def label_coding(labels: NDArray[np.float64]) -> tuple[float, float] | None:
+    """Return the two numbers that `signed_labels` puts -1 and 1 in the place of; None: it changes
+    nothing.
+    """
+    different = np.unique(labels)
+    if len(different) != 2 or (different[0] == -1.0 and different[1] == 1.0):
+        return None
+    return float(different[0]), float(different[1])
 
 
 def block_generator(seed: int, part: int, block: int) -> np.random.Generator:

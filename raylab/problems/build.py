@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -94,7 +95,13 @@ def check(problem: str, source: RowSource, *, strength: float, **options: Any) -
 
 
 def build(
-    problem: str, source: RowSource, shard: Shard, *, strength: float, **options: Any
+    problem: str,
+    source: RowSource,
+    shard: Shard,
+    *,
+    strength: float,
+    signs: bool = False,
+    **options: Any,
 ) -> DualObjective:
     """Return the objective of one shard, on the rows that the source gives for it.
 
@@ -105,6 +112,7 @@ def build(
         source: of the rows: n of them.
         shard: which of them.
         strength: λ, above 0; for `softmax_mlp` 0 is allowed too.
+        signs: regress labels of two classes as -1 and 1, whatever they are.
         options: `gamma` of smoothed_hinge, the length of its quadratic part, default 1; `mu` of
             pca, default 100, and `seed` of its b, default 0; `hidden` units of softmax_mlp, default
             100, and `seed` of its initial weights, default 0.
@@ -115,6 +123,8 @@ def build(
     """
     settings = check(problem, source, strength=strength, **options)
     block = source.block(shard.lo, shard.hi)
+    if signs:
+        block = replace(block, coding=None)
     # Here, because they bring in numba, which is slow to import.
     if problem == "pca":
         from raylab.problems.pca import Pca

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from raylab.data.rows import RowBlock
+from raylab.errors import DataError
 from raylab.problems import kernels
 from raylab.problems.objective import Rows, Shard, Sparse, Vector
 from raylab.problems.spectrum import check_norms, largest_eigenvalue
@@ -57,10 +58,14 @@ class LinearModel:
     """A linear model on the rows of a shard; satisfies `LinearObjective`.
 
     Args:
-        block: rows of the shard, with labels ±1 if the loss is of two classes.
+        block: rows of the shard; of two classes the labels must be ±1, ridge takes them as they
+            stand in the data.
         shard: which rows they are.
         strength: λ.
         loss: ℓ.
+
+    Raises:
+        DataError: labels are not ±1, or the rows' squares overflow.
     """
 
     convex = True
@@ -70,7 +75,13 @@ class LinearModel:
         self.dim = block.dim
         self.strength = strength
         self.loss = loss
-        self.labels = block.labels
+        self.labels = block.labels if loss.signed else block.targets
+        if loss.signed and not np.all(np.abs(self.labels) == 1.0):
+            raise DataError(
+                "a loss of two classes needs labels that are -1 or 1, but those of rows "
+                f"{shard.lo} to {shard.hi - 1} go from {self.labels.min():g} to "
+                f"{self.labels.max():g}: let the rows' source give numpy.where(y > …, 1.0, -1.0)"
+            )
         indices = _NO_COLUMNS if block.indices is None else block.indices
         self._rows = (block.indptr, indices, block.values)
         self._dense = block.dense

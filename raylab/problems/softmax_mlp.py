@@ -56,7 +56,8 @@ class SoftmaxMlp(VectorDuals):
         seed: int,
     ) -> None:
         self._matrix = block.matrix()
-        labels = (block.labels > 0.0) if block.labels.min() < 0.0 else block.labels
+        signs = classes == 2 and block.labels.min() < 0.0
+        labels = (block.labels > 0.0) if signs else block.labels
         if not np.isin(labels, np.arange(classes)).all():
             raise DataError(
                 f"labels of softmax_mlp must be 0 to {classes - 1}, as there are {classes} "

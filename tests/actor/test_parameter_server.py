@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from raylab.config import ParameterServerConfig
 from raylab.data import open_rows
 from raylab.drivers.server import elastic
 from raylab.drivers.server import run as server_run
+from raylab.drivers.server.workload import Workload
 from tests.real_rows import real_rows
 
 pytestmark = [pytest.mark.actor, pytest.mark.usefixtures("session")]
@@ -257,6 +259,34 @@ sys.exit(main({list(words)!r}))
         cwd=Path(__file__).parents[2],
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+@pytest.mark.parametrize("method", ["dis_dfsdca", "shared_asysvrg"])
+def test_a_ridge_run_begun_on_signs_goes_on_on_signs_and_says_so(
+    tmp_path, monkeypatch, capsys, method
+):
+    draws = np.random.default_rng(0)
+    x = draws.standard_normal((60, 4))
+    y = np.where(x[:, 0] > 0, 100.0, 0.0)
+    np.savez(tmp_path / "rows.npz", x_train=x, y_train=y)
+    data = f"npz:{tmp_path / 'rows.npz'}"
+    options = {"method": method, "checkpoint_every": 1}
+
+    def begun(work: Workload, about: Any) -> Workload:
+        """Be the version that had signs for every problem."""
+        return replace(work, make=partial(work.make, signs=True), signs=True)
+
+    with monkeypatch.context() as earlier:
+        earlier.setattr(Workload, "since", begun)
+        trainer(tmp_path, "run", **options).fit(data, epochs=6, tolerance=0.0, progress=False)
+    (tmp_path / "run" / "result.json").unlink()
+    found = trainer(tmp_path, "run", **options).fit(
+        data, epochs=300, tolerance=1e-12, resume=tmp_path / "run"
+    )
+    assert "in the place of the labels 0 and 100" in capsys.readouterr().err
+    signs = np.where(y > 0, 1.0, -1.0)
+    expected = np.linalg.solve(x.T @ x / 60 + STRENGTH * np.eye(4), x.T @ signs / 60)
+    np.testing.assert_allclose(found.weights["w"].numpy(), expected, atol=1e-5)
 
 
 def test_a_driver_that_is_killed_is_resumed_with_other_workers(tmp_path):

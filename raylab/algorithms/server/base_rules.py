@@ -144,7 +144,8 @@ class ServerCore:
             gap = measured["gradient"] / (2 * strength)
             figures |= {"dual": primal - gap, "duality_gap": gap}
         figures["loss"] = loss
-        if "correct" in sums:
+        # A worker all of whose targets are ±1 counts, though those of others may be quantities.
+        if all("correct" in part.values for part in parts.values()):
             figures["accuracy"] = sums["correct"] / sums["samples"]
         return figures
 

@@ -56,16 +56,26 @@ class ServerCheckpoints(Commits):
         """What each worker's process begins with, until it has kept something."""
 
     def begin(
-        self, workers: int, servers: int = 1
-    ) -> tuple[SavedCheckpoint | None, bool, list[Keeping], list[Keeping]]:
-        """Return where to go on, whether the workers are others than those that were kept, and how
-        the servers and the workers keep their parts.
+        self,
+        saved: SavedCheckpoint | None,
+        workers: int,
+        servers: int = 1,
+        begun: Mapping[str, Any] | None = None,
+    ) -> tuple[bool, list[Keeping], list[Keeping]]:
+        """Return whether the workers are others than those that were kept, and how the servers and
+        the workers keep their parts.
+
+        Args:
+            saved: where to go on; None: at the beginning.
+            workers: K.
+            servers: S.
+            begun: what checkpoints say besides.
         """
-        saved = self._saved = self.newest()
+        self._saved = saved
         names = [_server(s) for s in range(servers)]
         self.expect(
             [*names, *(f"worker-{k}" for k in range(workers))],
-            {"workers": workers, "servers": servers},
+            {"workers": workers, "servers": servers, **(begun or {})},
         )
         before = workers if saved is None else int(saved.about["workers"])
         recut = before != workers
@@ -86,7 +96,7 @@ class ServerCheckpoints(Commits):
             elif saved is not None:
                 resume = functools.partial(_range, saved, servers, s)
             servers_keep.append(self._keeping(name, resume))
-        return saved, recut, servers_keep, keepings
+        return recut, servers_keep, keepings
 
     def back(self, worker: int) -> Return:
         """Return how the process in the place of a lost worker begins: with its newest part, or,

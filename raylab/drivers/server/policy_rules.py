@@ -111,6 +111,10 @@ class PolicyRules:
         """Return what makes a run this one and no other."""
         return {"problem": self._problem, "options": self._options()}
 
+    def since(self, about: Mapping[str, Any] | None) -> dict[str, Any]:  # noqa: ARG002
+        """Return nothing: no run was ever begun in another way."""
+        return {}
+
     def described(self) -> dict[str, Any]:
         """Return the problem and its options, as config.yaml has them."""
         return {"problem": self._problem, "options": self._options(), "data": None}

@@ -112,6 +112,11 @@ class RowRules:
             "n": self.workload.n,
         }
 
+    def since(self, about: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Take over how a run was begun; return what its checkpoints say of that."""
+        self.workload = self.workload.since(about)
+        return self.workload.kept()
+
     def described(self) -> dict[str, Any]:
         """Return the problem, its options and its data, as config.yaml has them."""
         return self.workload.described()
@@ -121,8 +126,8 @@ class RowRules:
         return resolved(self.settings)
 
     def notes(self) -> list[str]:
-        """Return what the theorems do not cover."""
-        return notes(self.settings)
+        """Return what the theorems do not cover, and what else a user should know before a run."""
+        return [*self.workload.notes(), *notes(self.settings)]
 
 
 def _worker_rule(settings: ServerSettings, worker: int, objective: Objective) -> Any:

@@ -102,6 +102,12 @@ class Rules(Protocol):
         """Return what makes a run this one and no other; JSON."""
         ...
 
+    def since(self, about: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Take over from what a checkpoint says of its run, if there is one, how it was begun;
+        return what its next checkpoints say of that.
+        """
+        ...
+
     def described(self) -> dict[str, Any]:
         """Return the problem, its options and its data, as config.yaml has them."""
         ...
@@ -235,7 +241,9 @@ class ServerRun:
         if checkpoints is None:
             raise RuntimeError("keep_in comes first")
         servers = self._asked.servers
-        saved, recut, server_keepings, keepings = checkpoints.begin(workers, servers)
+        saved = checkpoints.newest()
+        begun = rules.since(None if saved is None else saved.about)
+        recut, server_keepings, keepings = checkpoints.begin(saved, workers, servers, begun)
         self.rows = [row for row in self.rows if saved is not None and row["step"] < saved.step]
         before = len(self.rows)
         supplies = rules.supplies(workers)

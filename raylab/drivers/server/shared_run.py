@@ -113,7 +113,7 @@ class SharedRun:
 
     def notes(self) -> list[str]:
         """Return what the theorem does not cover."""
-        return self._facts.notes
+        return [*self._workload.notes(), *self._facts.notes]
 
     def keep_in(self, store: CheckpointStore, folder: RunFolder) -> Commits:
         """Keep checkpoints there, and return them."""
@@ -157,7 +157,9 @@ class SharedRun:
             raise RuntimeError("keep_in comes first")
         n, limits = self._workload.n, self._limits
         saved = checkpoints.newest()
-        checkpoints.expect([_PART], {"workers": self._settings.threads})
+        self._workload = self._workload.since(None if saved is None else saved.about)
+        threads = {"workers": self._settings.threads}
+        checkpoints.expect([_PART], threads | self._workload.kept())
         self.rows = [row for row in self.rows if saved is not None and row["step"] < saved.step]
         told = SharedLimits(
             samples=limits.epochs * n,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from raylab.algorithms.server.rule_factory import ServerMethod
@@ -19,6 +19,7 @@ __all__ = ["Facts", "Problem", "Workload", "check_needs", "facts_of", "workload"
 Problem = str | Callable[[Shard], Objective]
 """A name of `raylab.problems.PROBLEMS`, or what makes the objective of a shard."""
 _LINEAR = ("ridge", "logistic", "smoothed_hinge")
+_TARGETS, _AS_THEY_ARE = "targets", "as they are"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +33,8 @@ class Workload:
         dim: columns; 0 where only the objective knows.
         make: makes the objective of a shard.
         options: of the problem, with nothing left to a default.
+        coded: the two numbers that are a regression's only targets, unless they are -1 and 1.
+        signs: whether -1 and 1 stand in their place.
     """
 
     title: str
@@ -40,6 +43,8 @@ class Workload:
     dim: int
     make: Callable[[Shard], Objective]
     options: dict[str, Any] = field(default_factory=dict)
+    coded: str = ""
+    signs: bool = False
 
     def supplies(self, workers: int) -> dict[int, Callable[[], Objective]]:
         """Return what makes the objective of each worker's shard.
@@ -51,6 +56,32 @@ class Workload:
             worker: functools.partial(self.make, shard)
             for worker, shard in enumerate(shards(self.n, workers))
         }
+
+    def since(self, about: Mapping[str, Any] | None) -> Workload:
+        """Return what is trained where a run goes on.
+
+        Earlier versions regressed the labels of two classes as -1 and 1, whatever they were: a run
+        that was begun so goes on so.
+
+        Args:
+            about: what the checkpoint says of its run; None: there is none.
+        """
+        if not self.coded or about is None or about.get(_TARGETS) == _AS_THEY_ARE:
+            return self
+        return replace(self, make=functools.partial(self.make, signs=True), signs=True)
+
+    def kept(self) -> dict[str, Any]:
+        """Return what a checkpoint says for `since`."""
+        return {_TARGETS: _AS_THEY_ARE} if self.coded and not self.signs else {}
+
+    def notes(self) -> list[str]:
+        """Return what a user should know before a run."""
+        if not self.signs:
+            return []
+        return [
+            f"this run goes on as an earlier version began it, with -1 and 1 in the place of the "
+            f"labels {self.coded}: begin a new run to regress them as they are"
+        ]
 
     def described(self) -> dict[str, Any]:
         """Return the problem, its options and its data, as config.yaml has them."""
@@ -123,6 +154,7 @@ def workload(
         )
     source = open_rows(data, seed=seed) if isinstance(data, str) else data
     found = check(problem, source, strength=strength, **options)
+    coding = getattr(source, "coding", None) if problem == "ridge" else None
     make = functools.partial(_build, problem, source, strength, tuple(found.items()))
     return Workload(
         title=problem,
@@ -131,6 +163,7 @@ def workload(
         dim=source.dim,
         make=make,
         options=found,
+        coded="" if coding is None else f"{coding[0]:g} and {coding[1]:g}",
     )
 
 
@@ -157,5 +190,6 @@ def _build(
     strength: float,
     options: tuple[tuple[str, Any], ...],
     shard: Shard,
+    signs: bool = False,
 ) -> Objective:
-    return build(problem, source, shard, strength=strength, **dict(options))
+    return build(problem, source, shard, strength=strength, signs=signs, **dict(options))
