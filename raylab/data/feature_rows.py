@@ -24,6 +24,10 @@ from raylab.errors import DataError
 __all__ = ["FeatureRows", "feature_rows", "holds_features"]
 
 
+_MOST_EXACT = 2**53
+"""Up to which float64 tells one whole number from the next."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeatureRows:
     """x_train, float of shape (N, D), and y_train, numbers of shape (N,), in a fixed, keyed order.
@@ -109,9 +113,16 @@ def _read(path: str) -> tuple[NDArray[np.floating[Any]], NDArray[np.float64]]:
             f"labels must be numbers, one for each of {len(rows)} rows, but y_train in {path} is "
             f"{labels.dtype} of shape {labels.shape}; of one-hot labels save their argmax"
         )
-    labels = labels.astype(np.float64)
+    if labels.dtype.kind in "iu" and max(int(labels.max()), -int(labels.min())) > _MOST_EXACT:
+        raise DataError(
+            "labels must be at most 2**53, as float64 confuses larger numbers, but y_train in "
+            f"{path} is {labels.dtype} from {labels.min()} to {labels.max()}: save "
+            "numpy.unique(y, return_inverse=True)[1], or y - y.mean()"
+        )
     # The kernels compute on native float32 and float64 alone: float16 goes up, long double down.
-    rows = rows.astype(np.float32 if rows.dtype.itemsize <= 4 else np.float64, copy=False)
+    with np.errstate(over="ignore"):  # what is beyond float64 is told below, as not finite
+        labels = labels.astype(np.float64)
+        rows = rows.astype(np.float32 if rows.dtype.itemsize <= 4 else np.float64, copy=False)
     for name, finite in (
         ("x_train", np.isfinite(rows).all(axis=1)),
         ("y_train", np.isfinite(labels)),

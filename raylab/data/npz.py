@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 import zlib
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
@@ -99,6 +100,19 @@ class NpzFile:
         return labels
 
 
+def _array(file: np.lib.npyio.NpzFile, key: str, path: str) -> Array:
+    try:
+        return cast("Array", file[key])
+    except ValueError as error:
+        if "allow_pickle" not in str(error):
+            raise
+        raise DataError(
+            f"{path} must be an .npz file of plain arrays, but numpy could not read it as one: "
+            f"{key} has the dtype object, of pickled Python objects; save numbers, "
+            "x.astype('float32')"
+        ) from error
+
+
 def load_npz(path: str, keys: tuple[str, ...]) -> dict[str, Array]:
     """Return arrays of an .npz file.
 
@@ -116,7 +130,7 @@ def load_npz(path: str, keys: tuple[str, ...]) -> dict[str, Array]:
                     f"{path} must hold the arrays {', '.join(keys)}, but "
                     f"{', '.join(missing)} is missing; it has {', '.join(file) or 'none'}"
                 )
-            return {key: file[key] for key in keys}
+            return {key: _array(file, key, path) for key in keys}
     except FileNotFoundError as error:
         raise DataError(
             f"`npz:PATH` must name a file, but there is none at {path}; write one with "

@@ -7,6 +7,7 @@ row_specs.py       a few hundred bytes,           arrays in memory or of a mappe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
@@ -31,6 +32,14 @@ __all__ = [
 _MOST_CLASSES = 1000  # more different whole numbers than these are a quantity, not classes
 
 
+_DTYPES: dict[str, tuple[np.dtype[Any], ...]] = {
+    "indptr": (np.dtype(np.int64),),
+    "indices": (np.dtype(np.int32),),
+    "values": (np.dtype(np.float64), np.dtype(np.float32)),
+    "labels": (np.dtype(np.float64),),
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RowBlock:
     """Some rows, sparse (CSR) or dense, and their labels. Nobody writes to the arrays.
@@ -45,6 +54,11 @@ class RowBlock:
         labels: shape=(rows,), float64; ±1 where there are two classes.
         dim: columns.
         coding: the numbers that the data has in the place of -1 and 1; None: `labels` are its own.
+
+    Other numbers, byte orders and strides are copied to these.
+
+    Raises:
+        DataError: an array is not of numbers.
     """
 
     indptr: NDArray[np.int64]
@@ -57,9 +71,14 @@ class RowBlock:
     def __post_init__(self) -> None:
         # Mapped files cannot be written to; no other array may either, so that kernels are
         # compiled for one kind of array only.
-        for array in (self.indptr, self.indices, self.values, self.labels):
-            if array is not None:
-                array.flags.writeable = False
+        for name, dtypes in _DTYPES.items():
+            array = getattr(self, name)
+            if array is None:
+                continue
+            if array.dtype not in dtypes or not array.flags.c_contiguous:
+                array = _native(name, array, dtypes)
+                object.__setattr__(self, name, array)
+            array.flags.writeable = False
 
     @property
     def rows(self) -> int:
@@ -105,6 +124,17 @@ class RowBlock:
             dim=dim,
             coding=coding,
         )
+
+
+def _native(name: str, array: NDArray[Any], dtypes: Sequence[np.dtype[Any]]) -> NDArray[Any]:
+    """Return an array as kernels take it: of float, a short one as the last of `dtypes`."""
+    if array.dtype.kind not in "iuf" or (array.dtype.kind == "f" and dtypes[0].kind == "i"):
+        raise DataError(
+            f"{name} of rows must be numbers, {' or '.join(map(str, dtypes))}, but got "
+            f"{array.dtype}: convert the array, for instance by .astype('{dtypes[0]}')"
+        )
+    short = array.dtype.kind == "f" and array.dtype.itemsize <= dtypes[-1].itemsize
+    return np.array(array, dtype=dtypes[-1] if short else dtypes[0], order="C")
 
 
 class RowSource(Protocol):

@@ -30,6 +30,7 @@ __all__ = [
     "compiled",
     "conjugate_sum",
     "loss_sum",
+    "odd_row",
     "pca_residuals",
     "products",
     "residuals",
@@ -178,6 +179,21 @@ def square_norms(indptr: Any, values: Any, out: Any) -> None:
             value = float(values[j])
             total += value * value
         out[i] = total
+
+
+@compiled
+def odd_row(indptr: Any, indices: Any, dim: int, values: int) -> int:
+    """Return the first row whose columns are not in [0, dim) or not different, or -1."""
+    seen = np.full(dim, -1)
+    for i in range(len(indptr) - 1):
+        if indptr[i] < 0 or indptr[i] > indptr[i + 1] or indptr[i + 1] > values:
+            return i
+        for j in range(indptr[i], indptr[i + 1]):
+            column = indices[j]
+            if column < 0 or column >= dim or seen[column] == i:
+                return i
+            seen[column] = i
+    return -1
 
 
 @compiled

@@ -65,7 +65,7 @@ class LinearModel:
         loss: ℓ.
 
     Raises:
-        DataError: labels are not ±1, or the rows' squares overflow.
+        DataError: labels are not ±1, a row's columns are odd, or the rows' squares overflow.
     """
 
     convex = True
@@ -85,6 +85,15 @@ class LinearModel:
         indices = _NO_COLUMNS if block.indices is None else block.indices
         self._rows = (block.indptr, indices, block.values)
         self._dense = block.dense
+        if not block.dense:
+            # Compiled code would read and write outside of its arrays.
+            odd = kernels.odd_row(block.indptr, indices, block.dim, len(block.values))
+            if odd >= 0:
+                raise DataError(
+                    f"columns of a row must be different numbers from 0 to {block.dim - 1}, but "
+                    f"row {shard.lo + odd} of the source's block has others: give, for instance, "
+                    "scipy's CSR matrix after sum_duplicates()"
+                )
         self._all = np.arange(block.rows)
         self._norms = np.empty(block.rows)  # squared
         kernels.square_norms(block.indptr, block.values, self._norms)

@@ -333,6 +333,35 @@ def test_curvature_and_smoothness_bound_the_gradients_changes(name):
             assert moved <= row_smoothness[i] * size * (1 + 1e-9)
 
 
+@pytest.mark.parametrize("dtype", [">f8", ">f4", "longdouble", "float16", ">i4", "int64"])
+def test_rows_of_any_numbers_are_computed_on(dtype):
+    matrix = np.asfortranarray(np.arange(24).reshape(8, 3) % 7)[::2].astype(dtype)
+    block = RowBlock.of_matrix(matrix, np.ones(4, dtype=">i2"))
+    model = LinearModel(block, Shard(lo=0, hi=4, n=4), strength=0.1, loss=LOSSES["ridge"])
+    whole = matrix.astype(float)
+    np.testing.assert_allclose(model.gradients(np.zeros(3)), -whole.sum(axis=0))
+    assert model.losses(np.ones(3)) == pytest.approx(0.5 * ((whole.sum(1) - 1) ** 2).sum())
+
+
+@pytest.mark.parametrize("dtype", ["complex128", "bool", "object"])
+def test_rows_that_are_no_numbers_are_refused_with_their_dtype(dtype):
+    with pytest.raises(DataError, match=rf"values of rows must be numbers, .* but got {dtype}"):
+        RowBlock.of_matrix(np.ones((2, 3)).astype(dtype), np.ones(2))
+
+
+@pytest.mark.parametrize("columns", [[0, 3, 1], [0, -1, 1], [0, 1, 1]])
+def test_rows_with_columns_that_cannot_be_are_refused(columns):
+    block = RowBlock(
+        indptr=np.array([0, 1, 3]),
+        indices=np.array(columns, dtype=np.int32),
+        values=np.ones(3),
+        labels=np.ones(2),
+        dim=3,
+    )
+    with pytest.raises(DataError, match=r"different numbers from 0 to 2, but row 1 of"):
+        LinearModel(block, Shard(lo=0, hi=2, n=2), strength=0.1, loss=LOSSES["ridge"])
+
+
 @EVERY_LOSS
 def test_rows_whose_squares_overflow_are_refused(name):
     matrix, labels = data()

@@ -29,7 +29,10 @@ def written(folder: Path, **arrays: Any) -> str:
 
 @pytest.mark.parametrize(
     ("given", "kept"),
-    [("float64", "float64"), ("float32", "float32"), ("float16", "float32")],
+    [
+        *(("float64", "float64"), ("float32", "float32"), ("float16", "float32")),
+        *((">f8", "float64"), (">f4", "float32"), (">f2", "float32"), ("longdouble", "float64")),
+    ],
 )
 def test_features_are_rows_as_they_are_in_a_fixed_order(tmp_path, given, kept):
     x = np.random.default_rng(0).standard_normal((30, 4)).astype(given)
@@ -42,6 +45,18 @@ def test_features_are_rows_as_they_are_in_a_fixed_order(tmp_path, given, kept):
     assert block.values.dtype == kept
     np.testing.assert_array_equal(block.matrix(), x[order].astype(kept))
     np.testing.assert_array_equal(block.labels, y[order])
+    model = build("ridge", source, shards(30, 1)[0], strength=0.1)
+    expected = 0.5 * float(((x.astype(kept).astype(float).sum(axis=1) - y) ** 2).sum())
+    assert model.losses(np.ones(4)) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("given", [">i8", ">i2", "uint8", "<u4", ">f4", "float16", "longdouble"])
+def test_labels_are_the_same_numbers_in_any_dtype(tmp_path, given):
+    y = np.arange(30) % 3
+    x = np.asfortranarray(np.random.default_rng(0).standard_normal((30, 8)))[:, ::2]
+    block = open_rows(written(tmp_path, x_train=x, y_train=y.astype(given))).block(0, 30)
+    np.testing.assert_array_equal(block.labels, y[row_order(30)])
+    np.testing.assert_array_equal(block.matrix(), x[row_order(30)])
 
 
 @pytest.mark.parametrize(
@@ -81,6 +96,12 @@ def test_a_network_of_384_50_10_is_trained_on_features(tmp_path):
         ({"y_train": np.array(list("abcde"))}, "labels must be numbers, .* but y_train .* <U1"),
         ({"x_train": np.array([[1.0], [np.nan], [2], [np.inf], [3]])}, "x_train .* row 1 and 1 mo"),
         ({"y_train": np.array([0, 1, np.inf, 1, 1])}, "y_train .* is not in row 2 and 0 more"),
+        ({"x_train": np.full((5, 2), "1e400").astype("longdouble")}, "finite, but x_train"),
+        ({"x_train": np.zeros((5, 2), object)}, "x_train has the dtype object"),
+        ({"x_train": np.zeros((5, 2), bool)}, "x_train .* is bool"),
+        ({"x_train": np.zeros((5, 2), complex)}, "x_train .* is complex128"),
+        ({"y_train": np.ones(5, bool)}, "labels must be numbers, .* y_train .* is bool"),
+        ({"y_train": np.arange(5) + 2**60}, r"at most 2\*\*53, .* y_train .* is int64 from 1152"),
         ({"y_train": None}, "plain arrays, but numpy could not read it"),
     ],
 )
