@@ -5,7 +5,6 @@ from __future__ import annotations
 import zipfile
 import zlib
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 
@@ -102,7 +101,7 @@ class NpzFile:
 
 def _array(file: np.lib.npyio.NpzFile, key: str, path: str) -> Array:
     try:
-        return cast("Array", file[key])
+        return file[key]
     except ValueError as error:
         if "allow_pickle" not in str(error):
             raise

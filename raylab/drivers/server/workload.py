@@ -34,7 +34,8 @@ class Workload:
         make: makes the objective of a shard.
         options: of the problem, with nothing left to a default.
         coded: the two numbers that are a regression's only targets, unless they are -1 and 1.
-        signs: whether -1 and 1 stand in their place.
+        on_signs: makes the objective of -1 and 1 in their place.
+        signs: whether `make` does.
     """
 
     title: str
@@ -44,6 +45,7 @@ class Workload:
     make: Callable[[Shard], Objective]
     options: dict[str, Any] = field(default_factory=dict)
     coded: str = ""
+    on_signs: Callable[[Shard], Objective] | None = None
     signs: bool = False
 
     def supplies(self, workers: int) -> dict[int, Callable[[], Objective]]:
@@ -68,7 +70,7 @@ class Workload:
         """
         if not self.coded or about is None or about.get(_TARGETS) == _AS_THEY_ARE:
             return self
-        return replace(self, make=functools.partial(self.make, signs=True), signs=True)
+        return replace(self, make=self.on_signs or self.make, signs=True)
 
     def kept(self) -> dict[str, Any]:
         """Return what a checkpoint says for `since`."""
@@ -164,6 +166,7 @@ def workload(
         make=make,
         options=found,
         coded="" if coding is None else f"{coding[0]:g} and {coding[1]:g}",
+        on_signs=None if coding is None else functools.partial(make, signs=True),
     )
 
 
