@@ -25,9 +25,11 @@ class Unit:
         part: index of the micro-batch in the batch.
         parts: micro-batches that the batch has.
         share: samples of this unit as a share of the batch's, in (0, 1].
+        loss_share: weight of its loss in the batch's; for a plain mean that is `share`.
     """
 
     batch: int
     part: int = 0
     parts: int = 1
     share: float = 1.0
+    loss_share: float = 1.0

@@ -21,6 +21,7 @@ from actors.checkpoint_plan import CheckpointPlan
 from actors.pipeline.in_process import run_in_process
 from actors.pipeline.runner import StageRunner
 from raylab.algorithms.stage.delayed_stage import DelayedStage
+from raylab.algorithms.stage.loss_terms import loss_terms
 from raylab.algorithms.stage.rules import stage_rule
 from raylab.drivers.pipeline.network import Network
 from raylab.drivers.pipeline.programs import programs, recheck_ages, stage_settings
@@ -156,6 +157,7 @@ def run_pipeline(
         test,
         epochs=len(epochs),
         parts=chosen.parts,
+        loss_shares=loss_terms(loss_fn).shares,
         shuffle=shuffle,
         recheck_every=chosen.sigma_every * chosen.accumulate,
         recheck_ages=recheck_ages(plan),

@@ -16,7 +16,7 @@ from actors.pipeline.boxes import Boxes
 from actors.pipeline.program import StageProgram
 from actors.pipeline.protocols import StageRule
 from actors.pipeline.runner import StageRunner
-from actors.pipeline.source import Source
+from actors.pipeline.source import LossShares, Source
 from actors.pipeline.wiring import links
 from actors.wires.link import Link
 from actors.wires.local_wire import LocalReceiveEnd, LocalSendEnd, local_wire
@@ -33,6 +33,7 @@ def run_in_process(
     *,
     epochs: int = 1,
     parts: int = 1,
+    loss_shares: LossShares | None = None,
     recheck_every: int = 0,
     recheck_ages: Sequence[int] = (),
     shuffle: random.Random | None = None,
@@ -50,6 +51,7 @@ def run_in_process(
         test: re-iterable of (x, y), or None.
         epochs: how often to go through `train`.
         parts: micro-batches per batch.
+        loss_shares: of their losses in the batch's, see `Source`.
         recheck_every: batches between two groups of rechecks, see `Source`.
         recheck_ages: of the batches of a group.
         shuffle: makes deliveries late and out of order and the stages' turns random.
@@ -86,6 +88,7 @@ def run_in_process(
         test,
         epochs=epochs,
         parts=parts,
+        loss_shares=loss_shares,
         labels=labels,
         local_labels=local_labels,
         recheck_every=recheck_every,

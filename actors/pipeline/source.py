@@ -34,10 +34,13 @@ from actors.errors import BatchError
 from actors.own_state import OwnState
 from actors.pipeline.batch import as_tensors
 from actors.pipeline.draws import Draws
+from actors.units import Unit
 from actors.wires.mailbox import BoxStatistics, Outbox
 from actors.wires.messages import Kind, Message
 
-__all__ = ["Source"]
+__all__ = ["LossShares", "Source"]
+
+LossShares = Callable[[Sequence[Sequence[Tensor]]], Sequence[float]]
 
 
 @dataclass(slots=True)
@@ -67,6 +70,8 @@ class Source:
         test: re-iterable of (x, y), or None.
         epochs: how often to go through `train`.
         parts: micro-batches per batch; a batch of fewer samples gives fewer.
+        loss_shares: from the labels of a batch's micro-batches to the weights of their losses in
+            the batch's; default: those of their samples.
         labels: the box that leads to the loss.
         local_labels: the boxes that lead to other stages that need the labels of training batches.
         evaluate_every: epochs between two tests; the last epoch is always tested.
@@ -90,6 +95,7 @@ class Source:
         *,
         epochs: int,
         parts: int,
+        loss_shares: LossShares | None = None,
         labels: Outbox,
         local_labels: Sequence[Outbox] = (),
         evaluate_every: int = 1,
@@ -107,6 +113,7 @@ class Source:
         self._local_labels = local_labels
         self._epochs = epochs
         self._parts = parts
+        self._loss_shares = loss_shares
         self._evaluate_every = evaluate_every
         self._recheck_every = recheck_every
         self._ages = recheck_ages
@@ -267,12 +274,16 @@ class Source:
         size = x[0].shape[0]
         pieces = [t.chunk(self._parts) for t in (*x, *y)]
         parts = len(pieces[0])
-        for part in range(parts):
+        shares: Sequence[float] = [piece.shape[0] / size for piece in pieces[0]]
+        of_losses = shares
+        if self._loss_shares is not None:
+            of_losses = self._loss_shares(list(zip(*pieces[len(x) :], strict=True)))
+        for part, (share, of_loss) in enumerate(zip(shares, of_losses, strict=True)):
             cut = [piece[part] for piece in pieces]
-            share = cut[0].shape[0] / size
+            unit = Unit(batch, part, parts, share, of_loss)
             yield _Item(
-                features=Message(Kind.BATCH, batch, tuple(cut[: len(x)]), part, parts, share),
-                labels=Message(Kind.BATCH, batch, tuple(cut[len(x) :]), part, parts, share),
+                features=Message.of(unit, tuple(cut[: len(x)])),
+                labels=Message.of(unit, tuple(cut[len(x) :])),
             )
 
 

@@ -22,7 +22,7 @@ from actors.pipeline.program import StageProgram
 from actors.pipeline.protocols import StageRule
 from actors.pipeline.ray_metrics import StageMetrics
 from actors.pipeline.runner import StageRunner
-from actors.pipeline.source import Source
+from actors.pipeline.source import LossShares, Source
 from actors.units import Tensors
 from actors.wires.mailbox import FeatureBox, Inbox, Outbox
 from actors.wires.messages import Message
@@ -41,7 +41,8 @@ class Feed:
     test: Iterable[Any] | None
     epochs: int
     parts: int
-    evaluate_every: int
+    loss_shares: LossShares | None = None
+    evaluate_every: int = 1
     recheck_every: int = 0
     recheck_ages: tuple[int, ...] = ()
     seed: int = 0
@@ -160,6 +161,7 @@ class StageWorker(Member):
                 feed.test,
                 epochs=feed.epochs,
                 parts=feed.parts,
+                loss_shares=feed.loss_shares,
                 labels=labels,
                 local_labels=local_labels,
                 evaluate_every=feed.evaluate_every,

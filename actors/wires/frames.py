@@ -2,6 +2,7 @@
 
 frame 0   checksum       xxh3_64 of all that follows, frame by frame
           fixed part     sequence, kind, tensors, words, index, part, parts, share
+          loss share     of micro-batches alone
           words          whole numbers of the message
           per tensor     dtype and where its elements are, dimensions, sizes
           small tensors  their elements in C order, one behind the other, each from a multiple of
@@ -39,6 +40,7 @@ PACKED_BYTES = 32_768
 """Tensors up to this size travel in the first frame."""
 _CHECKSUM = struct.Struct("<Q")
 _FIXED = struct.Struct("<QBBBQIId")
+_LOSS_SHARE = struct.Struct("<d")
 _BEGIN = _CHECKSUM.size + _FIXED.size
 _SHAPES = [struct.Struct(f"<{dims}Q") for dims in range(65)]
 _TENSORS = [struct.Struct(f"<BB{dims}Q") for dims in range(65)]
@@ -113,9 +115,10 @@ def encode(sequence: int, message: Message, carrier: TensorCarrier = INLINE) -> 
         LinkError: the carrier's other end is gone.
         MailboxError: a tensor has a dtype that messages cannot carry.
     """
-    kind, index, tensors, part, parts, share, words = message
+    kind, index, tensors, part, parts, share, words, loss_share = message
     fixed = _FIXED.pack(sequence, kind, len(tensors), len(words), index, part, parts, share)
-    about: list[Buffer] = [_ROOM, fixed, _WORDS[len(words)].pack(*words)]
+    of_loss = _LOSS_SHARE.pack(loss_share) if parts > 1 else b""
+    about: list[Buffer] = [_ROOM, fixed, of_loss, _WORDS[len(words)].pack(*words)]
     packed: list[Buffer] = []
     full: list[Tensor] = []
     carries = carrier.carries
@@ -183,8 +186,13 @@ def unpack(frames: Sequence[Buffer], link: str = "a link") -> Envelope:
             raise CorruptMessageError(_corrupt(link, header, frames, expected, found))
         fixed = _FIXED.unpack_from(header, _CHECKSUM.size)
         sequence, kind, count, worded, index, part, parts, share = fixed
-        words = _WORDS[worded].unpack_from(header, _BEGIN)
-        offset = _BEGIN + 8 * worded
+        offset = _BEGIN
+        loss_share = 1.0
+        if parts > 1:
+            (loss_share,) = _LOSS_SHARE.unpack_from(header, offset)
+            offset += _LOSS_SHARE.size
+        words = _WORDS[worded].unpack_from(header, offset)
+        offset += 8 * worded
         told: list[tuple[int, tuple[int, ...]]] = []
         for _ in range(count):
             code, dims = header[offset], header[offset + 1]
@@ -192,7 +200,8 @@ def unpack(frames: Sequence[Buffer], link: str = "a link") -> Envelope:
             offset += 2 + 8 * dims
         tensors, coming, specs = _come(told, header[offset:])
         _check_sizes(specs, others)
-        message = Message(_KINDS[kind], index, tuple(tensors), part, parts, share, words)
+        unit = (index, tuple(tensors), part, parts, share)
+        message = Message(_KINDS[kind], *unit, words, loss_share)
         return Envelope(sequence, message, coming, specs, others)
     except _MALFORMED as error:
         raise CorruptMessageError(

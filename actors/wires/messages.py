@@ -65,16 +65,20 @@ class Message(NamedTuple):
     parts: int = 1
     share: float = 1.0
     words: tuple[int, ...] = ()
+    loss_share: float = 1.0
 
     @classmethod
     def of(cls, unit: Unit, tensors: Tensors, kind: Kind = Kind.BATCH) -> Message:
         """Return the message that carries `tensors` of a unit of training."""
-        return cls(kind, unit.batch, tensors, unit.part, unit.parts, unit.share)
+        return cls(
+            *(kind, unit.batch, tensors, unit.part, unit.parts, unit.share),
+            loss_share=unit.loss_share,
+        )
 
     @property
     def unit(self) -> Unit:
         """The unit of training that a BATCH message belongs to."""
-        return Unit(self.index, self.part, self.parts, self.share)
+        return Unit(self.index, self.part, self.parts, self.share, self.loss_share)
 
 
 def size_bytes(message: Message) -> int:

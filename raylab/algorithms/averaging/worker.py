@@ -28,6 +28,7 @@ from raylab.algorithms.averaging.flat import FlatTensors, trainable
 from raylab.algorithms.averaging.layer_samples import read_samples, write_samples
 from raylab.algorithms.averaging.method import AveragingNumbers
 from raylab.algorithms.stage.layerwise import collect, recording, watch
+from raylab.algorithms.stage.loss_terms import loss_terms
 from raylab.algorithms.stage.settings import OptimizerFactory, ScheduleFactory, draw_key
 from raylab.algorithms.stage.trained_by import check_loss_fn, trained_by
 from raylab.errors import NonFiniteLossError
@@ -98,7 +99,7 @@ class AveragingWorker:
         check_loss_fn(loss_fn)
         self._held = trained_by(self.optimizer, self.parameters)
         self.average = average(self.weights.read())
-        self.figures = figures or WorkerFigures()
+        self.figures = figures or WorkerFigures(loss_terms(loss_fn))
         self._loss_fn = loss_fn
         self._pending: Pending[Tensor] | None = None
 

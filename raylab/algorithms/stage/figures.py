@@ -3,44 +3,61 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
-
-__all__ = ["StageFigures", "correct_predictions"]
-
-
-def correct_predictions(outputs: Tensor, labels: Tensor) -> Tensor | None:
-    """Return how many class scores (N, C) have their maximum at the label (N,) as (); else None."""
-    if outputs.ndim != 2 or labels.ndim != 1 or labels.is_floating_point():
-        return None
-    return (outputs.argmax(dim=1) == labels).sum()
+__all__ = ["StageFigures"]
 
 
 class _Mean:
-    """Loss and accuracy over samples."""
+    """Loss over all its terms, and accuracy over all labels that can be predicted."""
 
     def __init__(self) -> None:
         self.samples = 0
+        self.weight = 0.0
         self.loss = 0.0
         self.correct: int | None = 0
+        self.counted = 0
 
-    def add(self, loss: float, samples: int, correct: int | None) -> None:
+    def add(
+        self,
+        loss: float,
+        samples: int,
+        correct: int | None,
+        weight: float | None = None,
+        counted: int | None = None,
+    ) -> None:
+        """Add a batch.
+
+        Args:
+            loss: mean over its terms; NaN if it has none, which the mean is without.
+            samples: of it.
+            correct: predictions; None: that is no question.
+            weight: of its terms, in samples; None: that of the samples.
+            counted: labels that could be predicted; None: one a sample.
+        """
+        weight = samples if weight is None else weight
         self.samples += samples
-        self.loss += loss * samples
+        self.weight += weight
+        self.loss += loss * weight if weight else 0.0
         self.correct = None if self.correct is None or correct is None else self.correct + correct
+        self.counted += samples if counted is None else counted
 
     def rows(self, prefix: str) -> dict[str, Any]:
         if not self.samples:
             return {}
         row: dict[str, Any] = {
-            f"{prefix}loss": self.loss / self.samples,
+            f"{prefix}loss": self.loss / self.weight if self.weight else math.nan,
             f"{prefix}samples": self.samples,
         }
-        if self.correct is not None:
-            row[f"{prefix}accuracy"] = self.correct / self.samples
+        if self.correct is not None and self.counted:
+            row[f"{prefix}accuracy"] = self.correct / self.counted
         return row
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        # Runs of versions without them had a weight of 1, and counted every sample.
+        vars(self).update({"weight": state["samples"], "counted": state["samples"], **state})
 
 
 class StageFigures:
@@ -125,7 +142,7 @@ class StageFigures:
         self._begin()
         for name, value in (state or {}).items():
             if isinstance(getattr(self, name), _Mean):
-                vars(getattr(self, name)).update(value)
+                getattr(self, name).restore(value)
             else:
                 setattr(self, name, copy.copy(value))
 

@@ -71,6 +71,7 @@ class OpenUnit:
     part: int
     parts: int = 1
     share: float = 1.0
+    loss_share: float = 1.0
 
 
 def goes_as_a_whole(ends: Sequence[Tensor]) -> bool:

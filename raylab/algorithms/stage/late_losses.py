@@ -5,6 +5,7 @@ On the CPU each is looked at as it comes.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ class _Late:
     terms: int
     samples: int
     correct: Tensor | None
+    beside: tuple[Tensor, ...]
 
 
 class LateLosses:
@@ -34,16 +36,22 @@ class LateLosses:
 
     Args:
         device: where they are.
-        add: takes (loss, samples, correct predictions) of each, in order.
+        add: takes (loss, samples, correct predictions, *numbers beside them) of each, in order.
     """
 
-    def __init__(self, device: torch.device, add: Callable[[float, int, int | None], None]) -> None:
+    def __init__(self, device: torch.device, add: Callable[..., None]) -> None:
         self.every = 1 if device.type == "cpu" else _EVERY
         self._add = add
         self._late: list[_Late] = []
 
     def came(
-        self, batch: int, loss: Tensor, terms: int, samples: int, correct: Tensor | None
+        self,
+        batch: int,
+        loss: Tensor,
+        terms: int,
+        samples: int,
+        correct: Tensor | None,
+        *beside: Tensor,
     ) -> None:
         """Keep the loss of a batch, and look at all that are kept once they are a few.
 
@@ -53,11 +61,12 @@ class LateLosses:
             terms: see `loss`.
             samples: that the mean is over.
             correct: (), how many of them are predicted; None: that is no question here.
+            beside: further numbers, (), which go to `add`.
 
         Raises:
             NonFiniteLossError: one is NaN or infinite.
         """
-        self._late.append(_Late(batch, loss, terms, samples, correct))
+        self._late.append(_Late(batch, loss, terms, samples, correct, beside))
         if len(self._late) >= self.every:
             self.fetch()
 
@@ -73,6 +82,8 @@ class LateLosses:
         losses = torch.stack([each.loss for each in late]).tolist()
         counts = [each.correct for each in late if each.correct is not None]
         correct = iter(torch.stack(counts).tolist() if counts else ())
+        others = [number.double() for each in late for number in each.beside]
+        beside = iter(torch.stack(others).tolist() if others else ())
         for each, loss in zip(late, losses, strict=True):
             if not math.isfinite(loss):
                 raise NonFiniteLossError(
@@ -80,5 +91,8 @@ class LateLosses:
                     "learning rate, warm up, accumulate more batches, or clip the gradients"
                 )
             self._add(
-                loss / each.terms, each.samples, None if each.correct is None else next(correct)
+                loss / each.terms,
+                each.samples,
+                None if each.correct is None else next(correct),
+                *itertools.islice(beside, len(each.beside)),
             )

@@ -51,6 +51,11 @@ class Unit(Protocol):
         """Return its samples as a share of the batch's."""
         ...
 
+    @property
+    def loss_share(self) -> float:
+        """Return the weight of its loss in the batch's."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageSettings:

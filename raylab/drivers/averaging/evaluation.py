@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -12,8 +13,11 @@ from torch import Tensor, nn
 from raylab.algorithms.averaging.collective import Collective, summed
 from raylab.algorithms.averaging.figures import WorkerFigures
 from raylab.algorithms.averaging.worker import WorkerSettings, autocast, on_device
+from raylab.algorithms.stage.loss_terms import loss_terms
 
 __all__ = ["Evaluation"]
+
+_SUMS = ("loss_sum", "weight", "samples", "correct", "counted")
 
 
 class Evaluation:
@@ -30,6 +34,7 @@ class Evaluation:
     ) -> None:
         self._model = model
         self._loss_fn = loss_fn
+        self._terms = loss_terms(loss_fn)
         self._settings = settings
 
     @torch.no_grad()
@@ -46,18 +51,18 @@ class Evaluation:
         self._model.eval()
         parts = []
         for rank in ranks:
-            figures = WorkerFigures()
+            figures = WorkerFigures(self._terms)
             for x, y in itertools.islice(test, rank, None, seats[0].size):
                 with autocast(self._settings):
                     target = on_device(y, self._settings.device)
                     output = self._model(on_device(x, self._settings.device))
-                    figures.trained(self._loss_fn(output, target).reshape(()), output, target)
+                    figures.tested(self._loss_fn(output, target).reshape(()), output, target)
             found = figures.take()
-            parts.append([found["loss_sum"], found["samples"], found["correct"]])
+            parts.append([found[name] for name in _SUMS])
         device = self._settings.device
         flats = [torch.tensor(part, dtype=torch.float64, device=device) for part in parts]
-        loss, samples, correct = summed(seats, flats).tolist()
-        row = {"test_loss": loss / samples} if samples else {}
-        if samples and correct == correct:
-            row["test_accuracy"] = correct / samples
+        loss, weight, samples, correct, counted = summed(seats, flats).tolist()
+        row = {"test_loss": loss / weight if weight else math.nan} if samples else {}
+        if counted and correct == correct:
+            row["test_accuracy"] = correct / counted
         return row

@@ -42,13 +42,15 @@ def merged_row(
         distances: of the replicas from their mean.
     """
     samples = sum(each["samples"] for each in workers)
+    weight = sum(each["weight"] for each in workers)
     correct = sum(each["correct"] for each in workers)
+    counted = sum(each["counted"] for each in workers)
     return {
         "epoch": epoch,
         "step": step,
         "time_s": time_s,
-        "loss": sum(each["loss_sum"] for each in workers) / samples if samples else None,
-        "accuracy": correct / samples if samples and correct == correct else None,
+        "loss": sum(each["loss_sum"] for each in workers) / weight if weight else None,
+        "accuracy": correct / counted if counted and correct == correct else None,
         "test_loss": test.get("test_loss"),
         "test_accuracy": test.get("test_accuracy"),
         "samples": int(samples),
@@ -68,7 +70,7 @@ def merged_row(
         else math.sqrt(sum(each * each for each in distances) / len(distances)),
         "worker_blocked_s": [each["blocked_s"] for each in workers],
         "worker_loss": [
-            each["loss_sum"] / each["samples"] if each["samples"] else math.nan for each in workers
+            each["loss_sum"] / each["weight"] if each["weight"] else math.nan for each in workers
         ],
     }
 

@@ -30,6 +30,7 @@ from raylab.drivers.pipeline.checkpointing import RunCheckpoints, checkpoint_pla
 from raylab.drivers.pipeline.checks import check_bare_inputs, check_optimizer, check_written_weights
 from raylab.drivers.pipeline.fit import PipelineFit
 from raylab.drivers.pipeline.fitting import fitting_notes
+from raylab.drivers.pipeline.micro_batches import check_micro_batches
 from raylab.drivers.pipeline.network import Network
 from raylab.drivers.pipeline.plan import first_cuts, plan_of
 from raylab.drivers.pipeline.run import PipelineRun
@@ -80,7 +81,10 @@ class PipelineTrainer:
             forward (the papers' equations), or "current", beside kept activations of the forward;
             what a block computes again (torch.utils.checkpoint) is of the same weights.
         barrier: run in lock step, as the papers' timings do.
-        micro_batches: pieces of a batch, for gpipe and 1f1b.
+        micro_batches: pieces of a batch, for gpipe and 1f1b. Their gradients add up to the
+            batch's: torch's own losses weigh each piece by its share of the classes' weights and
+            of the labels that are not ignored; another loss must be a mean over the samples, which
+            is checked.
         gradient_shrink: beta in (0, 1], by which an error gradient is multiplied over each link,
             so that stage k of K trains with beta^(K-k) of it; for ddg, fr, adl and dsp.
         clip_norm: largest norm of each stage's gradient; stages do not wait for each other to
@@ -253,6 +257,7 @@ class PipelineTrainer:
             test,
             self.settings,
             self._checkpoints,
+            loss_fn=self._loss_fn,
             epochs=epochs,
             evaluate_every=evaluate_every,
         )
@@ -338,6 +343,7 @@ class PipelineTrainer:
         """Return the chain, and the first blocks of its stages 1..K-1."""
         chain = traced_chain(self._model, batches, self._loss_fn)
         check_written_weights(self.settings, chain)
+        check_micro_batches(self._loss_fn, chain.traces[-1].outputs, chain.y, self.settings.parts)
         cuts = first_cuts(self.settings, chain, self._optimizer)
         chain.network.check_cuts(cuts)
         check_bare_inputs(self.settings, chain, cuts)

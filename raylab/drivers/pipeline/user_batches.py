@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor
@@ -11,6 +11,7 @@ from actors.checkpoint_plan import CheckpointPlan
 from actors.errors import BatchError
 from actors.pipeline.batch import as_tensors
 from actors.pipeline.stage_actor import Feed
+from raylab.algorithms.stage.loss_terms import loss_terms
 from raylab.algorithms.stage.settings import ScheduleFactory
 from raylab.drivers.batches import batches_of, check_states, first_of, fresh
 from raylab.drivers.pipeline.settings import PipelineSettings, at_least
@@ -29,6 +30,7 @@ def feed_of(
     settings: PipelineSettings,
     checkpoints: CheckpointPlan,
     *,
+    loss_fn: Callable[..., Tensor],
     epochs: int,
     evaluate_every: int,
 ) -> Feed:
@@ -39,6 +41,7 @@ def feed_of(
         test: re-iterable of (x, y), or None.
         settings: of the run.
         checkpoints: when they are due.
+        loss_fn: (outputs, labels) -> loss.
         epochs: how often to go through the batches.
         evaluate_every: epochs between two tests.
 
@@ -57,6 +60,7 @@ def feed_of(
         test=fresh(test),
         epochs=epochs,
         parts=settings.parts,
+        loss_shares=loss_terms(loss_fn).shares if settings.parts > 1 else None,
         evaluate_every=evaluate_every,
         seed=settings.seed,
         checkpoints=checkpoints,
