@@ -27,6 +27,7 @@ from raylab.algorithms.averaging.figures import WorkerFigures
 from raylab.algorithms.averaging.flat import FlatTensors, trainable
 from raylab.algorithms.averaging.layer_samples import read_samples, write_samples
 from raylab.algorithms.averaging.method import AveragingNumbers
+from raylab.algorithms.stage.host_draws import HostDraws
 from raylab.algorithms.stage.layerwise import collect, recording, watch
 from raylab.algorithms.stage.loss_terms import loss_terms
 from raylab.algorithms.stage.settings import OptimizerFactory, ScheduleFactory, draw_key
@@ -85,6 +86,7 @@ class AveragingWorker:
     ) -> None:
         self.settings = settings
         self.model = model.to(settings.device)
+        self._host = HostDraws(self.model)
         self.step = 0
         """k, local steps done."""
         self.parameters = trainable(self.model)
@@ -228,8 +230,10 @@ class AveragingWorker:
         settings = self.settings
         devices = [settings.device] if settings.device.startswith("cuda") else []
         with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(draw_key(settings.seed, settings.worker, self.step, 0))
-            yield
+            key = draw_key(settings.seed, settings.worker, self.step, 0)
+            torch.manual_seed(key)
+            with self._host.keyed(key):
+                yield
 
 
 def autocast(settings: WorkerSettings) -> AbstractContextManager[Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from raylab.algorithms.stage.batch_buffers import BatchBuffers
+from raylab.algorithms.stage.host_draws import HostDraws
 from raylab.algorithms.stage.packing import as_list, packed
 from raylab.algorithms.stage.settings import StageSettings, Tensors, Unit, draw_key
 
@@ -37,6 +39,7 @@ class StageBlocks:
         self._passes_down = passes_down
         self._bfloat16 = settings.precision == "bfloat16"
         self._slots = _slots(self.module)
+        self._host = HostDraws(self.module)
 
     def here(self, tensors: Tensors) -> list[Tensor]:
         """Return the tensors that are there, on the stage's device."""
@@ -94,8 +97,8 @@ class StageBlocks:
         copied = {n: p.detach().clone().requires_grad_(p.requires_grad) for n, p in weights}
         return {**copied, **self.buffers.copies()}
 
-    def draw(self, unit: Unit, part: int | None = None) -> None:
-        """Begin the draws of a unit: the same ones whenever it is run.
+    def drawing(self, unit: Unit, part: int | None = None) -> AbstractContextManager[None]:
+        """Return the context of a unit's forward: it draws the same whenever it is run.
 
         Args:
             unit: a batch or micro-batch.
@@ -108,6 +111,7 @@ class StageBlocks:
         torch.default_generator.manual_seed(key)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(key)
+        return self._host.keyed(key)
 
     def autocast(self) -> torch.autocast:
         """Return the context in which the stage computes."""

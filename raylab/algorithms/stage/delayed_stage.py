@@ -172,8 +172,7 @@ class DelayedStage:
         entry.weights = [t for t in entry.copies.values() if t.requires_grad]
         entry.whole = self._open.whole
         self._rechecks[unit.batch, unit.part] = entry
-        blocks.draw(unit, part=0)
-        with blocks.autocast():
+        with blocks.drawing(unit, part=0), blocks.autocast():
             entry.outputs = blocks.run(entry.inputs, entry.copies)
             if self.settings.last:
                 entry.outputs = [self.loss.of(entry.outputs, labels)]

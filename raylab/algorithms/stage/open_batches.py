@@ -182,16 +182,14 @@ class OpenBatches:
 
     def _play(self, unit: Unit, entry: InFlight) -> list[Tensor]:
         """Forward without a graph, into copies of the buffers: the replay moves the real ones."""
-        self._blocks.draw(unit)
-        with torch.no_grad(), self._blocks.autocast():
+        with torch.no_grad(), self._blocks.drawing(unit), self._blocks.autocast():
             return self._blocks.run(entry.inputs, self._blocks.buffers.copies())
 
     def _keep_input(self, unit: Unit, entry: InFlight) -> list[Tensor]:
         """Forward without a graph; unlike a play it is the one that moves the buffers."""
-        self._blocks.draw(unit)
         weights = self._versions.now()
         entry.weights = [weights[name] for name in self._names]
-        with torch.no_grad(), self._blocks.autocast():
+        with torch.no_grad(), self._blocks.drawing(unit), self._blocks.autocast():
             outputs = self._blocks.run(entry.inputs, weights)
         self._versions.ran(entry.weights)
         return outputs
@@ -199,12 +197,12 @@ class OpenBatches:
     def _grow(self, unit: Unit, entry: InFlight) -> None:
         """Forward with a graph, at the version of the weights that the backward is to read."""
         blocks = self._blocks
-        blocks.draw(unit)
         weights = self._versions.now() if self._versioned else None
         buffers = blocks.buffers.copies() if unit.parts > 1 else {}
         state = {**(weights or {}), **buffers}
         held = [*blocks.module.parameters(), *blocks.module.buffers(), *(weights or {}).values()]
         with (
+            blocks.drawing(unit),
             blocks.autocast(),
             self._graphs.grown(entry.inputs, held),
             recording(self._window.optimizer) as entry.recorded,
@@ -228,10 +226,10 @@ class OpenBatches:
     def _grow_again(self, unit: Unit, entry: InFlight) -> None:
         """Grow the graph of a forward that has been, at its weights, moving no buffer."""
         blocks = self._blocks
-        blocks.draw(unit)
         state = dict(zip(self._names, entry.weights, strict=True))
         held = [*blocks.module.parameters(), *blocks.module.buffers(), *entry.weights]
         with (
+            blocks.drawing(unit),
             blocks.autocast(),
             self._graphs.grown(entry.inputs, held),
             recording(self._window.optimizer) as entry.recorded,
