@@ -47,7 +47,11 @@ class AveragingConfig(BaseModel):
     model_options: dict[str, Any] = _shared("model_options")
 
     data: Text = _shared("data")
-    batch_size: Count = Field(32, description="samples of a worker's local batch")
+    batch_size: Count | None = Field(
+        None,
+        description="samples of a worker's local batch; null: 32, but 16 where digits, which are "
+        "few, are resized to 32",
+    )
     eval_batch_size: Count | None = _shared("eval_batch_size")
     augment: bool = _shared("augment")
     image_size: Count | None = _shared("image_size")

@@ -58,7 +58,11 @@ class PipelineConfig(BaseModel):
         description="digits (built in), mnist, cifar10, cifar100, npz:PATH (uint8 x_train, x_test "
         "and integer y_train, y_test), random:n=1000,shape=3x32x32,classes=10",
     )
-    batch_size: Count = Field(64, description="samples per training batch")
+    batch_size: Count | None = Field(
+        None,
+        description="samples per training batch; null: 64, but 16 where digits, which are few, are "
+        "resized to 32",
+    )
     eval_batch_size: Count | None = Field(
         None, description="samples per test batch; null: batch_size"
     )

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from raylab.config import NetworkConfig
 from raylab.data import DataSet, load
 from raylab.documents import shown
+from raylab.drivers.resolve import batch_size_of
 from raylab.errors import ConfigError
 from raylab.models import build
 from raylab.optimizers import Schedule, make_optimizer
@@ -26,7 +27,7 @@ def data_of(config: NetworkConfig) -> DataSet:
     """
     return load(
         config.data,
-        batch_size=config.batch_size,
+        batch_size=batch_size_of(config),
         eval_batch_size=config.eval_batch_size,
         seed=config.seed,
         augment=config.augment,
@@ -41,10 +42,11 @@ def data_notes(config: NetworkConfig, data: DataSet) -> list[str]:
     """Return what a user should know of keys that do not fit the data."""
     notes = []
     samples = data.train.num_samples
-    if config.batch_size > samples:
+    batch_size = batch_size_of(config)
+    if batch_size > samples:
         notes.append(
-            f"batch_size={config.batch_size} is more than the {samples} training samples: every "
-            "batch is all of them"
+            f"batch_size={batch_size} is more than the {samples} training samples: every batch is "
+            "all of them"
         )
     if (config.warmup_epochs or 0) > config.epochs:
         notes.append(

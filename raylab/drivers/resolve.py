@@ -11,11 +11,12 @@ from raylab.errors import ConfigError
 from raylab.optimizers import RECIPES, linear_scaling
 from raylab.records import new_run_name
 
-__all__ = ["resolve"]
+__all__ = ["batch_size_of", "resolve"]
 
 _ANY_SIZE = ("mlp", "fcn5", "cnn5")
 """Models that are as good on 8x8 images as they are; the others halve an image several times."""
 _DIGITS_SIZE_PX = 32
+_DIGITS_BATCH = 16
 _MOMENTUM = ("sgd", "nag", "lars", "clars")
 """Optimisers that have one."""
 
@@ -33,8 +34,9 @@ def resolve(config: C) -> C:
     0.05
     """
     size = config.image_size
-    if size is None and config.data == "digits" and config.model not in _ANY_SIZE:
+    if size is None and _resizes_digits(config):
         size = _DIGITS_SIZE_PX
+    config = config.model_copy(update={"batch_size": batch_size_of(config)})
     return config.model_copy(
         update={
             **_resolved_rate(config),
@@ -46,6 +48,23 @@ def resolve(config: C) -> C:
             "name": config.name or new_run_name(config.method),
         }
     )
+
+
+def batch_size_of(config: NetworkConfig) -> int:
+    """Return the samples of a batch.
+
+    An epoch of the digits is 23 batches of 64, of which late gradients make too few updates for a
+    deep network to learn anything in an epoch or three.
+    """
+    if config.batch_size is not None:
+        return config.batch_size
+    if _resizes_digits(config):
+        return _DIGITS_BATCH
+    return 64 if isinstance(config, PipelineConfig) else 32
+
+
+def _resizes_digits(config: NetworkConfig) -> bool:
+    return config.data == "digits" and config.model not in _ANY_SIZE
 
 
 def _resolved_rate(config: NetworkConfig) -> dict[str, float | None]:
@@ -76,7 +95,7 @@ def _resolved_rate(config: NetworkConfig) -> dict[str, float | None]:
         )
     return {
         "lr": _first(
-            config.lr, recipe.learning_rate(config.batch_size, _batches_of_an_update(config))
+            config.lr, recipe.learning_rate(batch_size_of(config), _batches_of_an_update(config))
         ),
         "momentum": _first(config.momentum, recipe.momentum),
         "weight_decay": _first(config.weight_decay, recipe.weight_decay),
@@ -84,7 +103,7 @@ def _resolved_rate(config: NetworkConfig) -> dict[str, float | None]:
 
 
 def _rate_without_recipe(config: NetworkConfig, name: str) -> float:
-    samples = config.batch_size * _batches_of_an_update(config)
+    samples = batch_size_of(config) * _batches_of_an_update(config)
     if config.lr is not None and config.base_batch_size is not None:
         return linear_scaling(config.lr, samples, config.base_batch_size)
     if config.base_batch_size is not None:

@@ -73,11 +73,7 @@ def _methods(plan: Mapping[str, Any]) -> Table:
     measured = plan["measured"]
     speed = ["samples/s"] if measured else []
     columns = ["", "link delays", *speed, "over bp", "staleness", "memory"]
-    title = (
-        "methods, predicted"
-        if measured
-        else "methods, at best: a core for each stage, messages free"
-    )
+    title = "methods, predicted" if measured else "methods, at best: messages free, a core a stage"
     table = plan_table(title, columns, 2)
     for row in plan["methods"]:
         chosen = row["method"] == plan["choice"]["method"]

@@ -50,7 +50,7 @@ def test_help_of_train_has_every_key_with_its_default(capsys):
     text = helped(capsys, "train", "--help")
     for name in (name for family in FAMILIES for name in family.fields):
         assert re.search(rf"^  {name}=\S+ ", text, re.MULTILINE), name
-    assert "  batch_size=64 " in text
+    assert "  epochs=1 " in text
     assert "  lr=null " in text
 
 

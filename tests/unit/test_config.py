@@ -18,6 +18,7 @@ from raylab.config import (
     pipeline_config,
     read_experiment,
     read_yaml,
+    run_config,
 )
 from raylab.config.rules import choices_of, rule_of
 from raylab.drivers.pipeline.settings import PipelineSettings
@@ -344,3 +345,21 @@ def test_keys_that_do_not_go_together_are_refused(pairs, message):
     with pytest.raises(ConfigError) as caught:
         resolve(configured(*pairs))
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "size"),
+    [
+        (["data=digits"], 16),
+        (["data=digits", "method=dasgd"], 16),
+        (["data=digits", "model=mlp"], 64),
+        (["data=digits", "model=mlp", "method=dasgd"], 32),
+        (["data=cifar10"], 64),
+        (["data=cifar10", "method=local_sgd"], 32),
+        (["data=digits", "batch_size=48"], 48),
+    ],
+)
+def test_a_batch_is_small_where_an_epoch_of_digits_would_be_few(pairs, size):
+    config = resolve(run_config(apply_pairs({}, pairs)))
+    assert (config.batch_size, config.eval_batch_size) == (size, size)
+    assert resolve(config) == config

@@ -14,7 +14,7 @@ from torch import nn
 
 from actors.pipeline.probes import echo, probe
 from actors.wires.messages import Message
-from raylab import PipelineTrainer
+from raylab.drivers.notes import say_steps
 from raylab.drivers.pipeline.measure import measured_cuts
 from raylab.drivers.pipeline.plan import in_a_line, optimizer_copies
 from raylab.drivers.pipeline.predict import best, predict_methods, predicted
@@ -325,9 +325,10 @@ def test_a_run_says_no_more_than_its_cores_can_give(cores, said):
 
 
 def test_a_plan_says_on_standard_error_what_it_is_doing(capsys):
-    trainer = PipelineTrainer(BLOCKS, nn.CrossEntropyLoss(), method="adl", stages=4)
-    quiet = trainer.plan(FOUR, measure=False)
+    settings = PipelineSettings(method="adl", stages=4)
+    costs = costs_of([(F_S, B_S)] * 4)
+    quiet = predict_methods(settings, costs)
     assert capsys.readouterr() == ("", "")
-    assert trainer.plan(FOUR, measure=False, progress=True) == quiet
+    assert predict_methods(settings, costs, say_steps(progress=True)) == quiet
     said = capsys.readouterr()
     assert (said.out, said.err.splitlines()[0]) == ("", "predicting bp, method 1 of 10 …")

@@ -119,7 +119,7 @@ def plan_of(
         ],
     }
     if costs is None:
-        methods = predict_methods(settings, _counted_costs(counted), say)
+        methods = predict_methods(settings, _counted_costs(counted))
     else:
         methods = predict_methods(settings, costs, say)
         total = sum(stage.total_s for stage in costs.together) or 1.0

@@ -322,11 +322,11 @@ class PipelineTrainer:
             ModelError: the model cannot be cut so, or the loss does not fit it.
             ResourceError: the cluster does not have the resources within `wait_s`.
         """
-        say = say_steps(progress=progress)
         chain, cuts = self._cut(batches)
         check_optimizer(self.settings, chain, cuts, self._optimizer)
         if not measure:
-            return plan_of(self.settings, chain, cuts, self._optimizer, say=say)
+            return plan_of(self.settings, chain, cuts, self._optimizer)
+        say = say_steps(progress=progress)
         run = PipelineRun(
             self.settings, chain, cuts, loss_fn=self._loss_fn, optimizer=self._optimizer
         )
