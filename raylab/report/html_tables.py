@@ -187,7 +187,8 @@ def _final(run: RunRecord, key: str) -> float | None:
         return None if sent is None else sent / 2**20
     if key in ("samples_per_s", "staleness_mean", "blocked_share"):
         # Of the whole run, where its summary has them, and not of the last row.
-        return number(run.result.get(key)) or run.last(key)
+        whole = number(run.result.get(key))
+        return run.last(key) if whole is None else whole
     return run.last(key)
 
 

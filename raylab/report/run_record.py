@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from raylab.algorithms.pipeline import PIPELINE_METHODS
 from raylab.documents import one_document
 from raylab.errors import DataError
 from raylab.records import Storage
@@ -54,7 +55,8 @@ class RunRecord:
 
     def last(self, column: str) -> float | None:
         """Return the last finite value of a column."""
-        return next((v for row in reversed(self.rows) if (v := number(row.get(column)))), None)
+        found = (number(row.get(column)) for row in reversed(self.rows))
+        return next((value for value in found if value is not None), None)
 
     def by_stage(self, column: str) -> list[list[float]]:
         """Return a `stage_` column: a list with one value a stage for every row that has it.
@@ -68,13 +70,15 @@ class RunRecord:
         """Return the throughput that was planned, or follows from what was measured before.
 
         Delayed gradients let all stages work at once, so the slowest one sets the period of a
-        batch: its forward and backward, and one more forward if it replays.
+        batch: its forward and backward, and one more forward if its gradients are late and it
+        replays, or grows its graphs anew.
         """
         measured = self.config.get("measured")
         for place in (self.result.get("plan"), self.config.get("plan"), measured):
             if isinstance(place, Mapping):
                 for key in ("samples_per_s", "predicted_samples_per_s"):
-                    if found := number(place.get(key)):
+                    found = number(place.get(key))
+                    if found is not None:
                         return found
         batch_size = number(self.config.get("batch_size"))
         if self.averages:
@@ -85,9 +89,25 @@ class RunRecord:
         backward = measured.get("stage_backward_s")
         if not isinstance(forward, list) or not isinstance(backward, list):
             return None
-        forwards = 2 if self.config.get("method") == "fr" else 1
-        periods = [forwards * f + b for f, b in zip(forward, backward, strict=False)]
+        periods = [
+            f + b + (f if again else 0.0)
+            for f, b, again in zip(forward, backward, self._again(len(forward)), strict=False)
+        ]
         return batch_size / max(periods) if periods and max(periods) > 0 else None
+
+    def _again(self, stages: int) -> list[bool]:
+        """Return which stages run a forward twice."""
+        method = PIPELINE_METHODS.get(str(self.config.get("method")))
+        if (
+            method is None
+            or not method.stale
+            or not (method.replay or self.config.get("recompute"))
+        ):
+            return [False] * stages
+        delays = self.config.get("delay")
+        if not isinstance(delays, list):
+            delays = [delays if isinstance(delays, int) else method.link_delay] * (stages - 1)
+        return [any(delays[k:]) for k in range(stages)]
 
     def _predicted_of_averages(self, batch_size: float | None) -> float | None:
         """Return what follows from the times of a step and an average, where they are known."""

@@ -17,6 +17,7 @@ from raylab.cli.main import main
 from raylab.errors import ConfigError
 from raylab.report import RunRecord, read_runs
 from raylab.report.figure import Figure
+from raylab.report.html_tables import _final
 from raylab.report.page import report_figures, report_page
 from raylab.report.png import write_pngs
 from tests.report_runs import made_up_run, write_run
@@ -113,11 +114,32 @@ def test_a_loss_over_decades_is_logarithmic():
     assert figure([run], "loss-by-epoch").plot.layout.yaxis.type == "log"
 
 
+def test_a_figure_of_zero_is_a_figure():
+    run = made_up_run()
+    rows = [
+        {**row, "duality_gap": gap} for row, gap in zip(run.rows, (0.5, 0.2, 0.1, 0.0), strict=True)
+    ]
+    gone = dataclasses.replace(run, rows=rows, result={"staleness_mean": 0.0})
+    assert gone.last("duality_gap") == 0.0
+    assert gone.last("staleness_mean") == 0.5
+    assert _final(gone, "staleness_mean") == 0.0
+    missing = dataclasses.replace(run, rows=[*rows[:-1], {**rows[-1], "duality_gap": None}])
+    assert missing.last("duality_gap") == 0.1
+
+
 def test_the_slowest_stage_is_the_plan_and_replay_costs_a_forward_more():
     times = {"stage_forward_s": [0.01, 0.04], "stage_backward_s": [0.02, 0.06]}
     assert made_up_run(measured=times).predicted_samples_per_s() == pytest.approx(640)
-    slower = made_up_run(method="fr", measured=times).predicted_samples_per_s()
-    assert slower == pytest.approx(64 / 0.14)
+    # The last stage's gradients are never late, so it replays nothing; the first stage does.
+    below = {name: each[::-1] for name, each in times.items()}
+    for method, more in (("fr", {}), ("dsp", {}), ("adl", {"recompute": True})):
+        run = made_up_run(method=method, measured=times, **more)
+        assert run.predicted_samples_per_s() == pytest.approx(640)
+        slower = made_up_run(method=method, measured=below, **more)
+        assert slower.predicted_samples_per_s() == pytest.approx(64 / 0.14)
+        at_once = made_up_run(method=method, measured=below, delay=[0], **more)
+        assert at_once.predicted_samples_per_s() == pytest.approx(640)
+    assert made_up_run(method="adl", measured=below).predicted_samples_per_s() == pytest.approx(640)
     assert made_up_run(measured=None).predicted_samples_per_s() is None
     assert made_up_run(plan={"samples_per_s": 7.0}).predicted_samples_per_s() == 7.0
     told = {**times, "predicted_samples_per_s": 9.0}

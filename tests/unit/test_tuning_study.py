@@ -315,3 +315,14 @@ def test_a_loss_that_is_no_number_is_no_value():
     figures = Figures([Objective(metric="test_loss", mode="min")])
     figures.take({"test_loss": math.nan})
     assert figures.final() is None
+
+
+def test_a_figure_that_no_row_has_is_no_value_and_no_time_to_it():
+    never = Figures([Objective(metric="test_accuracy", mode="max")])
+    assert not never.take({"epoch": 1, "step": 3, "test_accuracy": None, "test_loss": 0.5})
+    assert never.final() is None
+    timed = Figures([Objective(metric="time_s", mode="min", until=("test_accuracy", 0.9))])
+    timed.take({"epoch": 1, "step": 3, "time_s": 1.0, "test_accuracy": None})
+    assert timed.final() is None
+    timed.take({"epoch": 2, "step": 6, "time_s": 2.0, "test_accuracy": 0.5})
+    assert timed.final() == [math.inf]

@@ -7,6 +7,8 @@ and their replicas part.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -22,8 +24,8 @@ def read_samples(optimizer: LayerwiseOptimizer | None, like: Tensor) -> Tensor:
         optimizer: that may ask for them.
         like: tensor of the dtype and device that is wanted.
     """
-    state = None if optimizer is None else optimizer.samples_state()
-    if not state:
+    state = _recorded(optimizer)
+    if state is None:
         return like.new_empty(0)
     sums = [number for name in sorted(state["sums"]) for number in state["sums"][name]]
     return torch.tensor([state["samples"], *sums]).to(like)
@@ -36,10 +38,16 @@ def write_samples(optimizer: LayerwiseOptimizer | None, mean: Tensor) -> None:
         optimizer: that may have asked for them.
         mean: of what `read_samples` has returned.
     """
-    state = None if optimizer is None else optimizer.samples_state()
-    if optimizer is None or not state:
+    state = _recorded(optimizer)
+    if optimizer is None or state is None:
         return
     samples, *sums = mean.tolist()
     pairs = zip(sums[::2], sums[1::2], strict=True)
     named = dict(zip(sorted(state["sums"]), pairs, strict=True))
     optimizer.restore_samples({**state, "samples": samples, "sums": named})
+
+
+def _recorded(optimizer: LayerwiseOptimizer | None) -> dict[str, Any] | None:
+    """Return the state of an optimiser that looks at single samples; LARS does not."""
+    state = None if optimizer is None else optimizer.samples_state()
+    return state if state is not None and "sums" in state else None

@@ -34,6 +34,7 @@ class Figures:
         self._objectives = objectives
         self._sums = [0.0] * len(objectives)
         self.values: list[float | None] = [None] * len(objectives)
+        self._seen = [objective.until is None for objective in objectives]
         self.reports = 0
 
     def take(self, row: Mapping[str, Any]) -> bool:
@@ -45,7 +46,9 @@ class Figures:
                 self._sums[k] += value
                 value = self._sums[k]
             if objective.until is not None:
-                known &= row.get(objective.until[0]) is not None
+                told = row.get(objective.until[0]) is not None
+                self._seen[k] |= told
+                known &= told
                 if self.values[k] is not None or not _reached(objective, row):
                     continue
             known &= value is not None
@@ -64,11 +67,11 @@ class Figures:
         """Return the values of a run that has ended; of what it has never come to, the worst.
 
         Returns:
-            None: a value is missing, or no number.
+            None: a value is missing, or no number, or no row had the column of an `until`.
         """
         found = []
-        for objective, value in zip(self._objectives, self.values, strict=True):
-            if value is None and objective.until is not None:
+        for objective, value, seen in zip(self._objectives, self.values, self._seen, strict=True):
+            if value is None and objective.until is not None and seen:
                 value = math.inf if objective.mode == "min" else -math.inf
             if value is None or math.isnan(value):
                 return None

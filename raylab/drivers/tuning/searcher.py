@@ -121,7 +121,10 @@ class StudySearch(OptunaSearch):
         elif notes["ended"] == "finished":
             names = ", ".join(each.name for each in self._config.objectives)
             self.fail(
-                number, f"a run must come to {names}, but no row of it has all of them", notes
+                number,
+                f"a run must come to {names}, but no row of it has all of them: choose a figure "
+                "that its rows have; there is an accuracy only of what is called right or wrong",
+                notes,
             )
         else:
             self._study.end(number, TrialState.PRUNED, notes=notes)
