@@ -22,6 +22,7 @@ from actors.pipeline.in_process import run_in_process
 from actors.pipeline.runner import StageRunner
 from raylab.algorithms.stage.delayed_stage import DelayedStage
 from raylab.algorithms.stage.loss_terms import loss_terms
+from raylab.algorithms.stage.module_copy import copied_module
 from raylab.algorithms.stage.rules import stage_rule
 from raylab.drivers.pipeline.network import Network
 from raylab.drivers.pipeline.programs import programs, recheck_ages, stage_settings
@@ -167,7 +168,7 @@ def run_pipeline(
     )
     trained = network.trained(rule.state() for rule in rules)
     return InProcess(
-        model=copy.deepcopy(trained),
+        model=copied_module(trained),
         rules=list(rules),
         runners=runners,
         rows=rows,

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from torch import Tensor
-
 from actors.units import Tensors, Unit
 
 __all__ = ["StageRule"]
@@ -53,8 +51,8 @@ class StageRule(Protocol):
         """Return the figures since the last report, and start new ones."""
         ...
 
-    def state(self) -> Mapping[str, Tensor]:
-        """Return the weights and buffers of the stage, on the CPU."""
+    def state(self) -> Mapping[str, Any]:
+        """Return the state_dict of the stage, on the CPU."""
         ...
 
     def save(self) -> Mapping[str, Any]:

@@ -117,8 +117,8 @@ class StageWorker(Member):
             )
             self._runner.run(self._stop.is_set)
 
-    def state(self) -> dict[str, torch.Tensor]:
-        """Return weights and buffers of the stage."""
+    def state(self) -> dict[str, Any]:
+        """Return the state_dict of the stage."""
         return dict(self._its_rule().state())
 
     def remains(self) -> dict[str, int]:

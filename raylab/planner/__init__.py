@@ -14,7 +14,7 @@ from raylab.planner.delays import choose_link_delays, predicted_period_s
 from raylab.planner.interfaces import cut_features
 from raylab.planner.memory import BlockMemory, Held, block_memory, held, memory_matrix, stage_bytes
 from raylab.planner.partition import balanced_cuts, best_cuts, one_move, stage_costs
-from raylab.planner.trace import BlockTrace, trace_blocks
+from raylab.planner.trace import BlockTrace, loss_of_shapes, on_shapes, trace_blocks
 
 __all__ = [
     "ALL_REDUCES",
@@ -39,7 +39,9 @@ __all__ = [
     "choose_link_delays",
     "cut_features",
     "held",
+    "loss_of_shapes",
     "memory_matrix",
+    "on_shapes",
     "one_move",
     "plan_from_measured",
     "predicted_period_s",

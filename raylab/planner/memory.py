@@ -6,7 +6,6 @@ FR D+1 inputs and one graph.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from raylab.algorithms.stage.module_copy import copied_module
 from raylab.algorithms.stage.packing import packed
 from raylab.planner.trace import BlockTrace
 
@@ -138,7 +138,7 @@ def _graph_bytes(block: nn.Module, inputs: Sequence[Tensor], *, leaf: bool) -> i
 
 
 def _saved(block: nn.Module, inputs: Sequence[Tensor], leaf: bool, device: str) -> int:
-    twin = copy.deepcopy(block).to(device).train()
+    twin = copied_module(block).to(device).train()
     own = {p.untyped_storage()._cdata for p in twin.parameters()}
     kept: dict[int, Tensor] = {}
 

@@ -8,23 +8,25 @@ Python looks at values cannot run there; it is run for real on a copy instead.
 from __future__ import annotations
 
 import contextlib
-import copy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
+from raylab.algorithms.stage.module_copy import copied_module
 from raylab.algorithms.stage.packing import packed
 from raylab.algorithms.stage.trained_by import check_loss, check_loss_fn
-from raylab.errors import DataError, InputError, ModelError
+from raylab.errors import DataError, ModelError
 
-__all__ = ["BlockTrace", "told_of_bare_inputs", "trace_blocks"]
+__all__ = ["BlockTrace", "loss_of_shapes", "on_shapes", "told_of_bare_inputs", "trace_blocks"]
+
+T = TypeVar("T")
 
 ELEMENT_COST = 40.0
 """Floating-point operations that take as long as writing one element: a core at 40 GFLOP/s and
@@ -88,15 +90,26 @@ def trace_blocks(
     """
     chain = list(zip(names, blocks, strict=True))
     with torch.random.fork_rng(devices=[]):
-        try:
-            traces = _trace(chain, inputs, "meta")
-        except InputError:
-            # It may be the missing values that were asked for: what a real run says is the truth.
-            traces = _trace(chain, inputs, "cpu")
-        else:
+        traces, device = on_shapes(lambda device: _trace(chain, inputs, device))
+        if device == "meta":
             _check_entrance(chain, inputs)
-        _check_loss(loss_fn, [_zeros(t) for t in traces[-1].outputs], labels)
+        _check_loss(loss_fn, packed(traces[-1].outputs), packed(labels))
     return traces
+
+
+def on_shapes(run: Callable[[str], T]) -> tuple[T, str]:
+    """Return what `run` returns for the device "meta" or, where it fails there, for "cpu".
+
+    It may be values that were asked for, of an element or of a tensor of the host that is no part
+    of the model, which shapes do not have: what a real run says is the truth.
+
+    Returns:
+        What it has returned, and the device.
+    """
+    try:
+        return run("meta"), "meta"
+    except Exception:
+        return run("cpu"), "cpu"
 
 
 def _trace(
@@ -110,7 +123,7 @@ def _trace(
     for position, (name, block) in enumerate(chain):
         versions = [t._version for t in values]
         given = values
-        twin = copy.deepcopy(block).to(device).train()
+        twin = copied_module(block).to(device).train()
         counted = _CountElements()
         flops = FlopCounterMode(display=False)
         weights = [*twin.parameters()]
@@ -170,7 +183,7 @@ def _check_entrance(chain: Sequence[tuple[str, nn.Module]], inputs: Sequence[Ten
     values = tuple(_twin(t, "cpu") for t in inputs)
     for name, block in chain[: _entrance(chain) + 1]:
         with torch.no_grad():
-            values = _run(copy.deepcopy(block).eval(), values, name, True)
+            values = _run(copied_module(block).eval(), values, name, True)
 
 
 def _zeros(tensor: Tensor) -> Tensor:
@@ -208,22 +221,40 @@ def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
-def _check_loss(
-    loss_fn: Callable[..., Tensor], outputs: Sequence[Tensor], labels: Sequence[Tensor]
-) -> None:
+def _check_loss(loss_fn: Callable[..., Tensor], output: Any, target: Any) -> None:
+    """Check that a loss makes one number of what a model puts out, see `loss_of_shapes`.
+
+    Raises:
+        ModelError: it does not.
+    """
     if getattr(loss_fn, "reduction", "mean") not in ("mean", "sum"):
         raise ModelError("loss_fn must return one number: use reduction='mean' or 'sum'")
     check_loss_fn(loss_fn)
-    shapes = [tuple(t.shape) for t in (*outputs, *labels)]
-    dtypes = [str(t.dtype).removeprefix("torch.") for t in (*outputs, *labels)]
+    loss = loss_of_shapes(loss_fn, output, target)
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise ModelError(f"loss_fn must return one number as a tensor, but it returned {shape}")
+    check_loss(loss)
+
+
+def loss_of_shapes(loss_fn: Callable[..., Tensor], output: Any, target: Any) -> Any:
+    """Return a loss for zeros in place of what a model puts out.
+
+    Args:
+        loss_fn: (outputs, labels) -> loss.
+        output: a tensor or a nest of them, on any device.
+        target: what the loss is called with beside.
+
+    Raises:
+        ModelError: it fails; the message names the shapes.
+    """
+    tensors = [t for t in tree_leaves((output, target)) if isinstance(t, Tensor)]
+    shapes = [tuple(t.shape) for t in tensors]
+    dtypes = [str(t.dtype).removeprefix("torch.") for t in tensors]
     try:
-        loss = loss_fn(packed(outputs), packed(labels))
+        return loss_fn(tree_map_only(Tensor, _zeros, output), target)
     except Exception as error:
         raise ModelError(
             f"loss_fn must take the model's outputs and the labels, but it cannot take shapes "
             f"{shapes} of {dtypes}: {_first_line(error)}"
         ) from error
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-        raise ModelError(f"loss_fn must return one number as a tensor, but it returned {shape}")
-    check_loss(loss)

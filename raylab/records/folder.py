@@ -18,6 +18,7 @@ import math
 import os
 import platform
 import subprocess
+import warnings
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -30,7 +31,8 @@ import yaml
 from torch import Tensor
 
 from raylab.documents import one_document
-from raylab.errors import ConfigError, DataError
+from raylab.errors import CheckpointError, ConfigError, DataError
+from raylab.records.states import loadable
 from raylab.records.storage import Storage
 
 __all__ = ["RunFolder", "check_run_name", "new_run_name"]
@@ -183,9 +185,19 @@ class RunFolder:
         return found
 
     def write_weights(self, state: Mapping[str, Tensor]) -> Storage:
-        """Write the final weights as a state_dict; return the checkpoint's folder."""
+        """Write the final weights as a state_dict; return the checkpoint's folder.
+
+        An extra state that has become one that `torch.load(weights_only=True)` would refuse is
+        left out, with a warning: the training behind it is not lost for it.
+        """
         folder = self.folder.child("checkpoints", "final")
-        folder.write("model.pt", lambda file: torch.save(dict(state), file))
+        kept: dict[str, Any] = {}
+        for name, value in state.items():
+            try:
+                kept |= loadable({name: value})
+            except CheckpointError as error:  # noqa: PERF203 - a handful of keys
+                warnings.warn(f"model.pt is without {name!r}: {error}", stacklevel=2)
+        folder.write("model.pt", lambda file: torch.save(kept, file))
         return folder
 
 

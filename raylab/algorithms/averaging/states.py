@@ -16,7 +16,8 @@ __all__ = ["mean_state"]
 
 
 def mean_state(states: Sequence[Any]) -> Any:
-    """Return the mean of nested states: of their float tensors; all else is the first's.
+    """Return the mean of nested states: of their float tensors; all else is the first's, as is a
+    module's extra state, which only the module can read.
 
     >>> mean_state([{"w": torch.tensor(1.0), "n": 3}, {"w": torch.tensor(2.0), "n": 3}])
     {'w': tensor(1.5000), 'n': 3}
@@ -34,7 +35,8 @@ def mean_state(states: Sequence[Any]) -> Any:
     if isinstance(first, Mapping):
         return {
             key: mean_state([each[key] for each in states])
-            if all(isinstance(each, Mapping) and key in each for each in states)
+            if not str(key).endswith("_extra_state")
+            and all(isinstance(each, Mapping) and key in each for each in states)
             else value
             for key, value in first.items()
         }

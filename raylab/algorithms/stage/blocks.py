@@ -16,6 +16,7 @@ from torch.func import functional_call
 
 from raylab.algorithms.stage.batch_buffers import BatchBuffers
 from raylab.algorithms.stage.host_draws import HostDraws
+from raylab.algorithms.stage.module_copy import extra_states, load_extra_states
 from raylab.algorithms.stage.packing import as_list, packed
 from raylab.algorithms.stage.settings import StageSettings, Tensors, Unit, draw_key
 
@@ -96,6 +97,13 @@ class StageBlocks:
         weights = self.module.named_parameters()
         copied = {n: p.detach().clone().requires_grad_(p.requires_grad) for n, p in weights}
         return {**copied, **self.buffers.copies()}
+
+    def run_aside(self, inputs: Sequence[Tensor], state: dict[str, Tensor]) -> list[Tensor]:
+        """Return the features of a forward that moves no extra state; `state` as of `run`."""
+        extra = extra_states(self.module)
+        outputs = self.run(inputs, state)
+        load_extra_states(self.module, extra)
+        return outputs
 
     def drawing(self, unit: Unit, part: int | None = None) -> AbstractContextManager[None]:
         """Return the context of a unit's forward: it draws the same whenever it is run.

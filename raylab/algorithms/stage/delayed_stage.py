@@ -22,6 +22,11 @@ from raylab.algorithms.stage.figures import StageFigures
 from raylab.algorithms.stage.in_flight import InFlight
 from raylab.algorithms.stage.layerwise import collect
 from raylab.algorithms.stage.loss import StageLoss
+from raylab.algorithms.stage.module_copy import (
+    copied_state,
+    extra_states,
+    load_extra_states,
+)
 from raylab.algorithms.stage.open_batches import OpenBatches
 from raylab.algorithms.stage.settings import (
     OptimizerFactory,
@@ -173,7 +178,7 @@ class DelayedStage:
         entry.whole = self._open.whole
         self._rechecks[unit.batch, unit.part] = entry
         with blocks.drawing(unit, part=0), blocks.autocast():
-            entry.outputs = blocks.run(entry.inputs, entry.copies)
+            entry.outputs = blocks.run_aside(entry.inputs, entry.copies)
             if self.settings.last:
                 entry.outputs = [self.loss.of(entry.outputs, labels)]
         return () if self.settings.last else tuple(t.detach() for t in entry.outputs)
@@ -210,10 +215,9 @@ class DelayedStage:
             row["learning_rate"] = rate
         return {**row, **self.window.layer_figures()}
 
-    def state(self) -> dict[str, Tensor]:
-        """Return weights and buffers by name, copied to the CPU."""
-        state: dict[str, Tensor] = self.blocks.module.state_dict()
-        return {name: t.detach().cpu().clone() for name, t in state.items()}
+    def state(self) -> dict[str, Any]:
+        """Return weights, buffers and extra states by name, copied to the CPU."""
+        return {name: copied_state(t) for name, t in self.blocks.module.state_dict().items()}
 
     def measure(self, inputs: Tensors, repeats: int) -> list[tuple[float, float]]:
         """Time the stage on a copy of it, see `time_stage`."""
@@ -227,6 +231,7 @@ class DelayedStage:
         self.loss.fetch()
         return {
             "weights": module_state(self.blocks.module),
+            "extra": extra_states(self.blocks.module),
             **self.window.save(),
             **self._open.save(),
             "figures": self.figures.state(),
@@ -235,6 +240,8 @@ class DelayedStage:
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Become what `save` returned; graphs of open batches are grown again."""
         load_module(self.blocks.module, saved["weights"])
+        # The last version saved no extra states.
+        load_extra_states(self.blocks.module, saved.get("extra", {}))
         self.window.restore(saved)
         self.figures.restore(saved["figures"])
         self._open.restore(saved)

@@ -183,7 +183,7 @@ class OpenBatches:
     def _play(self, unit: Unit, entry: InFlight) -> list[Tensor]:
         """Forward without a graph, into copies of the buffers: the replay moves the real ones."""
         with torch.no_grad(), self._blocks.drawing(unit), self._blocks.autocast():
-            return self._blocks.run(entry.inputs, self._blocks.buffers.copies())
+            return self._blocks.run_aside(entry.inputs, self._blocks.buffers.copies())
 
     def _keep_input(self, unit: Unit, entry: InFlight) -> list[Tensor]:
         """Forward without a graph; unlike a play it is the one that moves the buffers."""
@@ -234,7 +234,7 @@ class OpenBatches:
             self._graphs.grown(entry.inputs, held),
             recording(self._window.optimizer) as entry.recorded,
         ):
-            entry.outputs = blocks.run(entry.inputs, {**state, **blocks.buffers.copies()})
+            entry.outputs = blocks.run_aside(entry.inputs, {**state, **blocks.buffers.copies()})
         self._grown(entry)
 
     def _grown(self, entry: InFlight) -> None:

@@ -112,6 +112,7 @@ def merged_state(parts: Sequence[State]) -> State:
     return {
         **last,
         "weights": {name: t for part in parts for name, t in part["weights"].items()},
+        "extra": {name: each for part in parts for name, each in part.get("extra", {}).items()},
         "gradients": _of_the_network(part["gradients"] for part in parts),
         "samples": _merged_samples([part.get("samples") for part in parts]),
         "companion": None,

@@ -9,6 +9,7 @@ import torch
 
 from raylab.algorithms.stage.blocks import StageBlocks
 from raylab.algorithms.stage.layerwise import collect, recording
+from raylab.algorithms.stage.module_copy import graphless
 from raylab.algorithms.stage.packing import as_list, packed
 from raylab.algorithms.stage.settings import Tensors
 from raylab.algorithms.stage.update_window import UpdateWindow
@@ -34,7 +35,8 @@ def time_stage(
         (forward, backward) in seconds, one pair a repeat.
     """
     # In one go, so that the copied optimiser steps the copied parameters.
-    twin, optimizer = copy.deepcopy((blocks.module.train(), window.optimizer))
+    module = blocks.module.train()
+    twin, optimizer = copy.deepcopy((module, window.optimizer), graphless(module))
     times = []
     for _ in range(repeats):
         started = time.perf_counter()

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils import _pytree
 
 from raylab.algorithms.averaging.flat import trainable
 from raylab.algorithms.averaging.worker import on_device
+from raylab.algorithms.stage.module_copy import copied_module
 from raylab.algorithms.stage.trained_by import check_loss, check_loss_fn
 from raylab.drivers.averaging.shards import first_batch
+from raylab.drivers.batches import same_draws
 from raylab.drivers.optimizer_check import untrained
 from raylab.errors import DataError, ModelError
+from raylab.planner import loss_of_shapes, on_shapes
 
 __all__ = ["check_fits"]
 
@@ -49,22 +50,33 @@ def check_fits(
         raise ModelError("a model must have a parameter to train, but this one has none")
     untrained(optimizer, model, "a worker")
     check_loss_fn(loss_fn)
-    twin = copy.deepcopy(model).to("meta").train()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            output = twin(on_device(x, "meta"))
-    except NotImplementedError:  # an operator that cannot tell its shapes: the workers will
-        return
-    except Exception as error:
-        raise DataError(f"the first batch does not fit the model: {error}") from error
-    try:
-        output = _pytree.tree_map_only(Tensor, Tensor.detach, output)
-        loss = loss_fn(output, on_device(y, "meta"))
-    except NotImplementedError:
-        return
-    except Exception as error:
-        raise ModelError(f"the loss does not fit outputs and labels: {error}") from error
+
+    def forward(device: str) -> Any:
+        return copied_module(model).to(device).train()(on_device(x, device))
+
+    with same_draws():
+        try:
+            output, device = on_shapes(forward)
+        except NotImplementedError:  # an operator of another device: the workers will tell
+            return
+        except Exception as error:
+            raise DataError(f"the first batch does not fit the model: {error}") from error
+        try:
+            loss = loss_of_shapes(loss_fn, output, y)
+        except ModelError as error:
+            if device != "meta":
+                raise _misfit(error) from error
+            # Outputs that only the loss can take apart have stayed shapes.
+            try:
+                with torch.no_grad():
+                    loss = loss_of_shapes(loss_fn, forward("cpu"), y)
+            except Exception as again:
+                raise _misfit(error) from again
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
         raise ModelError(f"a loss must be one number, but it is of shape {shape}")
     check_loss(loss)
+
+
+def _misfit(error: ModelError) -> ModelError:
+    return ModelError(f"the loss does not fit outputs and labels: {error}")

@@ -9,7 +9,6 @@ same loop runs for W processes and for W replicas of one.
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -20,6 +19,11 @@ from torch import Tensor
 from raylab.algorithms.averaging.collective import Collective, gathered, summed
 from raylab.algorithms.averaging.flat import FlatTensors, averaged_buffers, trainable
 from raylab.algorithms.averaging.worker import AveragingWorker
+from raylab.algorithms.stage.module_copy import (
+    copied_module,
+    extra_states,
+    load_extra_states,
+)
 from raylab.drivers.averaging.course import Course, Row
 from raylab.drivers.averaging.evaluation import Evaluation
 from raylab.drivers.averaging.rows import merged_row
@@ -81,7 +85,7 @@ class AveragingLoop:
         """Whether it has saved and gone in the middle."""
         self.size = seats[0].size
         """W."""
-        self.model = copy.deepcopy(workers[0].model)
+        self.model = copied_module(workers[0].model)
         """Gets the mean of all replicas."""
         self._course = course
         self._workers = workers
@@ -227,6 +231,7 @@ class AveragingLoop:
         for mine, theirs in counts:
             if not mine.is_floating_point():
                 mine.copy_(theirs)
+        load_extra_states(self.model, extra_states(self._workers[0].model))
         parts = [self._vector([float((flat - mean).norm())]) for flat in flats]
         return [float(part) for part in gathered(self._seats, parts)]
 

@@ -14,6 +14,7 @@ import torch
 
 from actors.averaging.collective import DistributedCollective, own_group
 from actors.errors import MechanismError
+from raylab.algorithms.stage.module_copy import copied_state
 from raylab.drivers.averaging.beginning import begin
 from raylab.drivers.averaging.course import Course, Row
 from raylab.drivers.averaging.keeping import RayKeeper, saved_parts
@@ -90,7 +91,7 @@ def _train(course: Course, board: Any) -> None:
     loop.run()
     if rank != 0:
         return
-    state = {name: tensor.cpu() for name, tensor in loop.model.state_dict().items()}
+    state = copied_state(dict(loop.model.state_dict()))
     outcome = {"rows": loop.rows, "weights": state, "workers": size, "stopped": loop.stopped}
     outcome["left"] = loop.left
     ray.get(board.finish.remote(outcome))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 
 from raylab.algorithms.averaging.averages import average_of
 from raylab.algorithms.averaging.collective import Collective
 from raylab.algorithms.averaging.worker import AveragingWorker, WorkerSettings
+from raylab.algorithms.stage.module_copy import copied_module
 from raylab.drivers.averaging.course import Course
 
 __all__ = ["replica_of"]
@@ -28,7 +28,7 @@ def replica_of(
     settings = course.settings
     numbers = settings.numbers()
     return AveragingWorker(
-        copy.deepcopy(course.model),
+        copied_module(course.model),
         WorkerSettings(
             rule=numbers,
             worker=worker,

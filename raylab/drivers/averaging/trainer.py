@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -36,13 +35,15 @@ from raylab.drivers.averaging.settings import (
     fitting_notes,
     workers_of,
 )
-from raylab.drivers.batches import batches_of
+from raylab.drivers.batches import batches_of, fresh
 from raylab.drivers.cluster import connect, patience_s, stage_resources
 from raylab.drivers.listener import OnRow, RowListener
 from raylab.drivers.notes import say_notes
 from raylab.drivers.optimizer_check import untrained, untrained_note
 from raylab.drivers.result import Result
 from raylab.drivers.run_place import RunPlace
+from raylab.drivers.travelling import check_batches_travel
+from raylab.drivers.user_model import own_model
 from raylab.errors import ConfigError, ModelError
 from raylab.optimizers import Schedule
 from raylab.report import Progress
@@ -302,15 +303,18 @@ class AveragingTrainer:
         Raises:
             InputError: what was given does not fit together.
         """
-        check_fits(self._model, self._loss_fn, self._optimizer, batches, test)
+        model = own_model(self._model)
+        check_fits(model, self._loss_fn, self._optimizer, batches, test)
+        check_batches_travel("batches", batches)
+        check_batches_travel("test", test)
         course = Course(
             settings=self.settings,
-            model=copy.deepcopy(self._model),
+            model=model,
             loss_fn=self._loss_fn,
             optimizer=self._optimizer,
             schedule=schedule_over(self._schedule, epochs),
-            batches=batches,
-            test=test,
+            batches=fresh(batches),
+            test=fresh(test),
             epochs=epochs,
             evaluate_every=evaluate_every,
             report_every=report_every,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from raylab.drivers.user_model import own_model
 from raylab.errors import ModelError
 from raylab.models import chain
 
@@ -28,9 +28,9 @@ class Network:
 
     def __init__(self, model: nn.Module | Sequence[nn.Module]) -> None:
         if isinstance(model, nn.Module):
-            self._model = copy.deepcopy(model)
+            self._model = own_model(model)
         elif isinstance(model, (list, tuple)) and all(isinstance(b, nn.Module) for b in model):
-            self._model = nn.Sequential(*copy.deepcopy(list(model)))
+            self._model = own_model(nn.Sequential(*model))
         else:
             raise ModelError(
                 "model must be an nn.Sequential or a list of blocks, but got "
