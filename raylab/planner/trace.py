@@ -162,7 +162,7 @@ def _rewrites(block: nn.Module, given: Sequence[Tensor], name: str) -> bool:
     """Tell whether a second run of a block leaves other weights than a first one, but for
     rounding.
     """
-    twin = copy.deepcopy(block).to("cpu").train()
+    twin = copied_module(block).to("cpu").train()
     left = []
     for _ in range(2):
         with torch.no_grad():

@@ -49,7 +49,7 @@ def let_travel(module: nn.Module) -> None:
     """Let parametrized modules be pickled from this process."""
     for each in module.modules():
         if parametrize.is_parametrized(each):
-            copyreg.pickle(type(each), _reduced)  # type: ignore[arg-type]
+            copyreg.pickle(type(each), _reduced)
 
 
 def extra_states(module: nn.Module) -> dict[str, Any]:
