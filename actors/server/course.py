@@ -48,7 +48,8 @@ class Course:
             return []
         figures = self._rule.certify(parts, certification.answer)
         state.add_row(figures, self._rule.report())
-        if self._ends.good_enough(figures):
+        extra, state.between = state.between and self._synchronous, False
+        if self._ends.good_enough(figures) and not (extra and not state.ended_by):
             state.ended_by = "tolerance"
             return self.finish()
         if state.ended_by:
@@ -59,6 +60,13 @@ class Course:
             return []
         state.rows[-1]["rewound"] = reason
         return self._rewind()
+
+    @property
+    def _synchronous(self) -> bool:
+        """Whether the run is to come to the same w as one that was not interrupted, and so must not
+        end by a certificate that the other one does not make.
+        """
+        return self._rule.phase().gather or len(self._state.roll) == 1
 
     def _rewind(self) -> list[Order]:
         """Go back to the last good certificate; what is under way will be discarded."""

@@ -40,6 +40,8 @@ class ServerState:
     """How often the run has gone back to an earlier certificate."""
     refused: int = 0
     repeats: int = 0
+    between: bool = False
+    """Whether the run goes on from between two certificates, so that its first is an extra one."""
     paused: bool = False
     ended_by: str = ""
     """Why the run ends; empty while it goes on."""
@@ -76,6 +78,7 @@ class ServerState:
             "in_phase": self.in_phase,
             "next_certificate": self.certification.due_samples,
             "numbers": self.roll.numbers(),
+            "certifying": self.certification.open,
         }
 
     def restore(self, saved: Mapping[str, Any]) -> None:
@@ -85,4 +88,6 @@ class ServerState:
         self.messages = saved["messages"]
         self.in_phase = saved["in_phase"]
         self.certification.due_samples = saved["next_certificate"]
+        # Older checkpoints do not say; any certificate could end a run that went on from them.
+        self.between = not saved.get("certifying", True)
         self.roll.restore(saved["numbers"])

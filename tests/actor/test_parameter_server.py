@@ -261,6 +261,39 @@ sys.exit(main({list(words)!r}))
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 
+@pytest.mark.parametrize(("method", "workers"), [("cocoa_plus", 2), ("sdca", 1)])
+def test_a_synchronous_method_comes_to_the_same_bits_whatever_was_lost(
+    tmp_path, when_saved, monkeypatch, capsys, method, workers
+):
+    def fitted(name: str, **more: Any) -> Result:
+        options = {"method": method, "workers": workers, "local_steps": 40}
+        options |= {"checkpoint_every": 3, "failures": 2}
+        found = trainer(tmp_path, name, **options, **more).fit(DATA, tolerance=1e-9)
+        assert found.summary["ended_by"] == "tolerance"
+        return found
+
+    undisturbed = fitted("undisturbed")
+    last = undisturbed.table.to_pylist()[-1]
+    dying = f"dies:worker={workers - 1},message={int(last['step'] * 0.6)}"
+    servers: list[int] = []
+    run = ServerGroup.run
+
+    def watched(self: ServerGroup, *arguments: Any) -> str:
+        servers.append(self.homes[0].pid)
+        return run(self, *arguments)
+
+    with monkeypatch.context() as looking:
+        looking.setattr(ServerGroup, "run", watched)
+        when_saved(lambda: os.kill(servers[-1], signal.SIGKILL))
+        disturbed = fitted("disturbed", straggler=dying, sample_s=SLOW_S)
+    assert len(servers) == 3
+    assert "going on from the checkpoint of step" in capsys.readouterr().err
+    assert disturbed.weights["w"].numpy().tobytes() == undisturbed.weights["w"].numpy().tobytes()
+    end = disturbed.table.to_pylist()[-1]
+    for name in ("step", "samples_seen", "primal", "dual"):
+        assert end[name] == last[name]
+
+
 @pytest.mark.parametrize("method", ["dis_dfsdca", "shared_asysvrg"])
 def test_a_ridge_run_begun_on_signs_goes_on_on_signs_and_says_so(
     tmp_path, monkeypatch, capsys, method

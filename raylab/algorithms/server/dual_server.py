@@ -212,7 +212,12 @@ class DualServer(ServerCore):
             for worker in self._shares
         }
         shares = {worker: as_tensor(share.copy()) for worker, (_, share) in kept.items()}
-        total = np.sum([share for _, share in kept.values()], axis=0) if kept else self._w
+        if all(np.array_equal(share, self._shares[k]) for k, (_, share) in kept.items()):
+            # In rounds all workers keep their state at one w: that one, with the rounding of the
+            # way it came, so that a run that goes on from here is the same to the last bit.
+            total = self._w
+        else:
+            total = np.sum([share for _, share in kept.values()], axis=0)
         return self._save_core() | {
             "w": as_tensor(np.array(total)),
             "shares": shares,

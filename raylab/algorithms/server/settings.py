@@ -138,6 +138,15 @@ class ServerSettings:
         return min(_PIECES, self.message_samples) if self.broadcast else 1
 
     @property
+    def synchronous(self) -> bool:
+        """Whether a run with duals has no order but one: rounds, or one worker.
+
+        A lost worker then takes the whole run back to its last checkpoint. If only its own duals
+        went back, those of the others would stay ahead, and the run would come to another w.
+        """
+        return self.traits.duals and (self.traits.rounds or self.workers == 1)
+
+    @property
     def halves(self) -> bool:
         """Whether a rise of the certificates halves the step, and takes the run back.
 

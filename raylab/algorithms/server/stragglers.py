@@ -24,7 +24,7 @@ from typing import Any, Protocol
 from raylab.algorithms.server.parts import generator
 from raylab.errors import ConfigError
 
-__all__ = ["STRAGGLERS", "Straggler", "parse"]
+__all__ = ["STRAGGLERS", "Straggler", "outlived", "parse"]
 
 _PAPER, _HEAVY = 8, 9
 
@@ -150,6 +150,20 @@ def parse(text: str, seed: int = 0) -> Straggler:
     """
     parts = [_one(part.strip(), seed) for part in text.split("+")]
     return parts[0] if len(parts) == 1 else _All(tuple(parts))
+
+
+def outlived(straggler: Straggler, worker: int) -> Straggler:
+    """Return a straggler without a worker's next death, for a run that goes back behind it.
+
+    >>> outlived(parse("paper+dies:worker=1,message=20"), 1).dies(1, 20)
+    False
+    """
+    parts = straggler.parts if isinstance(straggler, _All) else (straggler,)
+    deaths = [each for each in parts if isinstance(each, _Dies) and each.worker == worker]
+    if not deaths:
+        return straggler
+    first = min(deaths, key=lambda death: death.message)
+    return _All(tuple(each for each in parts if each is not first) or (_None(),))
 
 
 def _one(text: str, seed: int) -> Straggler:

@@ -62,6 +62,7 @@ class PolicyRules:
     """
 
     divided = False
+    synchronous = False
     broadcast = 0
     epoch_samples = EPOCH_STEPS
     figure = "shortfall"

@@ -68,6 +68,11 @@ class RowRules:
         return Bound(updates=most.updates, late=most.late)
 
     @property
+    def synchronous(self) -> bool:
+        """Whether a lost worker takes the whole run back."""
+        return self.settings.synchronous
+
+    @property
     def question(self) -> Callable[[Any], Facts]:
         """What is asked of each worker's objective."""
         return facts_of

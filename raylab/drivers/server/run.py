@@ -21,6 +21,7 @@ from actors.server.server_group import ServerGroup
 from actors.server.server_runner import SUSPENDED
 from actors.server.staleness import Bound
 from actors.server.worker_actor import WorkerProgram
+from raylab.algorithms.server.stragglers import outlived
 from raylab.drivers.cluster import patience_s, threads_of
 from raylab.drivers.recovery import Losses
 from raylab.drivers.run_view import RunView
@@ -64,6 +65,11 @@ class Rules(Protocol):
     @property
     def divided(self) -> bool:
         """Whether what workers keep is of rows, and follows them to other workers."""
+        ...
+
+    @property
+    def synchronous(self) -> bool:
+        """Whether a lost worker takes the whole run back to its last checkpoint."""
         ...
 
     @property
@@ -150,6 +156,7 @@ class ServerRun:
         self._limits = limits
         self._means = means
         self._elastic = means.elastic
+        self._straggler = means.straggler
         self._checkpoints: ServerCheckpoints | None = None
 
     @property
@@ -256,7 +263,7 @@ class ServerRun:
             workers={k: rules.worker(k) for k in range(workers)},
             program=self._program(workers),
             paces=WorkerProgram(
-                straggler=self._means.straggler,
+                straggler=self._straggler,
                 sample_s=self._asked.sample_s,
                 servers=servers,
                 cut=cut,
@@ -279,6 +286,9 @@ class ServerRun:
             return checkpoints.committed
 
         def lost(worker: int, error: Exception) -> Return:
+            if rules.synchronous:
+                self._straggler = outlived(self._straggler, worker)
+                raise error
             back = checkpoints.back(worker)
             how = "nothing" if back.step is None else f"what it kept at step {back.step}"
             losses.bear(error, f"worker {worker} begins again with {how}", checkpoints.whence())
