@@ -8,9 +8,30 @@ from typing import TypeVar
 from actors.errors import ActorLostError, LinkError
 from raylab.errors import RaylabError
 
-__all__ = ["Losses", "with_recovery"]
+__all__ = ["Losses", "hear_losses", "tell_loss", "with_recovery"]
 
 T = TypeVar("T")
+
+_hearers: list[Callable[[str], None]] = []
+
+
+def hear_losses(hear: Callable[[str], None]) -> None:
+    """Have the runs of this process tell of their losses, from any thread, whether they show their
+    progress or not.
+    """
+    _hearers.append(hear)
+
+
+def tell_loss(text: str, say: Callable[[str], None]) -> None:
+    """Tell of a loss, and how the run goes on.
+
+    Args:
+        text: a line.
+        say: takes it for the run's user.
+    """
+    say(text)
+    for hear in _hearers:
+        hear(text)
 
 
 class Losses:
@@ -46,7 +67,7 @@ class Losses:
                 f"{error}: go on with raylab resume, from {resumed}"
             ) from error
         limit = "" if self._most < 0 else f" of {self._most}"
-        self._say(f"{error}: {going_on} (restart {self.count}{limit})")
+        tell_loss(f"{error}: {going_on} (restart {self.count}{limit})", self._say)
 
 
 def with_recovery(

@@ -33,6 +33,7 @@ from raylab.drivers.averaging.course import Course, Row
 from raylab.drivers.averaging.engine import Engine
 from raylab.drivers.averaging.on_ray import train_worker
 from raylab.drivers.cluster import threads_of
+from raylab.drivers.recovery import tell_loss
 from raylab.drivers.termination import TERMINATION
 from raylab.errors import RaylabError, ResourceError
 from raylab.records import Storage
@@ -239,7 +240,7 @@ class RayRun:
         self._groups += 1
         if self._groups > 1:
             where = f"step {note['step']}" if note["step"] else "the beginning"
-            self._say(f"going on from {where} with {note['workers']} workers")
+            tell_loss(f"going on from {where} with {note['workers']} workers", self._say)
         self._on_start(note)
 
 

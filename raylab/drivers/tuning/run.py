@@ -9,7 +9,7 @@ import os
 import signal
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +52,15 @@ def carry_out(folder: RunFolder, config: TuningConfig, *, progress: bool) -> ray
     Raises:
         ConfigError: another process carries it out.
         KeyboardInterrupt: it was interrupted; what has been found is kept.
-        ResourceError: the cluster had no room for any trial in time; what has been found is kept.
+        ResourceError: the cluster had no room for any trial in time, or others had the study
+            locked for too long; what has been found is kept.
     """
     path, name = folder.path, folder.path.name
     names = [each.name for each in config.objectives]
     with alone(path), _quiet(), TuningView(
         f"tuning {name}", names, config.budget.trials, enabled=progress
     ) as view:  # fmt: skip
-        study = study_of(path, name, config)
+        study = study_of(path, name, config, view.say)
         own = connect()
         cpus = float(ray.cluster_resources().get("CPU", 1)) if own else None  # type: ignore[no-untyped-call]
         minutes = config.budget.minutes
@@ -93,7 +94,7 @@ def carry_out(folder: RunFolder, config: TuningConfig, *, progress: bool) -> ray
                 verbose=0,
             ),
         )
-        with resumed_by, stopping:
+        with resumed_by, stopping, _study_writable(study):
             grid = tuner.fit()
             watch.note_time()
             _keep(folder, study, config)
@@ -106,18 +107,21 @@ def carry_out(folder: RunFolder, config: TuningConfig, *, progress: bool) -> ray
     return grid
 
 
-def study_of(path: Path, name: str, config: TuningConfig) -> TuningStudy:
+def study_of(
+    path: Path, name: str, config: TuningConfig, say: Callable[[str], None] | None = None
+) -> TuningStudy:
     """Return the study in a search's folder, made if need be, with the points to begin with.
 
     Args:
         path: of the folder.
         name: of the study.
         config: of the search.
+        say: takes a line for the user; None: standard error.
     """
     directions = {"min": StudyDirection.MINIMIZE, "max": StudyDirection.MAXIMIZE}
     study = TuningStudy.made(
         path, name, [(each.name, directions[each.mode]) for each in config.objectives],
-        config.plain(),
+        config.plain(), say,
     )  # fmt: skip
     by_key = {domain.key: domain for domain in config.space}
     for point in config.search.start_from:
@@ -150,6 +154,17 @@ def alone(path: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextlib.contextmanager
+def _study_writable(study: TuningStudy) -> Iterator[None]:
+    """Raise that the study was locked for too long as it is, whatever Tune has made of it."""
+    try:
+        yield
+    except Exception as error:
+        if study.lock.error is not None:
+            raise study.lock.error from error
+        raise
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ long it has searched, in all) and the names of the objectives where Optuna has t
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -36,6 +36,7 @@ from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from raylab.drivers.tuning.patient_sqlite import LockWatch, connection_class
 from raylab.errors import ConfigError
 
 __all__ = ["DATABASE", "SPENT", "Ended", "TrialNotes", "TuningStudy", "trial_folder"]
@@ -48,9 +49,6 @@ Ended = Literal["finished", "scheduler", "budget", "diverged", "failed"]
 """By what a trial has ended: its run's own end; the scheduler; the time; a loss that became NaN; an
 error."""
 
-_LOCKED_S = 60.0
-"""How long to wait for another who reads or writes, a dashboard say."""
-
 
 class TrialNotes(TypedDict, total=False):
     """The user attributes of a trial."""
@@ -62,6 +60,8 @@ class TrialNotes(TypedDict, total=False):
     """Why it has failed or diverged."""
     failures: int
     """Times that it has failed and was tried again."""
+    losses: list[str]
+    """Actors that its run has lost, and how it went on."""
     start_s: float
     """Seconds that were no training: its process, its actors, its data, its files."""
     train_s: float
@@ -88,10 +88,12 @@ class TuningStudy:
     Args:
         study: Optuna's.
         storage: that it is in.
+        lock: knows of waiting for others who use the database, a dashboard say.
     """
 
-    def __init__(self, study: optuna.Study, storage: RDBStorage) -> None:
+    def __init__(self, study: optuna.Study, storage: RDBStorage, lock: LockWatch) -> None:
         self.optuna = study
+        self.lock = lock
         self._storage = storage
         self._id = storage.get_study_id_from_name(study.study_name)
 
@@ -102,6 +104,7 @@ class TuningStudy:
         name: str,
         objectives: Sequence[tuple[str, StudyDirection]],
         config: Mapping[str, Any],
+        say: Callable[[str], None] | None = None,
     ) -> TuningStudy:
         """Make the study of a tuning run, or go on making it, or leave it as it is.
 
@@ -110,8 +113,13 @@ class TuningStudy:
             name: of the study.
             objectives: names and directions.
             config: of the tuning, JSON.
+            say: takes a line for the user; None: standard error.
+
+        Raises:
+            ResourceError: others have the database locked for too long, here and later.
         """
-        storage = _storage(folder)
+        lock = LockWatch(folder / DATABASE, say)
+        storage = _storage(folder, lock)
         study = optuna.create_study(
             storage=storage,
             study_name=name,
@@ -123,7 +131,7 @@ class TuningStudy:
             warnings.simplefilter("ignore", ExperimentalWarning)
             study.set_metric_names([name for name, _ in objectives])
         study.set_user_attr("config", dict(config))
-        return cls(study, storage)
+        return cls(study, storage, lock)
 
     @classmethod
     def open(cls, folder: Path) -> TuningStudy:
@@ -136,14 +144,15 @@ class TuningStudy:
             raise ConfigError(
                 f"a tuning's folder must hold {DATABASE}, but {folder} does not: check the path"
             )
-        storage = _storage(folder)
+        lock = LockWatch(folder / DATABASE)
+        storage = _storage(folder, lock)
         names = [study.study_name for study in storage.get_all_studies()]
         if len(names) != 1:
             raise ConfigError(f"{folder / DATABASE} must hold one study, but it holds {len(names)}")
         study = optuna.load_study(
             study_name=names[0], storage=storage, pruner=optuna.pruners.NopPruner()
         )
-        return cls(study, storage)
+        return cls(study, storage, lock)
 
     @property
     def spent_s(self) -> float:
@@ -200,7 +209,6 @@ class TuningStudy:
         return self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
 
 
-def _storage(folder: Path) -> RDBStorage:
-    return RDBStorage(
-        f"sqlite:///{folder / DATABASE}", engine_kwargs={"connect_args": {"timeout": _LOCKED_S}}
-    )
+def _storage(folder: Path, lock: LockWatch) -> RDBStorage:
+    given = {"timeout": lock.told_s, "factory": connection_class(lock)}
+    return RDBStorage(f"sqlite:///{folder / DATABASE}", engine_kwargs={"connect_args": given})

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import queue
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ from actors.groups.within import Within
 from raylab.config import run_config
 from raylab.config.objectives import Objective, objectives_of
 from raylab.drivers.commands import train
+from raylab.drivers.recovery import hear_losses
 from raylab.drivers.tuning.driving import Driving, Outcome, Report
 from raylab.drivers.tuning.figures import Figures
 from raylab.errors import NonFiniteLossError
@@ -66,6 +68,8 @@ class RunTrial(Trainable):
         # A process that was there before was not started for this trial.
         began = max(config["asked_at"], _process_began())
         self._began = time.perf_counter() - max(0.0, time.time() - began)
+        self._losses: queue.SimpleQueue[str] = queue.SimpleQueue()
+        hear_losses(self._losses.put)
         self._driving = Driving(_around, patient=config["patient"])
         self._begin(config)
 
@@ -87,7 +91,7 @@ class RunTrial(Trainable):
                 return self._reported
             self._driving.end()
             news = Outcome(error=None)
-        return {**self._reported, "done": True, **self._ended(news)}
+        return {**self._reported, "done": True, "lost": self._lost(), **self._ended(news)}
 
     def cleanup(self) -> None:
         """End the run, and the actors that were kept for another."""
@@ -133,7 +137,19 @@ class RunTrial(Trainable):
             for name, value in row.items()
             if isinstance(value, (int, float)) and not isinstance(value, bool)
         }
-        return {**plain, **report.figures, **self._seconds(row["time_s"])}
+        return {
+            **plain,
+            **report.figures,
+            **self._seconds(row["time_s"]),
+            "lost": self._lost(),
+        }
+
+    def _lost(self) -> str:
+        """Return what the run has lost since this was asked before, a line each."""
+        lines = []
+        while not self._losses.empty():
+            lines.append(" ".join(self._losses.get().split()))
+        return "\n".join(lines)
 
     def _seconds(self, time_s: float) -> dict[str, float]:
         here = max(0.0, time_s - self._trained_before_s)

@@ -55,6 +55,7 @@ class Watch(Callback):
     def on_trial_result(self, *_: Any, **info: Any) -> None:
         """Show its report."""
         line, result = self._line(info["trial"]), info["result"]
+        self._tell_losses(line.number, str(result.get("lost") or "").splitlines())
         line.epoch = result.get("epoch", line.epoch)
         line.values = {each.name: result.get(each.name) for each in self._objectives}
 
@@ -86,6 +87,17 @@ class Watch(Callback):
         """Write down how long it has been searched."""
         self._noted = time.monotonic()
         self._study.spent_s = self._before_s + self._noted - self._began
+
+    def _tell_losses(self, number: int, lost: Sequence[str]) -> None:
+        """Say and note what the run of a trial has lost, which goes on by itself."""
+        if not lost:
+            return
+        for each in lost:
+            self._view.say(f"trial {number}: {each}")
+        trial = self._study.trial(number)
+        if not trial.state.is_finished():
+            before = trial.user_attrs.get("losses", [])
+            self._study.note(number, {"losses": [*before, *lost]})
 
     def _line(self, trial: Any) -> TrialLine:
         number = trial.config["number"]
