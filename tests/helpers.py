@@ -27,6 +27,7 @@ from raylab.algorithms.stage.rules import stage_rule
 from raylab.drivers.pipeline.network import Network
 from raylab.drivers.pipeline.programs import programs, recheck_ages, stage_settings
 from raylab.drivers.pipeline.settings import PipelineSettings
+from raylab.drivers.samples_first import check_samples_first
 from raylab.optimizers import make_optimizer
 from raylab.planner import cut_features, trace_blocks
 from tests.reference.pipeline import Optimiser
@@ -129,6 +130,8 @@ def run_pipeline(
         **settings,
     )
     network = Network(model)
+    x, _ = next(iter(epochs[0]))
+    check_samples_first(torch_optimiser(optimiser), nn.Sequential(*network.blocks), x, len(x))
     crossing = _crossing(chosen, network, cuts, next(iter(epochs[0])), loss_fn)
     recording = type("Recording", (_Recording, stage_rule(chosen.rule)), {})
     plan = programs(chosen, chosen.link_delays(), report_every=0)

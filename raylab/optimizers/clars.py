@@ -116,6 +116,10 @@ class CLARS(LARS):
             by_hand=by_hand,
         )
 
+    def measured(self) -> dict[str, nn.Module]:
+        """Return the modules whose samples' gradients are measured, by name."""
+        return dict(self._its_norms().owners)
+
     def recording(self, resumed: SamplePass | None = None) -> AbstractContextManager[SamplePass]:
         """Record the forwards within, which one backward pass will go through.
 

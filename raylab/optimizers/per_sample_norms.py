@@ -81,11 +81,15 @@ class PerSampleNorms:
         self._convolutions: list[nn.Module] = []
         self.reset()
         places = {id(p): layer for layer, p in enumerate(self.parameters)}
+        self.owners: dict[str, nn.Module] = {}
+        """Modules that own the parameters, by name."""
         named = {id(m): (name, m) for each in modules for name, m in each.named_modules()}
         for name, module in named.values():
             own = {n: places[id(p)] for n, p in _used_by(module) if id(p) in places}
             if own:
-                self._watch(_Owner(name or type(module).__name__, own), module)
+                owner = _Owner(name or type(module).__name__, own)
+                self.owners[owner.name] = module
+                self._watch(owner, module)
 
     def close(self) -> None:
         """Take the hooks away."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from raylab.algorithms.averaging.figures import samples_of
 from raylab.algorithms.averaging.flat import trainable
 from raylab.algorithms.averaging.worker import on_device
 from raylab.algorithms.stage.module_copy import copied_module
@@ -16,6 +17,7 @@ from raylab.algorithms.stage.trained_by import check_loss, check_loss_fn
 from raylab.drivers.averaging.shards import first_batch
 from raylab.drivers.batches import same_draws
 from raylab.drivers.optimizer_check import untrained
+from raylab.drivers.samples_first import check_samples_first
 from raylab.errors import DataError, ModelError
 from raylab.planner import loss_of_shapes, on_shapes
 
@@ -41,7 +43,7 @@ def check_fits(
     Raises:
         ConfigError: the optimiser is none, or trains others than the model's parameters.
         DataError: a batch is not one, or does not fit the model.
-        ModelError: the model has nothing to train, or the loss does not fit it.
+        ModelError: the model has nothing to train, or the loss or the optimiser does not fit it.
     """
     x, y = first_batch(batches)
     if test is not None:
@@ -49,6 +51,7 @@ def check_fits(
     if not trainable(model):
         raise ModelError("a model must have a parameter to train, but this one has none")
     untrained(optimizer, model, "a worker")
+    check_samples_first(optimizer, model, x, samples_of(y))
     check_loss_fn(loss_fn)
 
     def forward(device: str) -> Any:

@@ -12,6 +12,7 @@ from raylab.algorithms.stage.settings import OptimizerFactory
 from raylab.drivers.optimizer_check import check_zero_step, untrained, untrained_note
 from raylab.drivers.pipeline.settings import PipelineSettings
 from raylab.drivers.pipeline.traced_chain import TracedChain
+from raylab.drivers.samples_first import check_samples_first
 from raylab.errors import ModelError
 from raylab.planner.trace import told_of_bare_inputs
 
@@ -72,6 +73,7 @@ def check_optimizer(
 
     Raises:
         ConfigError: it does not, or cannot make the empty updates that the method begins with.
+        ModelError: it looks at single samples, and a layer has them in another dimension.
     """
     left = [
         each
@@ -80,4 +82,6 @@ def check_optimizer(
     ]
     if settings.rule.stale and settings.count > 1:
         check_zero_step(optimizer)
+    (whole,) = chain.network.stages([])
+    check_samples_first(optimizer, whole, packed(chain.x), chain.x[0].shape[0])
     return untrained_note(left)
