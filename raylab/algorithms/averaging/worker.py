@@ -30,6 +30,7 @@ from raylab.algorithms.averaging.method import AveragingNumbers
 from raylab.algorithms.stage.host_draws import HostDraws
 from raylab.algorithms.stage.layerwise import collect, recording, watch
 from raylab.algorithms.stage.loss_terms import loss_terms
+from raylab.algorithms.stage.one_value import one_value_told
 from raylab.algorithms.stage.settings import OptimizerFactory, ScheduleFactory, draw_key
 from raylab.algorithms.stage.trained_by import check_loss_fn, trained_by
 from raylab.errors import NonFiniteLossError
@@ -118,7 +119,8 @@ class AveragingWorker:
             self.model.zero_grad()  # those that the optimiser has not taken would add up
         with self._draws(), autocast(self.settings), recording(self.optimizer) as recorded:
             target = on_device(y, self.settings.device)
-            output = self.model(on_device(x, self.settings.device))
+            with one_value_told():
+                output = self.model(on_device(x, self.settings.device))
             loss = self._loss_fn(output, target).reshape(())
         loss.backward()  # type: ignore[no-untyped-call]
         collect(self.optimizer, recorded)

@@ -17,6 +17,7 @@ from torch.func import functional_call
 from raylab.algorithms.stage.batch_buffers import BatchBuffers
 from raylab.algorithms.stage.host_draws import HostDraws
 from raylab.algorithms.stage.module_copy import extra_states, load_extra_states
+from raylab.algorithms.stage.one_value import one_value_told
 from raylab.algorithms.stage.packing import as_list, packed
 from raylab.algorithms.stage.settings import StageSettings, Tensors, Unit, draw_key
 
@@ -68,9 +69,10 @@ class StageBlocks:
                 another tensor in a buffer's place puts it in here.
         """
         inputs = self.protected(inputs)
-        if not state:
-            return as_list(self.module(packed(inputs)))
-        return as_list(functional_call(self.module, state, (packed(inputs),)))
+        with one_value_told():
+            if not state:
+                return as_list(self.module(packed(inputs)))
+            return as_list(functional_call(self.module, state, (packed(inputs),)))
 
     @contextlib.contextmanager
     def holding(self, state: Mapping[str, Tensor]) -> Iterator[None]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils import _pytree
 
 from raylab.algorithms.averaging.figures import samples_of
 from raylab.algorithms.averaging.flat import trainable
@@ -16,6 +17,7 @@ from raylab.algorithms.stage.module_copy import copied_module
 from raylab.algorithms.stage.trained_by import check_loss, check_loss_fn
 from raylab.drivers.averaging.shards import first_batch
 from raylab.drivers.batches import same_draws
+from raylab.drivers.one_value import batch_sizes, check_one_value
 from raylab.drivers.optimizer_check import untrained
 from raylab.drivers.samples_first import check_samples_first
 from raylab.errors import DataError, ModelError
@@ -51,6 +53,12 @@ def check_fits(
     if not trainable(model):
         raise ModelError("a model must have a parameter to train, but this one has none")
     untrained(optimizer, model, "a worker")
+
+    def one_sample(device: str) -> Any:
+        first = _pytree.tree_map_only(Tensor, lambda t: t[:1] if t.ndim else t, x)
+        return copied_module(model).to(device).train()(on_device(first, device))
+
+    check_one_value(one_sample, batch_sizes(batches, samples_of(y)))
     check_samples_first(optimizer, model, x, samples_of(y))
     check_loss_fn(loss_fn)
 

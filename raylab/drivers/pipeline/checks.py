@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 
+from raylab.algorithms.stage.module_copy import copied_module
 from raylab.algorithms.stage.packing import packed
 from raylab.algorithms.stage.settings import OptimizerFactory
+from raylab.drivers.one_value import batch_sizes, check_one_value
 from raylab.drivers.optimizer_check import check_zero_step, untrained, untrained_note
 from raylab.drivers.pipeline.settings import PipelineSettings
 from raylab.drivers.pipeline.traced_chain import TracedChain
@@ -16,7 +19,7 @@ from raylab.drivers.samples_first import check_samples_first
 from raylab.errors import ModelError
 from raylab.planner.trace import told_of_bare_inputs
 
-__all__ = ["check_bare_inputs", "check_optimizer", "check_written_weights"]
+__all__ = ["check_bare_inputs", "check_normalised", "check_optimizer", "check_written_weights"]
 
 
 def check_written_weights(settings: PipelineSettings, chain: TracedChain) -> None:
@@ -34,6 +37,24 @@ def check_written_weights(settings: PipelineSettings, chain: TracedChain) -> Non
                 f"forward on the same input leaves as it is, but block {name!r} changes them each "
                 "time: keep what moves in a buffer, or choose method=bp"
             )
+
+
+def check_normalised(
+    settings: PipelineSettings, chain: TracedChain, batches: Iterable[Any]
+) -> None:
+    """Check that no batch normalisation meets a single sample.
+
+    Raises:
+        ModelError: a batch or micro-batch has one alone.
+    """
+    (whole,) = chain.network.stages([])
+    one = tuple(t[:1] for t in chain.x)
+
+    def run(device: str) -> Any:
+        given = packed([t.detach().clone().to(device) for t in one])
+        return copied_module(whole).to(device).train()(given)
+
+    check_one_value(run, batch_sizes(batches, len(chain.x[0])), parts=settings.parts)
 
 
 def check_bare_inputs(settings: PipelineSettings, chain: TracedChain, cuts: Sequence[int]) -> None:

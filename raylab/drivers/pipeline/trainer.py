@@ -27,7 +27,12 @@ from raylab.drivers.cluster import connect, patience_s, stage_resources, threads
 from raylab.drivers.listener import OnRow, RowListener
 from raylab.drivers.notes import say_notes, say_steps
 from raylab.drivers.pipeline.checkpointing import RunCheckpoints, checkpoint_plan
-from raylab.drivers.pipeline.checks import check_bare_inputs, check_optimizer, check_written_weights
+from raylab.drivers.pipeline.checks import (
+    check_bare_inputs,
+    check_normalised,
+    check_optimizer,
+    check_written_weights,
+)
 from raylab.drivers.pipeline.fit import PipelineFit
 from raylab.drivers.pipeline.fitting import fitting_notes
 from raylab.drivers.pipeline.micro_batches import check_micro_batches
@@ -343,6 +348,7 @@ class PipelineTrainer:
         """Return the chain, and the first blocks of its stages 1..K-1."""
         chain = traced_chain(self._model, batches, self._loss_fn)
         check_written_weights(self.settings, chain)
+        check_normalised(self.settings, chain, batches)
         check_micro_batches(self._loss_fn, chain.traces[-1].outputs, chain.y, self.settings.parts)
         cuts = first_cuts(self.settings, chain, self._optimizer)
         chain.network.check_cuts(cuts)
