@@ -25,6 +25,7 @@ _FORMS = {
     "pca": "pca:n=N,d=D[,seed=S]",
     "sparse": "sparse:n=N,d=D,density=P[,seed=S][,dtype=float32]",
 }
+_MOST_BYTES = 1 << 40
 _FOLDER = "~/.cache/raylab/rows"
 
 
@@ -84,7 +85,20 @@ def open_rows(spec: str, *, folder: Path | None = None, seed: int = 0) -> RowSou
         if key not in options:
             raise ConfigError(f"`{_FORMS[kind]}` is the form, but {spec!r} does not give {key}")
     options["dim"] = options.pop("d")
+    _check_size(spec, options)
     return pca_rows(**options) if kind == "pca" else SparseRows(**options)
+
+
+def _check_size(spec: str, options: dict[str, Any]) -> None:
+    """Check, before a row is drawn, that machines could hold the rows."""
+    dense = options["dim"] * 4
+    row_bytes = dense if "density" not in options else options["density"] * options["dim"] * 12 + 16
+    size_bytes = options["n"] * row_bytes
+    if size_bytes > _MOST_BYTES:
+        raise ConfigError(
+            f"generated rows must take {_MOST_BYTES >> 40} TiB of memory at most, but those of "
+            f"{spec!r} take {size_bytes / 2**40:.3g} TiB: give a smaller n or d"
+        )
 
 
 def _libsvm(spec: str, rest: str, folder: Path) -> RowSource:

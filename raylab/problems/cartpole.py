@@ -14,12 +14,14 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ACTIONS", "SIZE", "Episodes", "Step", "greedy_returns"]
+__all__ = ["ACTIONS", "MOST_RETURN", "SIZE", "Episodes", "Step", "greedy_returns"]
 
 NAME = "CartPole-v1"
 ACTIONS = 2
 SIZE = 4
 """Numbers in an observation."""
+MOST_RETURN = 500
+"""Of an episode, after which it is cut."""
 _TRAINING, _EVALUATION = 0, 1  # what a seed is for
 
 Observations = NDArray[np.float32]

@@ -82,6 +82,12 @@ class LinearModel:
                 f"{shard.lo} to {shard.hi - 1} go from {self.labels.min():g} to "
                 f"{self.labels.max():g}: let the rows' source give numpy.where(y > …, 1.0, -1.0)"
             )
+        most = float(np.abs(self.labels).max(initial=0.0))
+        if most * most * shard.n == np.inf:
+            raise DataError(
+                f"the squares of labels must have a finite sum, but one of rows {shard.lo} to "
+                f"{shard.hi - 1} is {most:.3g} in size: scale the labels"
+            )
         indices = _NO_COLUMNS if block.indices is None else block.indices
         self._rows = (block.indptr, indices, block.values)
         self._dense = block.dense

@@ -188,7 +188,9 @@ def test_a_gradient_that_is_not_finite_ends_the_run_and_says_whose_it_was():
         server.apply(2, (bad,), 5)
 
 
-@pytest.mark.parametrize("wrong", [{"reuse": 0}, {"eta": 0.0}, {"discount": 1.5}])
+@pytest.mark.parametrize(
+    "wrong", [{"reuse": 0}, {"eta": 0.0}, {"discount": 1.5}, {"target": 501.0}]
+)
 def test_a_setting_out_of_its_range_is_named(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         PolicySettings(**wrong)

@@ -21,7 +21,8 @@ from raylab.algorithms.server.rule_factory import (
     theory_eta,
 )
 from raylab.algorithms.server.step_sizes import sgd_eta
-from raylab.algorithms.server.stragglers import parse
+from raylab.algorithms.server.stragglers import check_workers, outlived, parse
+from raylab.algorithms.server.unused import unused
 from raylab.errors import ConfigError
 from raylab.simulator import Timing, simulate
 from tests.server_problems import linear, linear_objectives, settings_for
@@ -169,6 +170,29 @@ def test_rows_that_are_long_are_a_note_with_the_passes_they_take(method):
     assert not notes(made(method=method, workers=workers, smoothness=2e5, dual_width=3))
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"batch": 64}, "dis_dfsdca has no use for batch=64"),
+        ({"inner": 9, "pretrain": 1.0}, "dis_dfsdca has no use for inner=9, pretrain=1.0"),
+        ({"method": "asysvrg", "local_steps": 9}, "asysvrg has no use for local_steps=9"),
+        ({"method": "asysgd", "inner": 9}, "asysgd has no use for inner=9"),
+        ({"workers": 1, "delta": 5}, "dis_dfsdca with one worker has no use for delta=5"),
+        ({"method": "cocoa_plus", "delta": 5}, "cocoa_plus has no use for delta=5"),
+        ({"method": "asysvrg", "batch": 300}, "batch=300 is more than the 250 rows of a worker"),
+    ],
+)
+def test_a_setting_that_changes_nothing_is_a_note(changes, words):
+    (note,) = unused(made(**changes))
+    assert words in note
+    assert note in notes(made(**changes))
+
+
+def test_settings_that_are_used_are_no_note():
+    assert not unused(made(delta=9, local_steps=9))
+    assert not unused(made(method="sgd_svrg", batch=9, inner=9, pretrain=2.0))
+
+
 @pytest.mark.parametrize("nonzero", [0, 3, 2500, 3900])
 def test_a_message_is_sparse_where_that_is_smaller_and_says_the_same(nonzero):
     vector = np.zeros(4000)
@@ -220,6 +244,26 @@ def test_a_straggler_that_cannot_be_is_refused_with_the_rule(text, words):
 
 
 # ------------------------------------------------------------------ virtual time
+
+
+def test_a_straggler_is_one_of_the_workers_unless_there_is_only_one():
+    check_workers(parse("paper+slow:worker=3"), 4)
+    check_workers(parse("slow:worker=3"), 1)
+    for text in ("slow:worker=99", "paper+dies:worker=4", "late:worker=4"):
+        with pytest.raises(ConfigError, match="must be 0 to 3, one of workers=4, but got"):
+            check_workers(parse(text), 4)
+
+
+def test_a_death_that_a_run_has_outlived_does_not_come_again():
+    straggler = parse("paper+dies:worker=1,message=5+dies:worker=1,message=9+dies:worker=0")
+    after = outlived(straggler, 1)
+    assert not after.dies(1, 5)
+    assert after.dies(1, 9)
+    assert after.dies(0, 5)
+    assert after.delay_s(0, 3, 1.0) == straggler.delay_s(0, 3, 1.0)
+    assert outlived(parse("dies:worker=1"), 1).late_s(1) == 0.0
+    paper = parse("paper")
+    assert outlived(paper, 1) is paper
 
 
 def test_virtual_time_is_that_of_computation_delay_and_link():

@@ -151,6 +151,9 @@ def test_a_method_without_a_step_shows_its_progress_on_rows_as_they_were_measure
         (f"dis_dfsdca {ROWS} workers=500", "workers=500"),
         (f"sdca {ROWS} workers=1,2", "sdca is serial and has one worker"),
         (f"dis_dfsdca {ROWS} straggler=slw", "straggler"),
+        (f"dis_dfsdca {ROWS} straggler=slow:worker=99", "must be 0 to 3, one of workers=4"),
+        ("dis_dfsdca data=pca:n=1000000000000,d=20", "1 TiB of memory at most"),
+        ("dis_dfsdca data=sparse:n=1000000000000,d=20,density=0.1", "1 TiB of memory at most"),
     ],
 )
 def test_bad_input_is_explained(capsys, tmp_path, words, message):

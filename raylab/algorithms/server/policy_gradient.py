@@ -27,7 +27,7 @@ from torch import Tensor
 from raylab.algorithms.server.parts import Phase, Tensors
 from raylab.errors import ConfigError, NonFiniteLossError
 from raylab.problems.actor_critic import ActorCritic
-from raylab.problems.cartpole import ACTIONS, SIZE
+from raylab.problems.cartpole import ACTIONS, MOST_RETURN, SIZE
 
 __all__ = ["LAST_EPISODES", "PolicyServer", "PolicySettings"]
 
@@ -80,6 +80,11 @@ class PolicySettings:
         for name in ("discount", "trace"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} must be from 0 to 1, but is {getattr(self, name)}")
+        if not 0 < self.target <= MOST_RETURN:
+            raise ConfigError(
+                f"target must be above 0 and at most {MOST_RETURN}, the longest episode's return, "
+                f"but is {self.target}"
+            )
         for name in ("eta", "max_norm"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be greater than 0, but is {getattr(self, name)}")

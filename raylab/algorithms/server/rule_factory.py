@@ -19,7 +19,9 @@ from raylab.algorithms.server.primal_rules import PrimalServer, PrimalWorker
 from raylab.algorithms.server.sdca import SDCAServer, SDCAWorker
 from raylab.algorithms.server.settings import ServerSettings
 from raylab.algorithms.server.sgd_svrg import SgdSvrgServer, SgdSvrgWorker
-from raylab.algorithms.server.step_sizes import auto_eta, chosen_eta, notes, theory_eta
+from raylab.algorithms.server.step_sizes import auto_eta, chosen_eta, theory_eta
+from raylab.algorithms.server.step_sizes import notes as step_notes
+from raylab.algorithms.server.unused import unused
 from raylab.errors import ConfigError
 from raylab.problems.objective import DualObjective, LinearObjective, Objective, Vector
 
@@ -109,6 +111,11 @@ def worker_rule(
         )
     rule: PrimalWorker | DualWorker = _WORKERS[settings.method](settings, objective, worker)
     return rule
+
+
+def notes(settings: ServerSettings) -> list[str]:
+    """Return what a user should know of the settings before a run."""
+    return [*step_notes(settings), *unused(settings)]
 
 
 def bound(settings: ServerSettings) -> StalenessBound:

@@ -165,7 +165,10 @@ class ServerSettings:
 
     def _check_constants(self) -> None:
         if not (math.isfinite(self.smoothness) and self.smoothness > 0):
-            raise ConfigError(f"smoothness must be above 0, but got {self.smoothness}")
+            raise ConfigError(
+                f"smoothness must be above 0, but got {self.smoothness}: rows that are all zero, "
+                "for instance, leave nothing to be learnt"
+            )
         if self.strength < 0 or (self.traits.duals and self.strength == 0):
             raise ConfigError(
                 f"lambda must be above 0 for methods with duals, which have w = Σ α_i/(λn), and "

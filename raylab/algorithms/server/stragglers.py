@@ -24,7 +24,7 @@ from typing import Any, Protocol
 from raylab.algorithms.server.parts import generator
 from raylab.errors import ConfigError
 
-__all__ = ["STRAGGLERS", "Straggler", "outlived", "parse"]
+__all__ = ["STRAGGLERS", "Straggler", "check_workers", "outlived", "parse"]
 
 _PAPER, _HEAVY = 8, 9
 
@@ -150,6 +150,24 @@ def parse(text: str, seed: int = 0) -> Straggler:
     """
     parts = [_one(part.strip(), seed) for part in text.split("+")]
     return parts[0] if len(parts) == 1 else _All(tuple(parts))
+
+
+def check_workers(straggler: Straggler, workers: int) -> None:
+    """Check that a straggler is of workers that there are.
+
+    A method with one worker only has the stragglers of others in a comparison: the rest is nobody.
+
+    Raises:
+        ConfigError: a worker's number is not below `workers`.
+    """
+    parts = straggler.parts if isinstance(straggler, _All) else (straggler,)
+    for part in parts:
+        worker = part.worker if isinstance(part, _Slow | _Dies | _Late) else 0
+        if worker >= workers > 1:
+            raise ConfigError(
+                f"worker of a straggler must be 0 to {workers - 1}, one of workers={workers}, but "
+                f"got {worker}"
+            )
 
 
 def outlived(straggler: Straggler, worker: int) -> Straggler:

@@ -57,25 +57,25 @@ class ServerCheckpoints(Commits):
 
     def begin(
         self,
-        saved: SavedCheckpoint | None,
         workers: int,
         servers: int = 1,
-        begun: Mapping[str, Any] | None = None,
-    ) -> tuple[bool, list[Keeping], list[Keeping]]:
-        """Return whether the workers are others than those that were kept, and how the servers and
-        the workers keep their parts.
+        since: Callable[[Mapping[str, Any] | None], Mapping[str, Any]] | None = None,
+    ) -> tuple[SavedCheckpoint | None, bool, list[Keeping], list[Keeping]]:
+        """Return where to go on, whether the workers are others than those that were kept, and how
+        the servers and the workers keep their parts.
 
         Args:
-            saved: where to go on; None: at the beginning.
             workers: K.
             servers: S.
-            begun: what checkpoints say besides.
+            since: told what the checkpoint says of its run, None at the beginning; returns what the
+                next ones say besides.
         """
-        self._saved = saved
+        saved = self._saved = self.newest()
+        begun = {} if since is None else since(None if saved is None else saved.about)
         names = [_server(s) for s in range(servers)]
         self.expect(
             [*names, *(f"worker-{k}" for k in range(workers))],
-            {"workers": workers, "servers": servers, **(begun or {})},
+            {"workers": workers, "servers": servers, **begun},
         )
         before = workers if saved is None else int(saved.about["workers"])
         recut = before != workers
@@ -96,7 +96,7 @@ class ServerCheckpoints(Commits):
             elif saved is not None:
                 resume = functools.partial(_range, saved, servers, s)
             servers_keep.append(self._keeping(name, resume))
-        return recut, servers_keep, keepings
+        return saved, recut, servers_keep, keepings
 
     def back(self, worker: int) -> Return:
         """Return how the process in the place of a lost worker begins: with its newest part, or,

@@ -55,6 +55,11 @@ class Elastic:
         """The workers that the run does not go on without."""
         return self._few
 
+    @property
+    def most(self) -> int:
+        """The most workers that the run may have."""
+        return self._most
+
     def first(self) -> int:
         """Return how many to begin with: those for which there is room, the servers aside."""
         self._wanted = max(self._few, min(self._most, self._room() - self._aside))

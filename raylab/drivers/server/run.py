@@ -184,8 +184,15 @@ class ServerRun:
         return self.rules.resolved()
 
     def notes(self) -> list[str]:
-        """Return what the theorems do not cover."""
-        return self.rules.notes()
+        """Return what the theorems do not cover, and what gains nothing."""
+        found = self.rules.notes()
+        servers = self._asked.servers
+        if servers > 1 and self._elastic.most == 1:
+            found.append(
+                f"servers={servers} serve one worker, whose messages come one after the other: one "
+                "server is as fast unless w does not fit its memory"
+            )
+        return found
 
     def keep_in(self, store: CheckpointStore, folder: RunFolder) -> ServerCheckpoints:
         """Keep checkpoints there, and return them."""
@@ -248,9 +255,7 @@ class ServerRun:
         if checkpoints is None:
             raise RuntimeError("keep_in comes first")
         servers = self._asked.servers
-        saved = checkpoints.newest()
-        begun = rules.since(None if saved is None else saved.about)
-        recut, server_keepings, keepings = checkpoints.begin(saved, workers, servers, begun)
+        saved, recut, server_keepings, keepings = checkpoints.begin(workers, servers, rules.since)
         self.rows = [row for row in self.rows if saved is not None and row["step"] < saved.step]
         before = len(self.rows)
         supplies = rules.supplies(workers)

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from raylab.algorithms.server.rule_factory import ServerSettings, figure, notes
+from raylab.algorithms.server.stragglers import check_workers
+from raylab.algorithms.server.stragglers import parse as parse_straggler
 from raylab.config import SimulationConfig
 from raylab.drivers.kept import write_run
 from raylab.drivers.server.numbers import (
@@ -69,6 +71,8 @@ def simulate_run(config: SimulationConfig, *, progress: bool) -> dict[str, Any]:
     if not isinstance(config.workers, int) or config.name is None:
         raise ConfigError("a simulation must have a name and one number of workers")
     began = time.perf_counter()
+    slow = parse_straggler(config.straggler or "none", config.seed)
+    check_workers(slow, config.workers)
     limit = limits(config.epochs, config.messages, config.tolerance, config.certify_every)
     work = workload(
         config.problem,
@@ -102,7 +106,7 @@ def simulate_run(config: SimulationConfig, *, progress: bool) -> dict[str, Any]:
         found = simulate(
             settings,
             objectives,
-            straggler=config.straggler or "none",
+            straggler=slow,
             timing=_timing(config),
             ends=ends(limit, settings.n, figure(settings)),
             w0=first_w(settings, facts[0]),

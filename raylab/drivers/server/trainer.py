@@ -13,7 +13,7 @@ from torch import Tensor
 
 from actors.checkpoint_plan import CheckpointPlan
 from actors.wires.link import WireKind
-from raylab.algorithms.server.stragglers import Straggler
+from raylab.algorithms.server.stragglers import Straggler, check_workers
 from raylab.algorithms.server.stragglers import parse as parse_straggler
 from raylab.config import ParameterServerConfig
 from raylab.data import RowSource
@@ -165,12 +165,14 @@ class ParameterServerTrainer:
         self._kind = kind_of(problem, method)(self._asked)
         self._elastic = Elastic(self._kind.workers, self._room, aside=servers)
         self._kind.check(self._elastic.wanted)
+        slow = _straggler(straggler, seed)
+        check_workers(slow, self._elastic.most)
         self._place = RunPlace(run_config, method, tensorboard=False)
         self._means = Means(
             name=self._place.name,
             elastic=self._elastic,
             plan=CheckpointPlan(every_batches=checkpoint_every, every_s=60 * checkpoint_minutes),
-            straggler=_straggler(straggler, seed),
+            straggler=slow,
             wait_s=wait_s,
         )
         self._resources = resources_per_worker
