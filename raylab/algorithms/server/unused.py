@@ -1,4 +1,4 @@
-"""Settings that say nothing to a method, or exceed its data: told, as several methods share them."""
+"""Settings that say nothing to a method, or exceed its data; told, as methods may share them."""
 
 from __future__ import annotations
 
