@@ -12,6 +12,7 @@ from actors.checkpoint_plan import CheckpointPlan
 from raylab.algorithms.stage.settings import OptimizerFactory, ScheduleFactory
 from raylab.drivers.averaging.settings import AveragingSettings
 from raylab.drivers.batches import batches_of
+from raylab.drivers.schedule_check import told_updates
 from raylab.errors import ConfigError
 from raylab.optimizers import Schedule
 
@@ -58,9 +59,14 @@ class Course:
         Raises:
             ConfigError: one over epochs cannot know how many batches there are.
         """
-        if not isinstance(self.schedule, Schedule):
-            return self.schedule
-        return self.schedule.bind(self.steps_per_epoch(workers))
+        if isinstance(self.schedule, Schedule):
+            return self.schedule.bind(self.steps_per_epoch(workers))
+        return told_updates(self.schedule, lambda: self.steps_per_epoch(workers) * self.epochs)
+
+    def steps(self, workers: int) -> int | None:
+        """Return the local steps of a run; None: the batches have no length."""
+        length = batches_of(self.batches)
+        return None if length is None else -(-length // workers) * self.epochs
 
     def steps_per_epoch(self, workers: int) -> int:
         """Return the local steps of an epoch.
@@ -71,7 +77,8 @@ class Course:
         length = batches_of(self.batches)
         if length is None:
             raise ConfigError(
-                "a schedule over epochs must know the batches of an epoch, but these have no "
-                "length: give them __len__, or a callable from an optimiser to a torch scheduler"
+                "a schedule over epochs, or over the updates of the run, must know the batches of "
+                "an epoch, but these have no length: give them __len__, or a callable from an "
+                "optimiser to a torch scheduler"
             )
         return -(-length // workers)

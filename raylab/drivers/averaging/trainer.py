@@ -42,6 +42,7 @@ from raylab.drivers.notes import say_notes
 from raylab.drivers.optimizer_check import untrained, untrained_note
 from raylab.drivers.result import Result
 from raylab.drivers.run_place import RunPlace
+from raylab.drivers.schedule_check import check_schedule
 from raylab.drivers.travelling import check_batches_travel
 from raylab.drivers.user_model import own_model
 from raylab.errors import ConfigError, ModelError
@@ -81,8 +82,9 @@ class AveragingTrainer:
             name such as "adam", with the rate that it has on the command line; default: SGD with
             rate 0.05 and momentum 0.9.
         schedule: `raylab.optimizers.Schedule` over epochs, or a callable from an optimiser to a
-            torch scheduler, stepped once a local step; or "cosine" or "polynomial", over the
-            epochs of `fit`; default: a constant rate.
+            torch scheduler, stepped once a local step; one that takes a second argument is told the
+            number of a worker's steps, as OneCycleLR wants it; or "cosine" or "polynomial", over
+            the epochs of `fit`; default: a constant rate.
         average_dtype: of what is sent: "float32", as it is; or "bfloat16", half of the bytes.
         average_top_k: share of the entries that are sent, the largest ones; None: all. What is not
             sent is not lost, see `raylab.algorithms.averaging.averages`.
@@ -321,7 +323,11 @@ class AveragingTrainer:
             checkpoints=self._checkpoints,
             listened=listened,
         )
-        course.bound(self.settings.least)
+        check_schedule(
+            course.bound(self.settings.least),
+            self._optimizer,
+            course.steps(self.settings.least),
+        )
         return course
 
     def _described(self, epochs: int) -> dict[str, Any]:

@@ -77,8 +77,9 @@ class PipelineTrainer:
             "adam", with the rate that it has on the command line; default: SGD with rate 0.05 and
             momentum 0.9.
         schedule: `raylab.optimizers.Schedule` over epochs, or a callable from an optimiser to a
-            torch scheduler, stepped once an update; or "cosine" or "polynomial", over the epochs
-            of `fit`; default: a constant rate.
+            torch scheduler, stepped once an update; one that takes a second argument is told the
+            number of updates of the run, as OneCycleLR wants it; or "cosine" or "polynomial", over
+            the epochs of `fit`; default: a constant rate.
         delay: batches by which a gradient comes back late over each link, instead of the method's
             own: a number, a list with one per link, or "auto": measured before the run, the
             smallest that hides the messages. For dni: by which its synthesizers are corrected late.
@@ -274,7 +275,13 @@ class PipelineTrainer:
             epochs=epochs,
         )
         notes += check_optimizer(self.settings, chain, cuts, self._optimizer)
-        schedule = bound(schedule_over(self._schedule, epochs), batches, self.settings.accumulate)
+        schedule = bound(
+            schedule_over(self._schedule, epochs),
+            batches,
+            self.settings.accumulate,
+            epochs=epochs,
+            optimizer=self._optimizer,
+        )
         folder = self._place.folder(resume)
         checkpoints = RunCheckpoints(self._place.checkpoints(folder), folder, self.settings)
         if resume is not None:

@@ -12,9 +12,10 @@ from actors.errors import BatchError
 from actors.pipeline.batch import as_tensors
 from actors.pipeline.stage_actor import Feed
 from raylab.algorithms.stage.loss_terms import loss_terms
-from raylab.algorithms.stage.settings import ScheduleFactory
+from raylab.algorithms.stage.settings import OptimizerFactory, ScheduleFactory
 from raylab.drivers.batches import batches_of, check_states, first_of, fresh
 from raylab.drivers.pipeline.settings import PipelineSettings, at_least
+from raylab.drivers.schedule_check import check_schedule, told_updates
 from raylab.drivers.travelling import check_batches_travel
 from raylab.errors import ConfigError, DataError
 from raylab.optimizers import Schedule
@@ -87,7 +88,12 @@ def first_batch(batches: Iterable[Any], name: str = "batches") -> tuple[_Tensors
 
 
 def bound(
-    schedule: Schedule | ScheduleFactory | None, batches: Iterable[Any], accumulate: int
+    schedule: Schedule | ScheduleFactory | None,
+    batches: Iterable[Any],
+    accumulate: int,
+    *,
+    epochs: int,
+    optimizer: OptimizerFactory,
 ) -> ScheduleFactory | None:
     """Return a schedule over updates.
 
@@ -95,16 +101,26 @@ def bound(
         schedule: over epochs, or over updates already.
         batches: of an epoch.
         accumulate: M, batches per update.
+        epochs: of the run.
+        optimizer: that it moves.
 
     Raises:
-        ConfigError: one over epochs cannot know how many batches there are.
+        ConfigError: it must know how many batches there are, or makes no scheduler for updates.
     """
-    if not isinstance(schedule, Schedule):
-        return schedule
     length = batches_of(batches)
-    if length is None:
-        raise ConfigError(
-            "a schedule over epochs must know the batches of an epoch, but these have no "
-            "length: give them __len__, or a callable from an optimiser to a torch scheduler"
-        )
-    return schedule.bind(length / accumulate)
+
+    def known() -> int:
+        if length is None:
+            raise ConfigError(
+                "a schedule over epochs, or over the updates of the run, must know the batches of "
+                "an epoch, but these have no length: give them __len__, or a callable from an "
+                "optimiser to a torch scheduler"
+            )
+        return length
+
+    if isinstance(schedule, Schedule):
+        return schedule.bind(known() / accumulate)
+    updates = None if length is None else -(-length * epochs // accumulate)
+    made = told_updates(schedule, lambda: -(-known() * epochs // accumulate))
+    check_schedule(made, optimizer, updates)
+    return made
