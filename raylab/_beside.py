@@ -1,7 +1,7 @@
 """The package `actors`, which must be the one beside raylab, whatever else has its name.
 
-It is imported by its name, here and in every process of Ray. A file `actors.py` of a user's own
-before it on the path would be taken in its place, and end in an error that names neither.
+It is imported by its name, here and in every process of Ray. A module of a user's own with this
+name, before it on the path, would be taken in its place, and end in an error that names neither.
 """
 
 from __future__ import annotations

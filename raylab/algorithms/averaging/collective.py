@@ -4,7 +4,7 @@
     pending.wait() -> Tensor         the sum, the same bits for all
 
 Nothing waits before `wait`. Under torch.distributed a seat is
-`actors.averaging.DistributedCollective`.
+`actors.averaging.collective.DistributedCollective`.
 """
 
 from __future__ import annotations

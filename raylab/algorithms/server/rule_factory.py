@@ -67,7 +67,7 @@ _NEEDS: dict[str, tuple[type, str]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StalenessBound:
-    """How stale a message may be, see `actors.server.loop.Bound`."""
+    """How stale a message may be, see `actors.server.staleness.Bound`."""
 
     updates: int | None
     late: Literal["wait", "refresh"]

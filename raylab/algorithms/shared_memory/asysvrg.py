@@ -37,7 +37,7 @@ _RISE = 1e-9
 
 
 class SharedEnds(Protocol):
-    """When a run ends, as `actors.server.loop.Ends` has it; at whichever comes first."""
+    """When a run ends, as `actors.server.ends.Ends` has it; at whichever comes first."""
 
     @property
     def samples(self) -> float | None:

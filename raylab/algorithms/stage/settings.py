@@ -29,7 +29,7 @@ ScheduleFactory = Callable[[Optimizer], LRScheduler]
 
 
 class Unit(Protocol):
-    """A batch or micro-batch, see `actors.pipeline.protocols.Unit`."""
+    """A batch or micro-batch, see `actors.units.Unit`."""
 
     @property
     def batch(self) -> int:
