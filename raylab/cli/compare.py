@@ -35,10 +35,10 @@ that says so. The same command again, with the same name, goes on with what has 
 All keys of `raylab train` may follow; NAME or FILE.yaml set some of them.
 
 examples:
-  raylab compare methods=bp,ddg,fr,adl epochs=3 name=first
+  raylab compare methods=bp,ddg,fr,adl epochs=3 schedule=cosine name=first
   raylab compare methods=bp,adl demo seeds=0,1,2 epochs=6 storage=runs name=demo
   raylab compare methods=ddg,adl model=mlp stages=3 --json --quiet | tail -n 1
-  raylab compare methods=minibatch_sgd,local_sgd,dasgd workers=2 epochs=5
+  raylab compare methods=minibatch_sgd,local_sgd,dasgd workers=2 epochs=3 schedule=cosine
   raylab compare methods=dis_dfsdca,cocoa_plus data=libsvm:a9a.bz2 straggler=paper workers=8"""
 
 

@@ -51,7 +51,7 @@ examples:
   raylab simulate dis_dfsdca workers=1,4,16,64 straggler=paper
   raylab plan pipeline adl stages=4
   raylab plan averaging --table paper
-  raylab compare methods=bp,ddg,fr,adl epochs=3 name=first
+  raylab compare methods=bp,ddg,fr,adl epochs=3 schedule=cosine name=first
   raylab report runs/try1 runs/try2
   raylab tune adl_digits
   raylab train --help
