@@ -8,6 +8,7 @@ is given the same iterable finds them again.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import random
@@ -56,6 +57,17 @@ class OwnState:
         found.sort(key=lambda pair: not isinstance(pair[1], _GENERATORS))
         return {way: _kept(each) for way, each in found}
 
+    @contextlib.contextmanager
+    def unmoved(self) -> Iterator[None]:
+        """Leave all generators as they are, whatever a block draws from them."""
+        found = [each for _, each in _stateful(self._roots) if isinstance(each, _GENERATORS)]
+        before = [_kept(each) for each in found]
+        try:
+            yield
+        finally:
+            for each, state in zip(found, before, strict=True):
+                _give(each, state)
+
     def restore(self, state: Mapping[str, Any]) -> None:
         """Give everything that is found the state that was kept for it."""
         for way, each in _stateful(self._roots):
@@ -89,7 +101,7 @@ def _inside(value: Any) -> list[tuple[str, Any]]:
         return [(str(k), v) for k, v in enumerate(value)] if len(value) <= _MOST_ITEMS else []
     if isinstance(value, functools.partial):
         return [("func", value.func), ("args", value.args), ("keywords", value.keywords)]
-    if isinstance(value, types.MethodType):
+    if isinstance(value, (types.MethodType, types.BuiltinMethodType)):
         return [("self", value.__self__)]
     if isinstance(value, types.FunctionType):
         return _closure(value)
@@ -103,11 +115,15 @@ def _inside(value: Any) -> list[tuple[str, Any]]:
 
 
 def _closure(function: types.FunctionType) -> list[tuple[str, Any]]:
+    given: list[tuple[str, Any]] = [
+        ("defaults", function.__defaults__),
+        ("keywords", function.__kwdefaults__),
+    ]
     try:
         found = inspect.getclosurevars(function).nonlocals
     except ValueError:  # a name that is not bound yet
-        return []
-    return list(found.items())
+        return given
+    return [*given, *found.items()]
 
 
 def _has_state(value: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import TracebackType
 
-from actors.errors import MechanismError, StageError
+from actors.errors import MechanismError, StageError, in_words, noted
 
 __all__ = ["told"]
 
@@ -39,6 +39,6 @@ class told:  # noqa: N801
         if getattr(error, "tells_its_story", False):
             return
         doing = self._doing.format(*self._about)
-        raise StageError(
-            f"{self._who} failed at {doing}: {type(error).__name__}: {error}"
+        raise noted(
+            StageError(f"{self._who} failed at {doing}: {in_words(error)}"), error
         ) from error

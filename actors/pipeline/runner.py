@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from actors.errors import MechanismError, StageError
+from actors.errors import MechanismError, StageError, in_words, noted
 from actors.pipeline.boxes import Boxes
 from actors.pipeline.program import (
     Backward,
@@ -291,8 +291,9 @@ class _Story:
             return
         at = "" if self._unit is None else f" of batch {self._unit.batch}"
         shapes = [None if t is None else (tuple(t.shape), str(t.dtype)) for t in self._tensors]
-        raise StageError(
+        told = StageError(
             f"stage {self._stage} failed in the {self._doing}{at}"
             + (f" with {shapes}" if shapes else "")
-            + f": {type(error).__name__}: {error}"
-        ) from error
+            + f": {in_words(error)}"
+        )
+        raise noted(told, error) from error

@@ -19,6 +19,7 @@ After a checkpoint the groups begin when there are such batches again.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 import time
@@ -30,7 +31,7 @@ from typing import Any
 from torch import Tensor
 
 from actors.checkpoint_plan import CheckpointPlan
-from actors.errors import BatchError
+from actors.errors import BatchError, MechanismError, in_words, noted
 from actors.own_state import OwnState
 from actors.pipeline.batch import as_tensors
 from actors.pipeline.draws import Draws
@@ -135,7 +136,8 @@ class Source:
         """Return the next message; None if the labels could not be sent within `timeout_s`.
 
         Raises:
-            BatchError: the iterable gave something that is not a batch, or nothing.
+            BatchError: the iterable failed, or gave something that is not a batch, or nothing;
+                the message says at which batch.
         """
         if self._held is None:
             self._held = next(self._items)
@@ -199,8 +201,12 @@ class Source:
             place.epoch, place.index = epoch, 0
             self._at_epoch = self._state_now()
         if hasattr(train, "set_epoch"):
-            train.set_epoch(epoch)
-        for pair in self._drawing(lambda: _from_batch(train, place.index)):
+            with _telling(lambda: f"set_epoch({epoch})"):
+                train.set_epoch(epoch)
+        for pair in self._drawing(
+            lambda: _from_batch(train, place.index),
+            lambda: f"batch {place.index} of epoch {epoch}",
+        ):
             if self._ends():
                 self._ended = True
                 return
@@ -230,7 +236,9 @@ class Source:
 
     def _tests(self, test: Iterable[Any], epoch: int) -> Iterator[_Item]:
         place = self._place
-        for pair in self._drawing(lambda: iter(test)):
+        for pair in self._drawing(
+            lambda: iter(test), lambda: f"test batch {place.tested} of epoch {epoch}"
+        ):
             x, y = as_tensors(pair, f"test batch {place.tested} of epoch {epoch}")
             yield _Item(
                 features=Message(Kind.EVALUATE, place.tested, x),
@@ -238,13 +246,20 @@ class Source:
             )
             place.tested += 1
 
-    def _drawing(self, begin: Callable[[], Iterator[Any]]) -> Iterator[Any]:
-        """Iterate with the iterable's own draws in the generators, and only while it runs."""
+    def _drawing(
+        self, begin: Callable[[], Iterator[Any]], what: Callable[[], str]
+    ) -> Iterator[Any]:
+        """Iterate with the iterable's own draws in the generators, and only while it runs.
+
+        Args:
+            begin: makes the iterator.
+            what: names what comes next, for errors.
+        """
         end = object()
-        with self._draws.drawn():
+        with self._draws.drawn(), _telling(what):
             iterator = begin()
         while True:
-            with self._draws.drawn():
+            with self._draws.drawn(), _telling(what):
                 pair = next(iterator, end)
             if pair is end:
                 return
@@ -292,3 +307,15 @@ def _from_batch(train: Iterable[Any], index: int) -> Iterator[Any]:
     if index and hasattr(train, "from_batch"):
         return iter(train.from_batch(index))
     return itertools.islice(iter(train), index, None)
+
+
+@contextlib.contextmanager
+def _telling(what: Callable[[], str]) -> Iterator[None]:
+    """Raise what the user's iterable raises as an error that travels and tells where it was."""
+    try:
+        yield
+    except MechanismError:
+        raise
+    except Exception as error:
+        told = BatchError(f"{what()} must be made by the batches, but they raise {in_words(error)}")
+        raise noted(told, error) from error

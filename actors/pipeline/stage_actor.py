@@ -15,6 +15,7 @@ from actors.checkpoint_plan import CheckpointPlan
 from actors.errors import MechanismError
 from actors.groups.member import GROUPS, Member, has_gpu
 from actors.groups.part_writer import Keeping, resumed
+from actors.groups.story import told
 from actors.pipeline.boxes import Boxes
 from actors.pipeline.prefetch import Prefetcher
 from actors.pipeline.probes import MessageTimes, StageTimes, echo, probe, time_stage
@@ -79,7 +80,8 @@ class StageWorker(Member):
     def load(self, rule: RuleFactory) -> None:
         """Build the stage's rule."""
         torch.set_num_threads(self._threads)
-        self._rule = rule()
+        with told(self._title, "its optimiser and schedule"):
+            self._rule = rule()
 
     def measure(self, inputs: Tensors, repeats: int) -> StageTimes:
         """Time the stage, see `actors.pipeline.probes`."""

@@ -44,7 +44,7 @@ def first_of(batches: Iterable[Any]) -> Any:
     """
     if not isinstance(batches, Iterable):
         raise DataError(f"batches must be iterable, but got {type(batches).__name__}")
-    with same_draws():
+    with same_draws(batches):
         twin = _looked_at(batches)
         iterator = iter(twin)
         if iterator is twin:
@@ -102,11 +102,11 @@ def twin_of(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def same_draws() -> Iterator[None]:
-    """Leave the process's generators as they are, whatever a block draws."""
+def same_draws(*things: Any) -> Iterator[None]:
+    """Leave the process's generators, and those in some things, as they are in spite of a block."""
     before = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), OwnState(things=things).unmoved():
             yield
     finally:
         random.setstate(before[0])
@@ -129,7 +129,10 @@ class _Pickler(pickle.Pickler):
     def persistent_id(self, value: Any) -> int | None:
         """Return the place among what is shared, None for what is copied."""
         long = isinstance(value, (list, tuple, dict, set, bytes, str)) and len(value) > _DATA
-        if not long and not isinstance(value, (*_SHARED, types.ModuleType)):
+        bound = isinstance(value, types.BuiltinMethodType) and not (
+            value.__self__ is None or isinstance(value.__self__, types.ModuleType)
+        )
+        if bound or not (long or isinstance(value, (*_SHARED, types.ModuleType))):
             return None
         self.shared.append(value)
         return len(self.shared) - 1

@@ -71,6 +71,26 @@ def test_the_look_moves_no_generator():
     assert others == (random.getstate(), np.random.get_state()[1].tolist())
 
 
+def test_the_look_moves_no_generator_that_a_transform_holds():
+    for draw in (random.Random(1).random, np.random.default_rng(1).random):
+
+        def noisy(index: int, draw: Any = draw) -> Tensor:
+            return torch.tensor(index + draw())
+
+        class Through:
+            """Batches through a closure."""
+
+            def __init__(self, through: Any) -> None:
+                self.through = through
+
+            def __iter__(self) -> Any:
+                yield self.through(0), torch.zeros(1)
+
+        held = Through(lambda index, noisy=noisy, draw=draw: noisy(index, draw))
+        first = [float(first_of(held)[0]) for _ in range(2)]
+        assert first[0] == first[1]
+
+
 def test_batches_that_cannot_be_sent_are_refused_with_the_way_out():
     data = OpenedLazily()
     data[0]

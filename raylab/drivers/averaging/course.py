@@ -37,6 +37,8 @@ class Course:
         evaluate_every: epochs between two tests.
         report_every: local steps between two rows of metrics; 0: a row an epoch.
         checkpoints: when they are due.
+        reads_own: whether a worker reads the samples of its own batches only, see `Shards`.
+        reads_own_test: whether it reads its own share only of the test batches.
         listened: whether somebody hears the rows who may ask for the run's end.
     """
 
@@ -51,6 +53,8 @@ class Course:
     evaluate_every: int = 1
     report_every: int = 0
     checkpoints: CheckpointPlan = field(default_factory=CheckpointPlan)
+    reads_own: bool = False
+    reads_own_test: bool = False
     listened: bool = False
 
     def bound(self, workers: int) -> ScheduleFactory | None:

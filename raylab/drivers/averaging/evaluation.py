@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +12,7 @@ from raylab.algorithms.averaging.collective import Collective, summed
 from raylab.algorithms.averaging.figures import WorkerFigures
 from raylab.algorithms.averaging.worker import WorkerSettings, autocast, on_device
 from raylab.algorithms.stage.loss_terms import loss_terms
+from raylab.drivers.averaging.shards import Shards
 
 __all__ = ["Evaluation"]
 
@@ -39,12 +38,12 @@ class Evaluation:
 
     @torch.no_grad()
     def of(
-        self, test: Iterable[Any], ranks: Sequence[int], seats: Sequence[Collective]
+        self, test: Shards, ranks: Sequence[int], seats: Sequence[Collective]
     ) -> dict[str, float]:
         """Return loss and accuracy over all samples.
 
         Args:
-            test: re-iterable of (x, y), the same at all workers.
+            test: the batches, the same at all workers.
             ranks: of the local replicas.
             seats: theirs.
         """
@@ -52,7 +51,7 @@ class Evaluation:
         parts = []
         for rank in ranks:
             figures = WorkerFigures(self._terms)
-            for x, y in itertools.islice(test, rank, None, seats[0].size):
+            for x, y in test.share(rank, seats[0].size):
                 with autocast(self._settings):
                     target = on_device(y, self._settings.device)
                     output = self._model(on_device(x, self._settings.device))

@@ -99,7 +99,12 @@ class AveragingLoop:
         self._leaves_asked_s = -_LEAVES_S
         self.about = dict(about or {})
         self._timed = timed
-        self._shards = Shards(course.batches, course.settings.seed)
+        self._shards = Shards(course.batches, course.settings.seed, own=course.reads_own)
+        self._test = Shards(
+            () if course.test is None else course.test,
+            course.settings.seed,
+            own=course.reads_own_test,
+        )
         self._evaluation = Evaluation(self.model, course.loss_fn, workers[0].settings)
         self._epoch = 0
         self._taken = 0
@@ -161,6 +166,7 @@ class AveragingLoop:
             "time_s": self._time_s(),
             "rows": self.rows,
             "about": self.about,
+            "batches": self._shards.state(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -170,6 +176,8 @@ class AveragingLoop:
         self._trained_s = state["trained_s"]
         self._before_s = state["time_s"]
         self.rows = [dict(row) for row in state["rows"]]
+        # What the last version wrote has no states of the batches' own.
+        self._shards.restore(state.get("batches", {}))
         self._saved_step = self._voted_step = self.step
 
     def _round(self, batches: Sequence[tuple[Any, Any]]) -> None:
@@ -187,7 +195,7 @@ class AveragingLoop:
         if epoch is not None:
             distances = self._take_mean()
         if tested and self._course.test is not None:
-            test = self._evaluation.of(self._course.test, self._ranks, self._seats)
+            test = self._evaluation.of(self._test, self._ranks, self._seats)
         figures = [worker.figures.take() for worker in self._workers]
         names = sorted(figures[0])
         parts = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +14,7 @@ import ray.train.torch
 import torch
 
 from actors.averaging.collective import DistributedCollective, own_group
-from actors.errors import MechanismError
+from actors.errors import MechanismError, in_words, noted
 from raylab.algorithms.stage.module_copy import copied_state
 from raylab.drivers.averaging.beginning import begin
 from raylab.drivers.averaging.course import Course, Row
@@ -25,6 +26,9 @@ from raylab.drivers.averaging.timing import average_time_s, step_time_s
 from raylab.errors import RaylabError
 
 __all__ = ["train_worker"]
+
+_WHERE = "raylab_where"
+"""Attribute of an error: what it was raised at."""
 
 
 def train_worker(course: Course, board: Any, threads: int) -> None:
@@ -50,8 +54,10 @@ def train_worker(course: Course, board: Any, threads: int) -> None:
     except MechanismError:
         raise
     except Exception as error:
-        ray.get(board.fail.remote(_told(error)))
-        raise
+        told = _told(error)
+        ray.get(board.fail.remote(told))
+        # Not the user's own, which Ray Train might not be able to read.
+        raise told from error
 
 
 def _train(course: Course, board: Any) -> None:
@@ -88,7 +94,12 @@ def _train(course: Course, board: Any) -> None:
     if rank == 0:
         numbers = {"workers": size, "step": loop.step, **_about(course.settings)}
         board.put.remote("began", numbers)
-    loop.run()
+    try:
+        loop.run()
+    except Exception as error:
+        with contextlib.suppress(Exception):  # the user's class may take no attributes
+            setattr(error, _WHERE, f"step {loop.step} of worker {rank}")
+        raise
     if rank != 0:
         return
     state = copied_state(dict(loop.model.state_dict()))
@@ -131,8 +142,9 @@ def _about(settings: AveragingSettings) -> dict[str, Any]:
     }
 
 
-def _told(error: Exception) -> Exception:
+def _told(error: BaseException) -> Exception:
     """Return an error that travels: raylab's own as it is, another by its text."""
     if isinstance(error, RaylabError):
-        return type(error)(str(error))
-    return RaylabError(f"a worker failed: {type(error).__name__}: {error}")
+        return noted(type(error)(str(error)), error)
+    where = getattr(error, _WHERE, "a worker")
+    return noted(RaylabError(f"{where} failed: {in_words(error)}"), error)

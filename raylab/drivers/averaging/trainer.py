@@ -27,6 +27,7 @@ from raylab.drivers.averaging.check import check_fits
 from raylab.drivers.averaging.course import Course
 from raylab.drivers.averaging.fit import AveragingFit
 from raylab.drivers.averaging.ray_run import GroupPlan
+from raylab.drivers.averaging.reading import reads_own
 from raylab.drivers.averaging.settings import (
     AveragingSettings,
     MaybeAuto,
@@ -35,7 +36,7 @@ from raylab.drivers.averaging.settings import (
     fitting_notes,
     workers_of,
 )
-from raylab.drivers.batches import batches_of, fresh
+from raylab.drivers.batches import batches_of, check_states, fresh
 from raylab.drivers.cluster import connect, patience_s, stage_resources
 from raylab.drivers.listener import OnRow, RowListener
 from raylab.drivers.notes import say_notes
@@ -307,6 +308,8 @@ class AveragingTrainer:
         """
         model = own_model(self._model)
         check_fits(model, self._loss_fn, self._optimizer, batches, test)
+        if self._checkpoints.on:
+            check_states(batches=batches)
         check_batches_travel("batches", batches)
         check_batches_travel("test", test)
         course = Course(
@@ -316,6 +319,8 @@ class AveragingTrainer:
             optimizer=self._optimizer,
             schedule=schedule_over(self._schedule, epochs),
             batches=fresh(batches),
+            reads_own=reads_own(batches),
+            reads_own_test=reads_own(test),
             test=fresh(test),
             epochs=epochs,
             evaluate_every=evaluate_every,
