@@ -2,9 +2,9 @@
 
 A DataLoader draws its order from torch's global generator, which the stage's rule seeds anew for
 every unit. The source therefore has a state of its own for it, which stands in the generator only
-while the user's iterable runs. Python's and numpy's generators are the iterable's alone: a network
-draws from torch. So the draws depend on the seed and on the iterable's own course, and can be
-taken up again where a checkpoint left them.
+while the user's iterable runs. Python's and numpy's generators are the iterable's alone: a rule
+whose network draws from them puts them back. So the draws depend on the seed and on the iterable's
+own course, and can be taken up again where a checkpoint left them.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ from raylab.algorithms.stage.update_window import UpdateWindow
 from raylab.algorithms.stage.weight_versions import WeightVersions
 
 __all__ = ["OpenBatches"]
+
+_AS_IT_IS = contextlib.nullcontext()
 
 
 class OpenBatches:
@@ -101,21 +104,21 @@ class OpenBatches:
         del self._open[unit.batch, unit.part]
         return entry
 
-    @contextlib.contextmanager
-    def reading(self, unit: Unit, entry: InFlight) -> Iterator[None]:
-        """Go backward in here: whatever runs forward once more reads the unit's weights."""
-        state: dict[str, Tensor] = {}
-        if self._versioned:
-            state.update(zip(self._names, entry.weights, strict=True))
+    def reading(self, unit: Unit, entry: InFlight) -> AbstractContextManager[None]:
+        """Return the context of a unit's backward: what runs forward there reads its weights."""
         # Micro-batches share the move of a batch's statistics, which has been by now: what one of
         # them computes again moves copies. Seldom any does, so it is looked at with a first graph.
-        apart = unit.parts > 1 and (entry.first or self._moves_again)
-        buffers = self._blocks.buffers.copies() if apart else {}
-        state.update(buffers)
-        if not state:
-            yield
-            return
-        with self._blocks.holding(state):
+        if unit.parts > 1 and (entry.first or self._moves_again):
+            return self._reading_copies(entry)
+        if self._versioned:
+            return self._blocks.holding(dict(zip(self._names, entry.weights, strict=True)))
+        return _AS_IT_IS
+
+    @contextlib.contextmanager
+    def _reading_copies(self, entry: InFlight) -> Iterator[None]:
+        buffers = self._blocks.buffers.copies()
+        weights = zip(self._names, entry.weights, strict=True) if self._versioned else ()
+        with self._blocks.holding({**buffers, **dict(weights)}):
             yield
         if any(each._version for each in buffers.values()):
             self._moves_again = True
