@@ -102,7 +102,9 @@ class AveragingWorker:
         check_loss_fn(loss_fn)
         self._held = trained_by(self.optimizer, self.parameters)
         self.average = average(self.weights.read())
-        self.figures = figures or WorkerFigures(loss_terms(loss_fn))
+        self.figures = figures or WorkerFigures(
+            loss_terms(loss_fn).on(torch.device(settings.device))
+        )
         self._loss_fn = loss_fn
         self._pending: Pending[Tensor] | None = None
 

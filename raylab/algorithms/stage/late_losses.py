@@ -9,6 +9,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,11 +80,9 @@ class LateLosses:
         late, self._late = self._late, []
         if not late:
             return
-        losses = torch.stack([each.loss for each in late]).tolist()
-        counts = [each.correct for each in late if each.correct is not None]
-        correct = iter(torch.stack(counts).tolist() if counts else ())
-        others = [number.double() for each in late for number in each.beside]
-        beside = iter(torch.stack(others).tolist() if others else ())
+        losses = _numbers([each.loss for each in late])
+        correct = iter(_numbers([each.correct for each in late if each.correct is not None]))
+        beside = iter(_numbers([number for each in late for number in each.beside]))
         for each, loss in zip(late, losses, strict=True):
             if not math.isfinite(loss):
                 raise NonFiniteLossError(
@@ -96,3 +95,13 @@ class LateLosses:
                 None if each.correct is None else next(correct),
                 *itertools.islice(beside, len(each.beside)),
             )
+
+
+def _numbers(tensors: list[Tensor]) -> list[Any]:
+    """Return numbers on the host, with one wait for all."""
+    if not tensors or tensors[0].device.type == "cpu":
+        return [t.item() for t in tensors]
+    kinds = {t.dtype for t in tensors}
+    alike = tensors if len(kinds) == 1 else [t.double() for t in tensors]
+    found: list[Any] = torch.stack(alike).tolist()
+    return found

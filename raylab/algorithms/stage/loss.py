@@ -38,7 +38,7 @@ class StageLoss:
         self, loss_fn: Callable[..., Tensor] | None, blocks: StageBlocks, figures: StageFigures
     ) -> None:
         check_loss_fn(loss_fn)
-        self._terms = loss_terms(loss_fn)
+        self._terms = loss_terms(loss_fn).on(blocks.device)
         self._loss_fn = loss_fn
         self._blocks = blocks
         self._figures = figures
@@ -72,7 +72,14 @@ class StageLoss:
             self._compare(unit, outputs, targets, loss, share)
         size = targets[0].shape[0]
         found = predictions(outputs[0].detach(), targets[0], self._terms)
-        weight = torch.as_tensor(self._terms.weight_of(targets, size), device=loss.device)
+        weight: Tensor | int
+        if found is not None and self._terms.weighs_alike and targets[0].ndim == 1:
+            weight = found.counted  # every label that is counted is a term of weight 1
+        else:
+            weight = self._terms.weight_of(targets, size)
+        if not isinstance(weight, Tensor):
+            # Filled where it is: a copy from the host would be a wait.
+            weight = torch.full((), weight, device=loss.device)
         self._late.came(
             unit.batch,
             loss.detach(),

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -74,6 +74,15 @@ class LossTerms:
     def known(self) -> bool:
         """Whether micro-batches add up to the batch by `weight_of`, without looking."""
         return self.reads != "unknown"
+
+    @property
+    def weighs_alike(self) -> bool:
+        """Whether it is a mean over the labels that are not ignored, each of weight 1."""
+        return self.reads == "classes" and self.weight is None and not self.sums
+
+    def on(self, device: torch.device) -> LossTerms:
+        """Return the same terms with what is looked up on a device."""
+        return self if self.weight is None else replace(self, weight=self.weight.to(device))
 
     def weight_of(self, labels: Sequence[Tensor], samples: int) -> Tensor | int:
         """Return the weight of a batch in a mean over several, in samples of weight 1.
