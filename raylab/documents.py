@@ -20,6 +20,7 @@ MOST_DEPTH = 32
 """Of lists and mappings in each other."""
 _MOST_DIGITS = 400
 _SHOWN = 80
+_DIGITS_A_BIT = 0.30103
 
 
 class BoundedLoader(yaml.SafeLoader):
@@ -164,6 +165,6 @@ def _pieces(value: Any, depth: int) -> Iterator[str]:
     elif isinstance(value, (str, bytes)):
         yield repr(value[: _SHOWN + 1])
     elif isinstance(value, int) and value.bit_length() > 1000:
-        yield f"a whole number of about {value.bit_length() * 3 // 10} digits"
+        yield f"a whole number of about {int(value.bit_length() * _DIGITS_A_BIT) + 1} digits"
     else:
         yield repr(value)

@@ -21,6 +21,7 @@ from raylab.errors import ConfigError
 
 __all__ = ["Domain", "domain_of", "is_number"]
 
+_LARGEST = 2**63
 _KINDS = ("uniform", "int", "choice")
 _FORMS = (
     "{uniform: [LOW, HIGH]}, {int: [LOW, HIGH]} or {choice: [A, B]}, the first two with log: true "
@@ -135,6 +136,12 @@ def _choice(key: str, rule: Mapping[str, Any], when: Mapping[str, tuple[Any, ...
         raise ConfigError(
             f"`space.{key}.choice` must be a list of values, but got {shown(choices)}"
         )
+    for each in choices:
+        if not _is_plain(each):
+            raise ConfigError(
+                f"`space.{key}.choice` must be of texts, numbers, true, false, null, and lists and "
+                f"mappings of them, but got {shown(each)}"
+            )
     if len({repr(_label(each)) for each in choices}) < len(choices):
         raise ConfigError(f"`space.{key}.choice` must not repeat itself, but got {shown(choices)}")
     for name in ("log", "step", "below"):
@@ -175,7 +182,19 @@ def _conditions(key: str, given: Any) -> dict[str, tuple[Any, ...]]:
 
 def is_number(value: Any) -> bool:
     """Tell whether this is a number that can be compared with others."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    # A whole number may be larger than any float.
+    return abs(value) < _LARGEST if isinstance(value, int) else math.isfinite(value)
+
+
+def _is_plain(value: Any) -> bool:
+    """Tell whether a study can keep a value, as JSON."""
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def _label(value: Any) -> Any:

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from raylab import tune
 from raylab.cli.main import main
+from raylab.config.domain import domain_of
 from raylab.config.searches import read_search, search_names, search_summary
 from raylab.config.tuning import TuningConfig, tuning_config
 from raylab.errors import ConfigError
@@ -190,3 +192,22 @@ def test_a_search_that_goes_on_keeps_its_space(tmp_path, capsys):
     assert main(["tune", "--resume", str(tmp_path), "train.epochs=3"]) == 2
     assert "another search" in capsys.readouterr().err
     assert Path(tmp_path, "config.yaml").read_text() == "space: {}\n"
+
+
+@pytest.mark.parametrize("given", [None, 3, [], ("train",)])
+def test_a_search_that_is_no_mapping_is_one_error(given):
+    with pytest.raises(ConfigError, match="a search must be a mapping with train, space and"):
+        tune(given)
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ({"int": [1, 10**400]}, r"must be \[LOW, HIGH\] of whole numbers"),
+        ({"choice": [object()]}, "must be of texts, numbers, true, false, null, and lists"),
+        ({"choice": [1, {2: {3}}]}, "must be of texts, numbers, true, false, null, and lists"),
+    ],
+)
+def test_what_a_study_cannot_keep_is_no_domain(rule, message):
+    with pytest.raises(ConfigError, match=message):
+        domain_of("epochs", rule)

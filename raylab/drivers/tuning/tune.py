@@ -20,6 +20,7 @@ from ray import tune as ray_tune
 
 from raylab.config import apply_pairs, read_yaml
 from raylab.config.tuning import TuningConfig, tuning_config
+from raylab.documents import shown
 from raylab.drivers.tuning.orders import Orders, absolute
 from raylab.drivers.tuning.run import carry_out
 from raylab.drivers.tuning.schedulers import scheduler_of
@@ -63,6 +64,11 @@ def tune(
     """
     if isinstance(config, (str, os.PathLike)):
         config = read_yaml(Path(config))
+    if not isinstance(config, (TuningConfig, Mapping)):
+        raise ConfigError(
+            "a search must be a mapping with train, space and objectives, or the path of a file, "
+            f"but got {shown(config)}"
+        )
     if not isinstance(config, TuningConfig):
         config = tuning_config(config)
     _check(config)
