@@ -171,6 +171,27 @@ def test_what_batches_raise_is_told_with_its_place():
             list(shards.rounds(epoch=0, taken=0, workers=1, ranks=[0]))
 
 
+def test_an_epoch_without_batches_and_a_batch_without_samples_are_told():
+    class Once:
+        """Gives its batches in the first epoch only."""
+
+        def __init__(self) -> None:
+            self.pairs = [(torch.ones(2, 1), torch.ones(2))]
+
+        def __iter__(self) -> Any:
+            pairs, self.pairs = self.pairs, []
+            return iter(pairs)
+
+    shards = Shards(Once(), seed=0)
+    rounds = functools.partial(shards.rounds, taken=0, workers=2, ranks=[0])
+    assert len(list(rounds(epoch=0))) == 1
+    with pytest.raises(DataError, match="epoch 1 has no batches"):
+        list(rounds(epoch=1))
+    for pairs in ([(torch.ones(0, 1), torch.ones(0))], [(torch.ones(2, 1), torch.ones(0))]):
+        with pytest.raises(DataError, match=r"at least one sample, but . of one has the shape \(0"):
+            list(Shards(pairs, seed=0).rounds(epoch=0, taken=0, workers=1, ranks=[0]))
+
+
 def test_the_loop_of_all_replicas_is_the_same_with_either_way_of_reading():
     def trained(*, own: bool) -> Tensor:
         torch.manual_seed(0)

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 from ray import cloudpickle
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from raylab import PipelineTrainer
 from raylab.drivers.batches import first_of, fresh
 from raylab.drivers.pipeline.user_batches import first_batch
-from raylab.errors import DataError
+from raylab.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.unit
 
@@ -96,3 +97,43 @@ def test_batches_that_cannot_be_sent_are_refused_with_the_way_out():
     data[0]
     with pytest.raises(DataError, match=r"batches must be.*sent.*lock.*open files.*__getitem__"):
         first_batch(DataLoader(data, 4))
+
+
+def test_a_plan_that_counts_only_refuses_what_a_run_refuses():
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+    good = [(torch.zeros(4, 2), torch.zeros(4, dtype=torch.long))]
+
+    class Unsized:
+        def __iter__(self) -> Any:
+            return iter(good)
+
+    locked = OpenedLazily()
+    locked[0]
+    lock = threading.Lock()
+
+    def held(out: Tensor, y: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(out, y) if lock else out.sum()
+
+    trainer = PipelineTrainer(model, nn.CrossEntropyLoss(), method="bp")
+    cases: list[tuple[PipelineTrainer, Any, type[Exception], str]] = [
+        (trainer, [], DataError, "must not be empty"),
+        (trainer, [(torch.zeros(0, 2), torch.zeros(0))], DataError, "at least one"),
+        (trainer, DataLoader(locked, 4), DataError, "sent to another process"),
+        (
+            PipelineTrainer(model, held, method="bp"),
+            good,
+            ConfigError,
+            "loss_fn must be something that can be sent",
+        ),
+        (
+            PipelineTrainer(model, nn.CrossEntropyLoss(), method="bp", schedule="cosine"),
+            Unsized(),
+            ConfigError,
+            "batches of an epoch",
+        ),
+    ]
+    for each, batches, kind, message in cases:
+        with pytest.raises(kind, match=message):
+            each.plan(batches, measure=False)
+        with pytest.raises(kind, match=message):
+            each.fit(batches, progress=False)

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from actors.errors import in_words, noted
@@ -100,8 +101,8 @@ class Shards:
         if self._own:
             yield from self._read(epoch, taken, workers, ranks)
             return
-        for round_ in _dealt(self._drawn(epoch, self._begin), taken, workers, ranks):
-            yield [_pair(batch) for batch in round_]
+        stream = self._drawn(epoch, self._begin)
+        yield from self._paired(_dealt(stream, taken, workers, ranks), epoch, taken)
 
     def share(self, rank: int, workers: int) -> Iterator[Any]:
         """Yield a worker's batches of one pass for a test, in which each batch is one worker's."""
@@ -125,8 +126,21 @@ class Shards:
         order = self._drawn(epoch, functools.partial(index_order, self._batches))
         wanted = itertools.chain.from_iterable(_dealt(order, taken, workers, ranks))
         batches = self._read_along(wanted, epoch, -2 - ranks[0])
-        while round_ := list(itertools.islice(batches, len(ranks))):
+        rounds = iter(lambda: list(itertools.islice(batches, len(ranks))), [])
+        yield from self._paired(rounds, epoch, taken)
+
+    def _paired(
+        self, rounds: Iterator[list[Any]], epoch: int, taken: int
+    ) -> Iterator[list[tuple[Any, Any]]]:
+        given = taken
+        for round_ in rounds:
             yield [_pair(batch) for batch in round_]
+            given += 1
+        if not given:
+            raise DataError(
+                f"epoch {epoch} has no batches: give something that can be iterated over again, "
+                "such as a list or a DataLoader, and is not empty"
+            )
 
     def _read_along(self, indices: Iterator[Any], epoch: int, key: int) -> Iterator[Any]:
         if self._reader is None:
@@ -197,4 +211,10 @@ def _pair(batch: Any) -> tuple[Any, Any]:
         x, y = batch
     except (TypeError, ValueError):
         raise DataError(f"a batch must be a pair (x, y), but got {type(batch).__name__}") from None
+    for name, side in (("x", x), ("y", y)):
+        if isinstance(side, Tensor) and side.ndim and not side.shape[0]:
+            raise DataError(
+                f"a batch must have at least one sample, but {name} of one has the shape "
+                f"{tuple(side.shape)}: leave such batches out"
+            )
     return x, y

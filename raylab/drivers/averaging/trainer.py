@@ -44,7 +44,7 @@ from raylab.drivers.optimizer_check import untrained, untrained_note
 from raylab.drivers.result import Result
 from raylab.drivers.run_place import RunPlace
 from raylab.drivers.schedule_check import check_schedule
-from raylab.drivers.travelling import check_batches_travel
+from raylab.drivers.travelling import check_batches_travel, check_travels
 from raylab.drivers.user_model import own_model
 from raylab.errors import ConfigError, ModelError
 from raylab.optimizers import Schedule
@@ -307,6 +307,7 @@ class AveragingTrainer:
             InputError: what was given does not fit together.
         """
         model = own_model(self._model)
+        check_travels(loss_fn=self._loss_fn, optimizer=self._optimizer, schedule=self._schedule)
         check_fits(model, self._loss_fn, self._optimizer, batches, test)
         if self._checkpoints.on:
             check_states(batches=batches)

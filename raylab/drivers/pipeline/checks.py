@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -74,7 +73,7 @@ def check_bare_inputs(settings: PipelineSettings, chain: TracedChain, cuts: Sequ
                 given = chain.traces[i - 1].outputs if i else chain.x
                 zeros = [torch.zeros(t.shape, dtype=t.dtype) for t in given]
                 with told_of_bare_inputs() as told, torch.random.fork_rng(devices=[]):
-                    copy.deepcopy(block).train()(packed(zeros))
+                    copied_module(block).train()(packed(zeros))
                 if told:
                     raise ModelError(
                         f"a block must be trained, but {name!r} is checkpointed with "

@@ -12,6 +12,7 @@ from ray.train import RunConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from actors.pipeline.stage_actor import Feed
 from actors.pipeline.supervisor import Supervisor
 from raylab.algorithms.stage.settings import ScheduleFactory
 from raylab.config import PipelineConfig
@@ -45,6 +46,7 @@ from raylab.drivers.pipeline.user_batches import bound, feed_of
 from raylab.drivers.result import Result
 from raylab.drivers.run_place import RunPlace
 from raylab.drivers.told import told
+from raylab.drivers.travelling import check_travels
 from raylab.errors import ConfigError
 from raylab.optimizers import Schedule
 from raylab.report import Progress
@@ -258,15 +260,7 @@ class PipelineTrainer:
             RaylabError: a stage failed.
         """
         at_least("report_every", report_every, 0)
-        feed = feed_of(
-            batches,
-            test,
-            self.settings,
-            self._checkpoints,
-            loss_fn=self._loss_fn,
-            epochs=epochs,
-            evaluate_every=evaluate_every,
-        )
+        feed = self._feed(batches, test, epochs=epochs, evaluate_every=evaluate_every)
         chain, cuts = self._cut(batches)
         notes = fitting_notes(
             self.settings,
@@ -275,13 +269,7 @@ class PipelineTrainer:
             epochs=epochs,
         )
         notes += check_optimizer(self.settings, chain, cuts, self._optimizer)
-        schedule = bound(
-            schedule_over(self._schedule, epochs),
-            batches,
-            self.settings.accumulate,
-            epochs=epochs,
-            optimizer=self._optimizer,
-        )
+        schedule = self._bound(batches, epochs)
         folder = self._place.folder(resume)
         checkpoints = RunCheckpoints(self._place.checkpoints(folder), folder, self.settings)
         if resume is not None:
@@ -334,8 +322,11 @@ class PipelineTrainer:
             ModelError: the model cannot be cut so, or the loss does not fit it.
             ResourceError: the cluster does not have the resources within `wait_s`.
         """
+        # An epoch of one: what `fit` refuses of batches and schedule, a plan is not made of.
+        self._feed(batches, None, epochs=1)
         chain, cuts = self._cut(batches)
         check_optimizer(self.settings, chain, cuts, self._optimizer)
+        self._bound(batches, 1)
         if not measure:
             return plan_of(self.settings, chain, cuts, self._optimizer)
         say = say_steps(progress=progress)
@@ -361,6 +352,36 @@ class PipelineTrainer:
         chain.network.check_cuts(cuts)
         check_bare_inputs(self.settings, chain, cuts)
         return chain, cuts
+
+    def _bound(self, batches: Iterable[Any], epochs: int) -> ScheduleFactory | None:
+        """Return the schedule over updates."""
+        return bound(
+            schedule_over(self._schedule, epochs),
+            batches,
+            self.settings.accumulate,
+            epochs=epochs,
+            optimizer=self._optimizer,
+        )
+
+    def _feed(
+        self,
+        batches: Iterable[Any],
+        test: Iterable[Any] | None,
+        *,
+        epochs: int,
+        evaluate_every: int = 1,
+    ) -> Feed:
+        """Return what the first stage reads, of what can be sent to it."""
+        check_travels(loss_fn=self._loss_fn, optimizer=self._optimizer, schedule=self._schedule)
+        return feed_of(
+            batches,
+            test,
+            self.settings,
+            self._checkpoints,
+            loss_fn=self._loss_fn,
+            epochs=epochs,
+            evaluate_every=evaluate_every,
+        )
 
     def _supervisor(self, own: bool) -> Supervisor:
         resources = stage_resources(self._resources, self.settings.count, own=own)
