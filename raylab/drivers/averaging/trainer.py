@@ -89,7 +89,8 @@ class AveragingTrainer:
         average_dtype: of what is sent: "float32", as it is; or "bfloat16", half of the bytes.
         average_top_k: share of the entries that are sent, the largest ones; None: all. What is not
             sent is not lost, see `raylab.algorithms.averaging.averages`.
-        clip_norm: largest norm of the gradient that a worker applies.
+        clip_norm: largest norm of the gradient that a worker applies, over the parameters that its
+            optimiser holds.
         clip_value: largest magnitude of a gradient's element.
         precision: "float32" computes in the dtype of the weights, "bfloat16" under autocast.
         seed: of everything that is drawn inside the network, and by batches while they are made.
