@@ -19,7 +19,7 @@ from raylab.drivers.result import Result
 from raylab.errors import ConfigError
 from raylab.records import RunFolder, Storage
 
-__all__ = ["resolved", "resume", "train", "with_method"]
+__all__ = ["checked", "resolved", "resume", "train", "with_method"]
 
 _ALWAYS = {
     *("epochs", "wire", "wait_s", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints"),
@@ -86,6 +86,20 @@ def train(
     from raylab.drivers.pipeline.command import run_pipeline
 
     return run_pipeline(config, **where)
+
+
+def checked(config: RunConfiguration) -> RunConfiguration:
+    """Return `resolved`, with keys that go together: asked before the first of several runs starts.
+
+    Raises:
+        InputError: a later run could not begin.
+    """
+    found = resolved(config)
+    if isinstance(found, ParameterServerConfig):
+        from raylab.drivers.server.command import check_server
+
+        check_server(found)
+    return found
 
 
 def resolved(config: RunConfiguration) -> RunConfiguration:

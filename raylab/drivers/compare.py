@@ -12,7 +12,7 @@ import yaml
 
 from raylab.config import PipelineConfig, RunConfiguration
 from raylab.documents import one_document, read_text
-from raylab.drivers.commands import resolved, train, with_method
+from raylab.drivers.commands import checked, train, with_method
 from raylab.drivers.termination import TERMINATION
 from raylab.errors import ConfigError, RaylabError
 from raylab.records import check_run_name
@@ -79,7 +79,7 @@ def plan_comparison(
         for seed in seeds:
             label = method if len(seeds) == 1 else f"{method}-seed{seed}"
             update = {"seed": seed, "storage": str(folder), "name": label}
-            mine = resolved(with_method(config, method).model_copy(update=update))
+            mine = checked(with_method(config, method).model_copy(update=update))
             found.append(_placed(mine, folder, label))
     return found
 

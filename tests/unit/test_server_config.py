@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from raylab import ParameterServerTrainer
+from raylab import ParameterServerTrainer, tune
 from raylab.algorithms.server.rule_factory import SERVER_METHODS as RULES
 from raylab.cli.main import main
 from raylab.config import (
@@ -19,6 +19,7 @@ from raylab.config import (
 )
 from raylab.config.parameter_server import DATA, EPISODES, SHARED
 from raylab.config.rules import choices_of, rule_of
+from raylab.drivers.compare import plan_comparison
 from raylab.drivers.server.command import resolve_server
 from raylab.errors import ConfigError, DataError
 from raylab.problems import PROBLEMS
@@ -160,3 +161,35 @@ def test_bad_input_is_one_message_before_anything_starts(capsys, tmp_path, words
     assert complaint in err
     assert "Traceback" not in err
     assert list(tmp_path.rglob("*.yaml")) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"eta": 0.1}, r"cocoa_plus .* has no step, but got eta=0.1"),
+        ({"straggler": "slow:worker=99"}, "must be 0 to 3, one of workers=4, but got 99"),
+        ({"workers": 8}, "sdca is serial"),
+        ({"problem": "pca"}, "cocoa_plus maximises the duals of linear models"),
+    ],
+)
+def test_a_comparison_is_refused_before_its_first_run_for_what_its_last_could_not_do(
+    tmp_path, changes, words
+):
+    config = ParameterServerConfig(storage=str(tmp_path), name="both", **changes)
+    with pytest.raises(ConfigError, match=words):
+        plan_comparison(config, ["dis_dfsdca", "cocoa_plus", "sdca"], [0])
+    assert not (tmp_path / "both").exists()
+
+
+def test_a_search_is_refused_before_it_starts_for_keys_that_do_not_go_together(tmp_path):
+    search = {
+        "train": {"method": "cocoa_plus", "data": "sparse:n=90,d=5,density=0.5", "eta": 0.1},
+        "space": {"strength": {"uniform": [0.01, 1.0]}},
+        "objectives": [{"metric": "primal"}],
+        "budget": {"trials": 2},
+        "storage": str(tmp_path),
+        "name": "search",
+    }
+    with pytest.raises(ConfigError, match=r"cocoa_plus .* has no step, but got eta=0.1"):
+        tune(search)
+    assert not (tmp_path / "search").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from raylab.algorithms.server.method_table import SERVER_METHODS
 from raylab.config import ParameterServerConfig
 from raylab.drivers.listener import OnRow
 from raylab.drivers.result import Result
@@ -9,9 +10,10 @@ from raylab.drivers.run_place import run_config
 from raylab.drivers.server.kinds import kind_of
 from raylab.drivers.server.numbers import workers_of
 from raylab.drivers.server.trainer import ParameterServerTrainer
+from raylab.drivers.server.workload import check_needs
 from raylab.records import new_run_name
 
-__all__ = ["resolve_server", "run_server"]
+__all__ = ["check_server", "resolve_server", "run_server"]
 
 
 def resolve_server(config: ParameterServerConfig) -> ParameterServerConfig:
@@ -25,6 +27,17 @@ def resolve_server(config: ParameterServerConfig) -> ParameterServerConfig:
             "epochs": config.epochs or kind.epochs,
         }
     )
+
+
+def check_server(config: ParameterServerConfig) -> None:
+    """Check that the keys go together, as far as that is seen without the data.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    _trainer(config)
+    if config.method in SERVER_METHODS:
+        check_needs(config.problem, SERVER_METHODS[config.method])
 
 
 def run_server(
@@ -49,7 +62,21 @@ def run_server(
         RaylabError: the run failed.
     """
     config = resolve_server(config)
-    trainer = ParameterServerTrainer(
+    return _trainer(config).fit(
+        config.data,
+        epochs=config.epochs,
+        messages=config.messages,
+        tolerance=config.tolerance,
+        certify_every=config.certify_every,
+        progress=progress,
+        resume=resume,
+        resume_step=resume_step,
+        on_row=on_row,
+    )
+
+
+def _trainer(config: ParameterServerConfig) -> ParameterServerTrainer:
+    return ParameterServerTrainer(
         config.problem,
         method=config.method,
         workers=config.workers,
@@ -79,15 +106,4 @@ def run_server(
             config.storage, config.name, config.keep_checkpoints, config.max_failures
         ),
         config=config.model_dump(exclude={"resolved"}),
-    )
-    return trainer.fit(
-        config.data,
-        epochs=config.epochs,
-        messages=config.messages,
-        tolerance=config.tolerance,
-        certify_every=config.certify_every,
-        progress=progress,
-        resume=resume,
-        resume_step=resume_step,
-        on_row=on_row,
     )

@@ -18,9 +18,10 @@ from typing import Any
 
 from ray import tune as ray_tune
 
-from raylab.config import apply_pairs, read_yaml
+from raylab.config import apply_pairs, read_yaml, run_config
 from raylab.config.tuning import TuningConfig, tuning_config
 from raylab.documents import shown
+from raylab.drivers.commands import checked
 from raylab.drivers.tuning.orders import Orders, absolute
 from raylab.drivers.tuning.run import carry_out
 from raylab.drivers.tuning.schedulers import scheduler_of
@@ -119,7 +120,8 @@ def _check(config: TuningConfig) -> None:
     """See that the first point can be run, before anything starts."""
     _local(config.storage)
     scheduler_of(config)
-    Orders(config, Path("/"), None, patient=False)(0, suggest(_Lowest(), config))
+    order = Orders(config, Path("/"), None, patient=False)(0, suggest(_Lowest(), config))
+    checked(run_config(order["train"]))
 
 
 def _local(path: str) -> Storage:
