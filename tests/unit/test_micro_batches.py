@@ -169,6 +169,22 @@ def test_labels_that_a_later_batch_ignores_are_told_with_their_batch(method: str
         trained(method, ignoring_zero, given, micro_batches=4)
 
 
+@pytest.mark.parametrize("loss_fn", [nn.CrossEntropyLoss(), lambda o, y: F.cross_entropy(o, y)])
+def test_outputs_of_half_precision_are_looked_at_in_full(loss_fn: Any):
+    outputs = [torch.zeros(8, CLASSES, dtype=torch.bfloat16)]
+    check_micro_batches(loss_fn, outputs, [torch.arange(8) % CLASSES], 4)
+
+
+def test_a_module_without_a_forward_of_its_class_is_another_loss():
+    class Compiled(nn.Module):
+        forward = None
+
+        def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
+            return F.cross_entropy(outputs, labels)
+
+    assert not loss_terms(Compiled()).known
+
+
 def test_a_subclass_with_a_forward_of_its_own_and_a_hooked_loss_are_not_taken_for_torchs():
     hooked = nn.CrossEntropyLoss()
     hooked.register_forward_hook(lambda *_: None)

@@ -137,8 +137,9 @@ def loss_terms(loss_fn: Callable[..., Any] | None) -> LossTerms:
 def _reads(module: nn.Module) -> Reads | None:
     hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
     for kind, reads in _MODULES.items():
-        own = type(module).forward is kind.forward and type(module).__call__ is kind.__call__
-        if isinstance(module, kind) and own and not hooked:
+        if not isinstance(module, kind) or hooked:
+            continue
+        if type(module).forward is kind.forward and type(module).__call__ is kind.__call__:
             return reads
     return None
 
