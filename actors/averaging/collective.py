@@ -17,7 +17,7 @@ from torch.utils import _pytree
 
 from actors.errors import LinkError
 
-__all__ = ["DistributedCollective", "Started", "own_group"]
+__all__ = ["DistributedCollective", "Started", "lost_peer", "own_group", "reaching_peers"]
 
 
 T = TypeVar("T")
@@ -29,7 +29,7 @@ def own_group() -> dist.ProcessGroup | None:
     Raises:
         LinkError: a process is gone.
     """
-    with _as_link_error():
+    with reaching_peers():
         return dist.new_group() if dist.get_world_size() > 1 else None
 
 
@@ -53,7 +53,7 @@ class Started(Generic[T]):
         Raises:
             LinkError: a process of the group is gone.
         """
-        with _as_link_error():
+        with reaching_peers():
             if self._stream is None:
                 self._work.wait()
             else:
@@ -83,7 +83,8 @@ class DistributedCollective:
     @property
     def size(self) -> int:
         """W."""
-        return dist.get_world_size(self._group)
+        with reaching_peers():
+            return dist.get_world_size(self._group)
 
     def sum(self, flat: Tensor) -> Started[Tensor]:
         """Start the sum over all seats; `flat` is overwritten.
@@ -110,7 +111,7 @@ class DistributedCollective:
     def _beside(self, flat: Tensor) -> Iterator[None]:
         """Start on the stream of our own, after what makes `flat`."""
         with contextlib.ExitStack() as stack:
-            stack.enter_context(_as_link_error())
+            stack.enter_context(reaching_peers())
             if self._stream is not None:
                 self._stream.wait_stream(torch.cuda.current_stream())
                 stack.enter_context(torch.cuda.stream(self._stream))
@@ -119,9 +120,29 @@ class DistributedCollective:
 
 
 @contextlib.contextmanager
-def _as_link_error() -> Iterator[None]:
-    """Raise what torch.distributed raises as an error of a link: it has no class for it."""
+def reaching_peers() -> Iterator[None]:
+    """Raise what says that another process is gone as an error of a link."""
     try:
         yield
-    except RuntimeError as error:
-        raise LinkError(f"the other workers cannot be reached: {error}") from error
+    except Exception as error:
+        if lost_peer(error, reaching=True):
+            raise LinkError(f"the other workers cannot be reached: {error}") from error
+        raise
+
+
+def lost_peer(error: Exception, *, reaching: bool) -> bool:
+    """Tell whether an error means that another worker is gone, and not that something is wrong.
+
+    torch.distributed has no class for it. When a worker is lost Ray Train destroys the process
+    groups of the others, who go on computing: whatever they raise from then on (a ValueError of
+    torch's next collective, as a rule) follows from that.
+
+    Args:
+        error: raised by a worker.
+        reaching: it came out of a call of torch.distributed.
+    """
+    if isinstance(error, LinkError) or not dist.is_initialized():
+        return True
+    # A lack of memory of this process is a RuntimeError, too.
+    own = isinstance(error, torch.OutOfMemoryError)
+    return reaching and isinstance(error, RuntimeError) and not own

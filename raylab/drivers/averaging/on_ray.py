@@ -13,8 +13,8 @@ import ray.train
 import ray.train.torch
 import torch
 
-from actors.averaging.collective import DistributedCollective, own_group
-from actors.errors import MechanismError, in_words, noted
+from actors.averaging.collective import DistributedCollective, lost_peer, own_group
+from actors.errors import LinkError, MechanismError, in_words, noted
 from raylab.algorithms.stage.module_copy import copied_state
 from raylab.drivers.averaging.beginning import begin
 from raylab.drivers.averaging.course import Course, Row
@@ -54,6 +54,8 @@ def train_worker(course: Course, board: Any, threads: int) -> None:
     except MechanismError:
         raise
     except Exception as error:
+        if lost_peer(error, reaching=False):
+            raise LinkError(f"the other workers are gone: {error}") from error
         told = _told(error)
         ray.get(board.fail.remote(told))
         # Not the user's own, which Ray Train might not be able to read.

@@ -13,6 +13,8 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 
+from actors.averaging.collective import reaching_peers
+
 __all__ = ["average_time_s", "step_time_s"]
 
 _WARM_UPS = 2
@@ -33,7 +35,12 @@ def average_time_s(
         group: of the workers; None: the default one.
     """
     flat = torch.zeros(-(-average_bytes // 4), dtype=torch.float32, device=device)
-    return _slowest_median_s(lambda: dist.all_reduce(flat, group=group), device, group)
+
+    def reduce() -> None:
+        with reaching_peers():
+            dist.all_reduce(flat, group=group)
+
+    return _slowest_median_s(reduce, device, group)
 
 
 def step_time_s(
@@ -53,7 +60,8 @@ def _slowest_median_s(
     work: Callable[[], object], device: torch.device, group: dist.ProcessGroup | None
 ) -> float:
     def timed() -> float:
-        dist.barrier(group=group)
+        with reaching_peers():
+            dist.barrier(group=group)
         begin = time.perf_counter()
         work()
         if device.type == "cuda":
@@ -70,5 +78,6 @@ def _slowest_median_s(
 
 def _largest(value: float, device: torch.device, group: dist.ProcessGroup | None) -> float:
     shared = torch.tensor([value], dtype=torch.float64, device=device)
-    dist.all_reduce(shared, op=dist.ReduceOp.MAX, group=group)
+    with reaching_peers():
+        dist.all_reduce(shared, op=dist.ReduceOp.MAX, group=group)
     return float(shared)
