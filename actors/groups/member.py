@@ -44,6 +44,7 @@ _HELLO_S = 60.0
 class Home:
     """Where an actor lives, its public key for encrypted links, the cores that it may run on, and
     the card's own name for the GPU that it computes on, the same in every process; empty: none.
+    The niceness of its process comes last.
     """
 
     node_id: str
@@ -52,6 +53,7 @@ class Home:
     public_key: bytes
     cores: int = 1
     gpu: str = ""
+    niceness: int = 0
 
 
 class Member:
@@ -95,7 +97,8 @@ class Member:
         self._hub = ZmqHub(host)
         node_id = ray.get_runtime_context().get_node_id()
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        return Home(node_id, host, os.getpid(), self._hub.public_key, cores or 1, _gpu())
+        nice = os.getpriority(os.PRIO_PROCESS, 0)
+        return Home(node_id, host, os.getpid(), self._hub.public_key, cores or 1, _gpu(), nice)
 
     def open_store(self, host: str) -> Place:
         """Open the store at which the members meet whose links torch.distributed carries."""

@@ -15,7 +15,6 @@ end that waits raises `LinkError`, after it has handed out what had come.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ import zmq.auth
 from zmq.auth.thread import ThreadAuthenticator
 
 from actors.errors import MailboxError
+from actors.wires.private_folder import PrivateFolder, clear_stale
 from actors.wires.zmq_ends import ZmqReceiveEnd, ZmqSendEnd
 from actors.wires.zmq_watch import Watch, never_again, with_pulse
 
@@ -55,7 +55,7 @@ class ZmqHub:
     def __init__(self, host: str = "127.0.0.1") -> None:
         self._context = zmq.Context()
         self._host = host
-        self._directory: tempfile.TemporaryDirectory[str] | None = None
+        self._directory: PrivateFolder | None = None
         self._authenticator: ThreadAuthenticator | None = None
         self._known: set[bytes] = set()
         self._ends: list[ZmqSendEnd | ZmqReceiveEnd] = []
@@ -81,8 +81,9 @@ class ZmqHub:
         file: Path | None = None
         if transport == "ipc":
             if self._directory is None:
-                self._directory = tempfile.TemporaryDirectory(prefix="raylab-")
-            file = Path(self._directory.name) / f"{len(self._ends)}.sock"
+                clear_stale()
+                self._directory = PrivateFolder("ipc")
+            file = self._directory.path / f"{len(self._ends)}.sock"
             address = Address(f"ipc://{file}")
             socket.bind(address.url)
             place: object = str(file)
@@ -131,7 +132,7 @@ class ZmqHub:
     def settle(self) -> None:
         """All senders are there: remove the directory of socket files, which nobody needs now."""
         if self._directory is not None:
-            self._directory.cleanup()
+            self._directory.close()
             self._directory = None
 
     def close(self) -> None:

@@ -16,13 +16,15 @@ def ray_session() -> Iterator[None]:
     """End Ray with the block, unless it was there before."""
     import ray
 
+    from raylab.drivers.ray_start import disconnect
+
     if ray.is_initialized():
         yield
         return
     try:
         yield
     finally:
-        ray.shutdown()
+        disconnect()
 
 
 def say_result(summary: Mapping[str, Any], *, as_json: bool) -> None:

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import math
-import os
-import signal
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import ray
 from ray.util.placement_group import placement_group_table
@@ -16,6 +11,7 @@ from ray.util.placement_group import placement_group_table
 from actors.groups.placement import total
 from actors.groups.warm import warm_actors
 from actors.groups.within import within
+from raylab.drivers.ray_start import connect, started_here
 from raylab.errors import ConfigError
 
 __all__ = [
@@ -28,47 +24,7 @@ __all__ = [
     "waiting_groups",
 ]
 
-_started: set[str] = set()
-"""Addresses of the local Rays that were started here: a second run shares their CPUs, too."""
 _OWN_WAIT_S, _CLUSTER_WAIT_S = 60.0, 1800.0
-
-
-def connect() -> bool:
-    """Connect to Ray: to this process's session, to RAY_ADDRESS, or to a new local one.
-
-    A local one is Ray's own default: guarded by token authentication, and not joined by accident
-    when another Ray runs on the machine; RAY_ADDRESS=auto joins that one.
-
-    Returns:
-        Whether Ray is a local one that was started here, by this call or by an earlier one.
-    """
-    if ray.is_initialized():
-        return _gcs_address() in _started
-    if os.environ.get("RAY_ADDRESS"):
-        with _own_handler():
-            ray.init(logging_level=logging.WARNING)
-        return False
-    with _own_handler():
-        ray.init(address="local", include_dashboard=False, logging_level=logging.WARNING)
-    _started.add(_gcs_address())
-    return True
-
-
-@contextlib.contextmanager
-def _own_handler() -> Iterator[None]:
-    """Put the caller's handler of SIGTERM back, if he has one, in place of Ray's."""
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        main = threading.current_thread() is threading.main_thread()
-        if main and before not in (signal.SIG_DFL, None):
-            signal.signal(signal.SIGTERM, before)
-
-
-def _gcs_address() -> str:
-    address: str = ray.get_runtime_context().gcs_address
-    return address
 
 
 def stage_resources(
@@ -151,7 +107,7 @@ def patience_s(asked: float | None) -> float:
     """
     if asked is not None:
         return asked
-    return _OWN_WAIT_S if _gcs_address() in _started else _CLUSTER_WAIT_S
+    return _OWN_WAIT_S if started_here() else _CLUSTER_WAIT_S
 
 
 def threads_of(resources: Mapping[str, float]) -> int:

@@ -46,6 +46,18 @@ class Termination:
         self._where: Callable[[], str] = str
         self._watching: Callable[[int], None] | None = None
         self._handled = False
+        self._over = threading.Event()
+        self._runs = 0
+
+    @property
+    def running(self) -> bool:
+        """Whether a run goes on in this process."""
+        return self._runs > 0
+
+    @property
+    def way_on(self) -> str:
+        """The command that goes on with what runs now; empty: none does."""
+        return self._where()
 
     @property
     def requested(self) -> bool:
@@ -64,7 +76,7 @@ class Termination:
             done: the command has come to its end all the same.
         """
         ended = f"ended by {signal.Signals(self.signum or 0).name}"
-        where = "" if done else self._where()
+        where = "" if done else self.way_on
         return f"{ended}: go on with {where}" if where else ended
 
     def check(self) -> None:
@@ -84,6 +96,7 @@ class Termination:
         where the caller ignores a signal (as nohup does), it is left as it is.
         """
         self.signum, self.failure, self._where = None, None, str
+        self._over = threading.Event()
         main = threading.current_thread() is threading.main_thread()
         mine = [each for each in _SIGNALS if main and signal.getsignal(each) != signal.SIG_IGN]
         before = {each: signal.signal(each, self._take) for each in mine}
@@ -91,6 +104,7 @@ class Termination:
         try:
             yield
         finally:
+            self._over.set()
             self._handled, self.signum, self.failure = False, None, None
             for each, handler in before.items():
                 signal.signal(each, handler)
@@ -105,9 +119,13 @@ class Termination:
             where: returns the command that goes on; empty: none does.
         """
         before, self._where = self._where, where
-        # After an error the line is still to be said, so it is put back at a good end only.
-        yield
-        self._where = before
+        self._runs += 1
+        try:
+            yield
+            # After an error the line is still to be said.
+            self._where = before
+        finally:
+            self._runs -= 1
 
     @contextlib.contextmanager
     def watched(self, take: Callable[[int], None] | None = None) -> Iterator[None]:
@@ -122,17 +140,21 @@ class Termination:
         finally:
             self._watching = before
 
-    def fail(self, error: RaylabError) -> None:
+    def fail(self, error: RaylabError) -> threading.Event | None:
         """Raise an error in the main thread, from any thread, whatever the main thread waits for.
 
         Where it comes out as KeyboardInterrupt (Ray makes that of every interruption) `failure` is
         what is meant.
+
+        Returns:
+            What is set when the command has come to its end; None: this is a user's process.
         """
         self.failure = error
         if self._handled:
             os.kill(os.getpid(), signal.SIGTERM)
-        else:
-            _thread.interrupt_main()
+            return self._over
+        _thread.interrupt_main()
+        return None
 
     # ----------------------------------------------------------------- inside
 

@@ -34,3 +34,9 @@ def told(folder: RunFolder | None = None) -> Iterator[None]:
         raise DataError(str(error)) from error
     except MechanismError as error:
         raise RaylabError(str(error)) from error
+    except KeyboardInterrupt:
+        # Ray makes that of every interruption.
+        failure, TERMINATION.failure = TERMINATION.failure, None
+        if failure is None:
+            raise
+        raise failure from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,7 +23,10 @@ def session() -> Iterator[None]:
         num_cpus=2,
         include_dashboard=False,
         log_to_driver=False,
-        _system_config={"metrics_report_interval_ms": 1000},  # what the metrics' test waits for
+        _system_config={
+            "metrics_report_interval_ms": 1000,  # what the metrics' test waits for
+            "worker_niceness": os.getpriority(os.PRIO_PROCESS, 0),
+        },
     )
     with WarmActors():
         yield

@@ -13,7 +13,7 @@ import pytest
 import ray
 
 from actors.groups.warm import warm_actors
-from raylab.drivers import cluster
+from raylab.drivers import ray_start
 from tests.tutorials import HOSTS, PAGES, Reader, blocks, in_process, in_shell
 
 pytestmark = [pytest.mark.actor, pytest.mark.timeout(1200)]
@@ -31,7 +31,7 @@ def reader(session, cold, tmp_path, monkeypatch) -> Reader:
     """
     monkeypatch.chdir(tmp_path)
     own = {ray.get_runtime_context().gcs_address}
-    monkeypatch.setattr(cluster, "_started", own)
+    monkeypatch.setattr(ray_start, "_started", own)
 
     def carry_out(command: str, folder: Path) -> str:
         if " tune " in command:

@@ -11,7 +11,7 @@ import torch
 from actors.errors import MechanismError
 from actors.groups.errands import Errands
 from actors.wires.doorbell import Doorbell
-from raylab.drivers import cluster
+from raylab.drivers import cluster, ray_start
 from raylab.drivers.server import elastic as module
 from raylab.drivers.server.checkpoints import ServerCheckpoints
 from raylab.drivers.server.elastic import Elastic
@@ -102,10 +102,10 @@ def test_the_room_that_others_wait_for_is_not_ours(monkeypatch, waiting, expecte
 
 
 def test_a_run_waits_longer_for_room_where_nodes_may_come(monkeypatch):
-    monkeypatch.setattr(cluster, "_gcs_address", lambda: "10.0.0.1:6379")
+    monkeypatch.setattr(ray_start, "_gcs_address", lambda: "10.0.0.1:6379")
     assert cluster.patience_s(None) == 1800
     assert cluster.patience_s(5.0) == 5
-    monkeypatch.setattr(cluster, "_started", {"10.0.0.1:6379"})
+    monkeypatch.setattr(ray_start, "_started", {"10.0.0.1:6379"})
     assert cluster.patience_s(None) == 60
 
 

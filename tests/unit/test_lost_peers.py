@@ -63,6 +63,7 @@ class Board:
         self.failures: list[Exception] = []
         self.failure = types.SimpleNamespace(remote=lambda: None)
         self.fail = types.SimpleNamespace(remote=self.failures.append)
+        self.put = types.SimpleNamespace(remote=lambda kind, note: None)
 
 
 @pytest.mark.parametrize("destroyed", [False, True])

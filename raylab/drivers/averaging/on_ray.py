@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
+import os
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -49,17 +52,29 @@ def train_worker(course: Course, board: Any, threads: int) -> None:
     if ray.get(board.failure.remote()) is not None:
         return
     torch.set_num_threads(threads)
+    _say_less()
     try:
         _train(course, board)
-    except MechanismError:
-        raise
     except Exception as error:
         if lost_peer(error, reaching=False):
-            raise LinkError(f"the other workers are gone: {error}") from error
+            board.put.remote("lost", str(error))
+            raise LinkError(str(error)) from None
+        if isinstance(error, MechanismError):
+            raise
+        traceback.print_exc()
         told = _told(error)
         ray.get(board.fail.remote(told))
         # Not the user's own, which Ray Train might not be able to read.
         raise told from error
+
+
+def _say_less() -> None:
+    """Keep Ray Train's reports and traces in its files: failures are put on the board, and a loss
+    that the run bears is a line of the driver's.
+    """
+    for handler in logging.getLogger("ray.train").handlers:
+        if not isinstance(handler, logging.FileHandler):
+            handler.setLevel(logging.CRITICAL)
 
 
 def _train(course: Course, board: Any) -> None:
@@ -95,6 +110,7 @@ def _train(course: Course, board: Any) -> None:
         begin(course, loop, [worker], parts)
     if rank == 0:
         numbers = {"workers": size, "step": loop.step, **_about(course.settings)}
+        numbers["niceness"] = os.getpriority(os.PRIO_PROCESS, 0)
         board.put.remote("began", numbers)
     try:
         loop.run()

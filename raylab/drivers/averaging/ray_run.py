@@ -33,6 +33,7 @@ from raylab.drivers.averaging.course import Course, Row
 from raylab.drivers.averaging.engine import Engine
 from raylab.drivers.averaging.on_ray import train_worker
 from raylab.drivers.cluster import threads_of
+from raylab.drivers.niceness import tell_of_niceness
 from raylab.drivers.recovery import tell_loss
 from raylab.drivers.termination import TERMINATION
 from raylab.errors import RaylabError, ResourceError
@@ -107,6 +108,8 @@ class RayRun:
         self._on_start = on_start
         self._say = say
         self._groups = 0
+        self._why = ""
+        """A worker was lost, as another one has noticed."""
         self._mistakes: list[Exception] = []
         """Of who hears the rows."""
 
@@ -221,8 +224,10 @@ class RayRun:
         except RayError:  # the session has ended
             return
         for kind, note in notes:
-            if kind != "rows":
+            if kind == "began":
                 self._begun(note)
+            elif kind == "lost":
+                self._why = f": {note}"
             elif not self._mistakes:
                 self._hear(board, note)
 
@@ -240,7 +245,11 @@ class RayRun:
         self._groups += 1
         if self._groups > 1:
             where = f"step {note['step']}" if note["step"] else "the beginning"
-            tell_loss(f"going on from {where} with {note['workers']} workers", self._say)
+            workers = note["workers"]
+            going_on = f"going on from {where} with {workers} workers"
+            tell_loss(f"a worker was lost{self._why}: {going_on}", self._say)
+            self._why = ""
+        tell_of_niceness([note["niceness"]], self._say)
         self._on_start(note)
 
 

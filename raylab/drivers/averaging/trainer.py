@@ -254,8 +254,8 @@ class AveragingTrainer:
         notes += untrained_note(untrained(self._optimizer, self._model, "a worker"))
         say_notes(notes, progress=progress)
         folder = self._place.folder(resume)
-        own = connect()
         wait_s, resize_s, timeout_s = self._waits
+        own = connect(wait_s)
         settings = self.settings
         plan = GroupPlan(
             least=settings.least,

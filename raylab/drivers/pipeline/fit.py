@@ -10,6 +10,7 @@ from torch import nn
 from actors.pipeline.stage_actor import Feed
 from actors.pipeline.supervisor import Supervisor
 from raylab.drivers.listener import ASKED, RowListener
+from raylab.drivers.niceness import tell_of_niceness
 from raylab.drivers.pipeline.checkpointing import RunCheckpoints
 from raylab.drivers.pipeline.run import PipelineRun
 from raylab.drivers.recovery import with_recovery
@@ -97,6 +98,7 @@ class PipelineFit:
             config = {**self._config, **self._run.resolved()}
             self._folder.write_config(config)
             self._bar.say(self._run.in_a_line(supervisor))
+            tell_of_niceness((home.niceness for home in supervisor.homes), self._bar.say)
             self._run.carry_out(
                 *(supervisor, plan, self._feed, self._show, self._checkpoints, saved),
                 self._listener,

@@ -276,7 +276,7 @@ class PipelineTrainer:
         if resume is not None:
             checkpoints.rewind(resume_step)
         say_notes(notes, progress=progress)
-        own = connect()
+        own = connect(self._wait_s)
         run = PipelineRun(
             self.settings,
             chain,
@@ -335,7 +335,7 @@ class PipelineTrainer:
             self.settings, chain, cuts, loss_fn=self._loss_fn, optimizer=self._optimizer
         )
         say(f"starting Ray and {self.settings.count} stages")
-        with told(), self._supervisor(connect()) as supervisor:
+        with told(), self._supervisor(connect(self._wait_s)) as supervisor:
             if self.settings.balance == "measured":
                 say(f"timing {len(chain.traces)} blocks on each stage, then whole stages")
                 run.balance(supervisor)

@@ -21,6 +21,7 @@ from raylab.drivers.arguments import check_arguments, check_resources
 from raylab.drivers.cluster import connect, room, stage_resources
 from raylab.drivers.commits import Commits
 from raylab.drivers.listener import ASKED, OnRow, RowListener
+from raylab.drivers.niceness import tell_of_niceness
 from raylab.drivers.recovery import Losses, with_recovery
 from raylab.drivers.result import Result
 from raylab.drivers.run_place import RunPlace, keep
@@ -251,7 +252,7 @@ class ParameterServerTrainer:
         if resume is not None:
             checkpoints.rewind(resume_step)
             run.rows = list(folder.read_metrics())
-        own = connect()
+        own = connect(self._means.wait_s)
         self._needs = stage_resources(self._resources, run.shares, own=own)[0]
         listener = RowListener(on_row)
         return self._trained(run, limits, folder, checkpoints, listener, progress=progress)
@@ -289,6 +290,7 @@ class ParameterServerTrainer:
 
         def attempt() -> Mapping[str, Tensor]:
             with run.open(self._needs) as group:
+                tell_of_niceness((home.niceness for home in group.homes), bar.say)
                 return run.carry_out(group, losses, view)
 
         with told(folder), bar:
