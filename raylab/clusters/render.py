@@ -138,7 +138,9 @@ def _kuberay(order: ClusterOrder) -> dict[str, Any]:
     }
     # An image that was chosen has the package, unless more is asked for.
     installs = order.image is None or order.requirement is not None
-    environment = [{"name": "PYTHONUSERBASE", "value": "/packages"}] if installs else []
+    # Ray's own niceness of workers, 15, would give them what every other process leaves.
+    environment = [{"name": "RAY_worker_niceness", "value": "0"}]
+    environment += [{"name": "PYTHONUSERBASE", "value": "/packages"}] if installs else []
     installers = {
         f"{who}_installers": [_installer(image, order.package)] if installs else []
         for who, image in images.items()

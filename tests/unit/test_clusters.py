@@ -130,7 +130,7 @@ def test_every_machine_gets_the_token_and_asks_for_it(provider):
     assert config["file_mounts"] == {"~/.ray/auth_token": "/keys/token"}
     for key in ("head_start_ray_commands", "worker_start_ray_commands"):
         assert config[key][0] == "ray stop"
-        assert "RAY_AUTH_MODE=token ray start" in config[key][-1]
+        assert "RAY_worker_niceness=0 RAY_AUTH_MODE=token ray start" in config[key][-1]
     assert "--dashboard-host=127.0.0.1" in config["head_start_ray_commands"][-1]
 
 
