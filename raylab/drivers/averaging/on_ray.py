@@ -61,7 +61,8 @@ def train_worker(course: Course, board: Any, threads: int) -> None:
             raise LinkError(str(error)) from None
         if isinstance(error, MechanismError):
             raise
-        traceback.print_exc()
+        if not isinstance(error, RaylabError):
+            traceback.print_exc()
         told = _told(error)
         ray.get(board.fail.remote(told))
         # Not the user's own, which Ray Train might not be able to read.
