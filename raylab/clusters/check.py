@@ -17,6 +17,9 @@ from raylab.errors import ConfigError
 __all__ = ["Checked", "check_file"]
 
 
+_MOST_SAID = 30
+
+
 @dataclass(frozen=True, kw_only=True)
 class Checked:
     """A file that can be used.
@@ -94,5 +97,7 @@ def _parsed(path: Path, text: str) -> list[Mapping[str, Any]]:
 
 
 def _refused(path: Path, problems: list[str]) -> ConfigError:
-    lines = "\n".join(f"- {line}" for line in dict.fromkeys(problems))
+    said = list(dict.fromkeys(problems))
+    more = [f"… and {len(said) - _MOST_SAID} more"] if len(said) > _MOST_SAID else []
+    lines = "\n".join(f"- {line}" for line in [*said[:_MOST_SAID], *more])
     return ConfigError(f"{path} cannot be used:\n{lines}")

@@ -7,6 +7,7 @@ from typing import Any
 
 from raylab.clusters.ray_up import LOOPBACK, schema_problem
 from raylab.clusters.templates import read_data
+from raylab.documents import shown
 
 __all__ = ["KINDS", "problems", "workers"]
 
@@ -39,7 +40,7 @@ def workers(manifest: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
 
 def _envelope(manifest: Mapping[str, Any]) -> Iterator[str]:
     if manifest.get("apiVersion") != "ray.io/v1":
-        yield f"apiVersion must be ray.io/v1, but got {manifest.get('apiVersion')!r}"
+        yield f"apiVersion must be ray.io/v1, but got {shown(manifest.get('apiVersion'))}"
     metadata = manifest.get("metadata")
     if not isinstance(metadata, Mapping) or not (
         metadata.get("name") or metadata.get("generateName")
@@ -88,11 +89,11 @@ def _scaling(cluster: Mapping[str, Any]) -> Iterator[str]:
 def _guarded(cluster: Mapping[str, Any], kind: str) -> Iterator[str]:
     mode = cluster.get("authOptions", {}).get("mode")
     if mode != "token":
-        yield f"authOptions.mode must be token, or any pod may use the cluster, but got {mode!r}"
+        yield f"authOptions.mode must be token, or any pod may use the cluster, but got {mode!r:.80}"
     host = cluster.get("headGroupSpec", {}).get("rayStartParams", {}).get("dashboard-host")
     # KubeRay asks a job's dashboard how it goes; without a host it takes 0.0.0.0.
     if kind == "RayCluster" and host not in LOOPBACK:
         yield (
-            f"headGroupSpec.rayStartParams.dashboard-host must be {LOOPBACK[0]}, but got {host!r}: "
+            f"headGroupSpec.rayStartParams.dashboard-host must be {LOOPBACK[0]}, but got {host!r:.80}: "
             "kubectl port-forward reaches it"
         )

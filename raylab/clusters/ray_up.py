@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from raylab.documents import shown
+
 __all__ = ["LOOPBACK", "notes", "problems", "schema_problem", "workers"]
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -44,7 +46,7 @@ def problems(config: Mapping[str, Any]) -> list[str]:
     """
     provider = config.get("provider")
     if not isinstance(provider, Mapping) or not isinstance(provider.get("type"), str):
-        return [f"provider.type must be a name such as aws, but got {provider!r}"]
+        return [f"provider.type must be a name such as aws, but got {shown(provider)}"]
     found = [*_provider(provider), *_unfilled(config)]
     try:
         prepared = _prepared(config)
@@ -194,7 +196,7 @@ def _start(config: Mapping[str, Any]) -> Iterator[str]:
             if not _MODE.search(before):
                 yield (
                     f"{key} must start Ray with RAY_AUTH_MODE=token, as only the head finds the "
-                    f"token by itself, but got {each!r}"
+                    f"token by itself, but got {shown(each)}"
                 )
         if wanted:
             yield from _head_start(starts)
@@ -204,7 +206,7 @@ def _head_start(starts: Sequence[str]) -> Iterator[str]:
     for each in starts:
         words = _words(each[each.index("ray start") :])
         if "--head" not in words:
-            yield f"head_start_ray_commands must start Ray with --head, but got {each!r}"
+            yield f"head_start_ray_commands must start Ray with --head, but got {shown(each)}"
         if not _values(words, "--autoscaling-config"):
             yield (
                 "head_start_ray_commands must start Ray with "

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from raylab.config import PipelineConfig, RunConfiguration
-from raylab.documents import one_document, read_text
+from raylab.documents import one_document, read_text, shown
 from raylab.drivers.commands import checked, train, with_method
 from raylab.drivers.termination import TERMINATION
 from raylab.errors import ConfigError, RaylabError
@@ -108,8 +108,8 @@ def _check_same(config: RunConfiguration, path: Path) -> None:
     for key, value in config.model_dump().items():
         if key not in _FREE and key in there and there[key] != value:
             raise ConfigError(
-                f"{path} holds a finished run with {key}={there[key]}, but this one has "
-                f"{key}={value}: choose another name"
+                f"{path} holds a finished run with {key}={shown(there[key])}, but this one has "
+                f"{key}={shown(value)}: choose another name"
             )
     if not isinstance(config, PipelineConfig):
         return

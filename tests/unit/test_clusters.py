@@ -522,3 +522,18 @@ def test_rendering_imports_neither_ray_nor_torch():
     check = "assert not {'ray', 'torch'} & set(sys.modules)"
     quiet = subprocess.DEVNULL
     subprocess.run([sys.executable, "-c", f"{code}; {check}"], check=True, cwd=ROOT, stdout=quiet)
+
+
+def test_a_check_says_the_first_of_many_problems_and_each_in_a_line(tmp_path):
+    path = tmp_path / "cluster.yaml"
+    left = {f"key{i}": "CHANGE_ME" for i in range(100)}
+    path.write_text(yaml.safe_dump({"provider": {"type": list(range(1000))}, **left}))
+    with pytest.raises(ConfigError) as caught:
+        check_file(path)
+    assert max(map(len, str(caught.value).splitlines())) < 200
+    path.write_text(yaml.safe_dump({"provider": {"type": "aws"}, **left}))
+    with pytest.raises(ConfigError) as caught:
+        check_file(path)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 32
+    assert re.fullmatch(r"- … and \d+ more", lines[-1])
