@@ -89,11 +89,13 @@ def _scaling(cluster: Mapping[str, Any]) -> Iterator[str]:
 def _guarded(cluster: Mapping[str, Any], kind: str) -> Iterator[str]:
     mode = cluster.get("authOptions", {}).get("mode")
     if mode != "token":
-        yield f"authOptions.mode must be token, or any pod may use the cluster, but got {mode!r:.80}"
+        yield (
+            f"authOptions.mode must be token, or any pod may use the cluster, but got {mode!r:.80}"
+        )
     host = cluster.get("headGroupSpec", {}).get("rayStartParams", {}).get("dashboard-host")
     # KubeRay asks a job's dashboard how it goes; without a host it takes 0.0.0.0.
     if kind == "RayCluster" and host not in LOOPBACK:
         yield (
-            f"headGroupSpec.rayStartParams.dashboard-host must be {LOOPBACK[0]}, but got {host!r:.80}: "
-            "kubectl port-forward reaches it"
+            f"headGroupSpec.rayStartParams.dashboard-host must be {LOOPBACK[0]}, but got "
+            f"{host!r:.80}: kubectl port-forward reaches it"
         )

@@ -22,7 +22,9 @@ def test_a_plan_times_stages_and_links_and_predicts_every_method(capsys, tmp_pat
     assert main(["plan", "pipeline", "fr", *words]) == 0
     out, err = capsys.readouterr()
     steps = [
-        line for line in err.splitlines() if line.startswith(("starting", "timing", "predict"))
+        line
+        for line in err.splitlines()
+        if line.startswith(("starting", "timing", "ending", "predict"))
     ]
     assert steps[0].startswith("starting Ray and")
     assert any("timing" in line for line in steps)
