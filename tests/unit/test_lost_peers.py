@@ -78,6 +78,6 @@ def test_an_error_after_the_groups_end_is_no_fault_of_the_users(alone, monkeypat
     monkeypatch.setattr(on_ray, "_train", train)
     monkeypatch.setattr(on_ray.ray, "get", lambda found: found)
     board = Board()
-    with pytest.raises(LinkError if destroyed else ValueError):
+    with pytest.raises(LinkError if destroyed else RaylabError):
         on_ray.train_worker(None, board, torch.get_num_threads())
     assert [type(each) for each in board.failures] == ([] if destroyed else [RaylabError])
