@@ -131,6 +131,7 @@ def test_workers_that_have_drawn_otherwise_share_a_shuffled_test():
 )
 def test_a_data_set_that_draws_or_streams_is_read_as_a_whole_by_every_worker(data):
     assert not reads_own(DataLoader(data, 3))
+    assert not any(reads_own(each) for each in (None, [], iter([]), object()))
 
 
 def test_a_run_goes_on_with_the_order_of_a_loaders_own_generator():
@@ -145,7 +146,7 @@ def test_a_run_goes_on_with_the_order_of_a_loaders_own_generator():
             optimizer=functools.partial(torch.optim.SGD, lr=0.1),
             schedule=None,
             batches=DataLoader(data, 4, shuffle=True, generator=generator()),
-            test=None,
+            test=DataLoader(data, 4, shuffle=True, generator=generator()),
             epochs=3,
             checkpoints=CheckpointPlan(every_batches=3),
             reads_own=True,
@@ -156,6 +157,7 @@ def test_a_run_goes_on_with_the_order_of_a_loaders_own_generator():
     for parts in kept.parts.values():
         again, _ = run(plan(), 2, parts)
         assert torch.equal(again.workers[1].weights.read(), whole.workers[1].weights.read())
+        assert again.loop.rows[-1]["test_loss"] == whole.loop.rows[-1]["test_loss"]
 
 
 def test_what_batches_raise_is_told_with_its_place():

@@ -167,6 +167,7 @@ class AveragingLoop:
             "rows": self.rows,
             "about": self.about,
             "batches": self._shards.state(),
+            "test": self._test.state_now(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -178,6 +179,7 @@ class AveragingLoop:
         self.rows = [dict(row) for row in state["rows"]]
         # What the last version wrote has no states of the batches' own.
         self._shards.restore(state.get("batches", {}))
+        self._test.restore(state.get("test", {}))
         self._saved_step = self._voted_step = self.step
 
     def _round(self, batches: Sequence[tuple[Any, Any]]) -> None:

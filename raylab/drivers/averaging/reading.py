@@ -24,7 +24,7 @@ def reads_own(batches: Any) -> bool:
     draws, from whatever generator, would draw otherwise if samples of others were left out. The
     first batch's samples tell; the batches stay as they are.
     """
-    if type(batches).__iter__ is not DataLoader.__iter__:
+    if getattr(type(batches), "__iter__", None) is not DataLoader.__iter__:
         return False
     if isinstance(batches.dataset, IterableDataset):
         return False

@@ -104,6 +104,10 @@ class Shards:
         stream = self._drawn(epoch, self._begin)
         yield from self._paired(_dealt(stream, taken, workers, ranks), epoch, taken)
 
+    def state_now(self) -> dict[str, Any]:
+        """Return the batches' own state between two passes of a test."""
+        return self._state.state()
+
     def share(self, rank: int, workers: int) -> Iterator[Any]:
         """Yield a worker's batches of one pass for a test, in which each batch is one worker's."""
         one = self._batches.__getitem__ if isinstance(self._batches, Sequence) else None
@@ -112,6 +116,9 @@ class Shards:
             for place in range(rank, count, workers):
                 yield _made(functools.partial(one, place), place)
             return
+        if self._resumed is not None:
+            self._state.restore(self._resumed)
+            self._resumed = None
         # All workers draw one order, whatever else they have drawn.
         if not self._own:
             yield from itertools.islice(self._drawn(0, self._begin, key=-1), rank, None, workers)
