@@ -96,8 +96,8 @@ class PipelineTrainer:
         gradient_shrink: beta in (0, 1], by which an error gradient is multiplied over each link,
             so that stage k of K trains with beta^(K-k) of it; for ddg, fr, adl and dsp.
         clip_norm: largest norm of each stage's gradient, over the parameters that its optimiser
-            holds; stages do not wait for each other to
-            form a norm over all, so for K = 1 only is it torch's.
+            holds; stages do not wait for each other to form a norm over all, so for K = 1 only is
+            it torch's.
         clip_value: largest magnitude of a gradient's element.
         sigma_every: updates between two measurements of the sufficient-direction constant (6.10)
             of HUO, for bp, ddg, fr, adl and dsp; 0: none. A measurement computes as many batches
