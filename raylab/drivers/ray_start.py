@@ -23,6 +23,7 @@ import ray
 from ray.exceptions import AuthenticationError
 
 from actors.wires.private_folder import PrivateFolder, clear_stale
+from raylab._beside import check_workers_path
 from raylab.drivers.ray_lines import leave_out_the_known
 from raylab.drivers.ray_watch import watch_own
 from raylab.errors import ResourceError
@@ -59,6 +60,7 @@ def connect(wait_s: float | None = None) -> bool:
     Raises:
         ResourceError: nobody answers at RAY_ADDRESS in time, or Ray does not start.
     """
+    check_workers_path()
     if ray.is_initialized():
         return started_here()
     address = os.environ.get("RAY_ADDRESS")
