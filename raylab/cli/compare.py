@@ -145,10 +145,10 @@ def _compare(
 
     with ray_session():
         from raylab import WarmActors
-        from raylab.drivers.compare import compare, plan_comparison
+        from raylab.drivers.compare import compare, held, plan_comparison
 
-        planned = plan_comparison(config, methods, seeds)
-        with WarmActors():
+        with held(config), WarmActors():
+            planned = plan_comparison(config, methods, seeds)
             outcomes = list(compare(planned, progress=not quiet, say=say))
     paths = [each["path"] for each in outcomes if not each["error"]]
     if not paths:

@@ -17,7 +17,7 @@ from raylab.config import (
 from raylab.drivers.listener import OnRow
 from raylab.drivers.result import Result
 from raylab.errors import ConfigError
-from raylab.records import RunFolder, Storage
+from raylab.records import Hold, RunFolder, Storage
 
 __all__ = ["checked", "resolved", "resume", "train", "with_method"]
 
@@ -143,6 +143,8 @@ def resume(
         RaylabError: the run failed.
     """
     folder = RunFolder.existing(Storage.at(path))
+    # Before the data is read: where the run goes on, its folder is taken, with the same error.
+    Hold.refuse_others(folder.folder)
     before = folder.read_config()
     was = run_config(before)
     config = run_config(apply_pairs(before, pairs))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +16,9 @@ from raylab.documents import one_document, read_text, shown
 from raylab.drivers.commands import checked, train, with_method
 from raylab.drivers.termination import TERMINATION
 from raylab.errors import ConfigError, RaylabError
-from raylab.records import check_run_name
+from raylab.records import Hold, Storage, check_run_name
 
-__all__ = ["Comparison", "compare", "plan_comparison"]
+__all__ = ["Comparison", "compare", "held", "plan_comparison"]
 
 _FIGURES = (
     *("test_accuracy", "test_loss", "accuracy", "loss"),
@@ -68,12 +69,7 @@ def plan_comparison(
         ConfigError: the name is no folder's, keys do not go together, a finished run has other
             settings, or `storage` is not on this machine.
     """
-    if "://" in config.storage:
-        raise ConfigError(
-            f"a comparison must be stored in a local folder, but got {config.storage}"
-        )
-    check_run_name(str(config.name))
-    folder = Path(config.storage).expanduser().absolute() / str(config.name)
+    folder = _folder(config)
     found = []
     for method in methods:
         for seed in seeds:
@@ -82,6 +78,29 @@ def plan_comparison(
             mine = checked(with_method(config, method).model_copy(update=update))
             found.append(_placed(mine, folder, label))
     return found
+
+
+@contextlib.contextmanager
+def held(config: RunConfiguration) -> Iterator[None]:
+    """Keep others from carrying out the same comparison during a block.
+
+    Args:
+        config: of all runs.
+
+    Raises:
+        ConfigError: another process carries it out, or `storage` is not on this machine.
+    """
+    with Hold.of(Storage.at(_folder(config))):
+        yield
+
+
+def _folder(config: RunConfiguration) -> Path:
+    if "://" in config.storage:
+        raise ConfigError(
+            f"a comparison must be stored in a local folder, but got {config.storage}"
+        )
+    check_run_name(str(config.name))
+    return Path(config.storage).expanduser().absolute() / str(config.name)
 
 
 def _placed(config: RunConfiguration, folder: Path, label: str) -> Comparison:

@@ -9,16 +9,18 @@ from typing import Any
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig
 from torch import Tensor, nn
 
+from actors.groups.within import within
 from raylab.documents import shown
 from raylab.drivers.kept import write_run
 from raylab.drivers.result import Result
 from raylab.errors import ConfigError
-from raylab.records import CheckpointStore, EventWriter, RunFolder, Storage, new_run_name
+from raylab.records import STALE_S, CheckpointStore, EventWriter, RunFolder, Storage, new_run_name
 
 __all__ = ["RunPlace", "keep", "run_config"]
 
 _NEEDED = ("name", "storage_path", "storage_filesystem", "checkpoint_config", "failure_config")
 _RAYS_NAME = "ray_train_run-"
+_PATIENCE_S = 1.5 * STALE_S
 
 
 def run_config(storage: str, name: str | None, checkpoints: int, failures: int) -> RunConfig:
@@ -73,10 +75,16 @@ class RunPlace:
             )
 
     def folder(self, resume: str | os.PathLike[str] | None) -> RunFolder:
-        """Return the folder of a new run, or the one to go on in."""
+        """Return the folder of a new run, or the one to go on in, held by this process.
+
+        Raises:
+            ConfigError: there is a run already, or none to go on with, or another process has it.
+        """
+        # A trial that begins again on another node cannot tell that its first process is dead.
+        patience_s = 0.0 if within() is None else _PATIENCE_S
         if resume is None:
-            return RunFolder(self._storage, self.name)
-        return RunFolder.existing(Storage.at(resume, self._filesystem))
+            return RunFolder(self._storage, self.name, patience_s=patience_s)
+        return RunFolder.resumed(Storage.at(resume, self._filesystem), patience_s=patience_s)
 
     def checkpoints(self, folder: RunFolder) -> CheckpointStore:
         """Return where the checkpoints of a run go."""

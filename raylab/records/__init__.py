@@ -2,6 +2,7 @@
 
 from raylab.records.checkpoints import CheckpointStore
 from raylab.records.folder import RunFolder, check_run_name, new_run_name
+from raylab.records.hold import STALE_S, Hold
 from raylab.records.late_arrays import LateArray, LateRows
 from raylab.records.rows import RowMerger
 from raylab.records.saved_checkpoint import Part, SavedCheckpoint
@@ -10,8 +11,10 @@ from raylab.records.tensorboard import EventWriter
 from raylab.records.timeline import timeline_rows
 
 __all__ = [
+    "STALE_S",
     "CheckpointStore",
     "EventWriter",
+    "Hold",
     "LateArray",
     "LateRows",
     "Part",

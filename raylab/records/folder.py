@@ -29,9 +29,11 @@ import pyarrow.parquet as pq
 import torch
 import yaml
 from torch import Tensor
+from typing_extensions import Self
 
 from raylab.documents import one_document
 from raylab.errors import CheckpointError, ConfigError, DataError
+from raylab.records.hold import Hold
 from raylab.records.states import loadable
 from raylab.records.storage import Storage
 
@@ -57,31 +59,55 @@ def check_run_name(name: str) -> None:
 
 
 class RunFolder:
-    """One run's files.
+    """One run's files. A new run's folder is held by this process, see `Hold`, until `release`, the
+    end of the block that enters it, or the end of the process.
 
     Args:
         storage: folder of all runs, made if missing.
         name: of this run; a folder of this name must not hold a run yet.
+        patience_s: how long to wait for another process that holds the folder.
 
     Raises:
-        ConfigError: the folder holds a run already, or cannot be made.
+        ConfigError: the folder holds a run already, is held, or cannot be made.
     """
 
     folder: Storage
     """The run's own."""
 
-    def __init__(self, storage: Storage, name: str) -> None:
+    def __init__(self, storage: Storage, name: str, *, patience_s: float = 0.0) -> None:
         check_run_name(name)
-        self.folder = storage.child(name)
-        self.folder.make()
-        if self.folder.exists("config.yaml"):
-            raise ConfigError(
-                f"a run's folder must be new, but {self.folder} holds a run: choose another name"
-            )
+        child = storage.child(name)
+        self._made = child.make()
+        self.folder = child.rooted()
+        self._check_new()
+        self._hold: Hold | None = Hold.take(child, patience_s=patience_s)
+        self._begun = False
+        try:
+            # Another run may have come and gone between the look and the hold.
+            self._check_new()
+        except ConfigError:
+            self._hold.release()
+            raise
+
+    @classmethod
+    def resumed(cls, folder: Storage, *, patience_s: float = 0.0) -> RunFolder:
+        """Open the folder of a run to go on in it: held as that of a new one.
+
+        Args:
+            folder: of the run.
+            patience_s: how long to wait for another process that holds the folder.
+
+        Raises:
+            ConfigError: it is not the folder of a run, or is held.
+        """
+        run = cls.existing(folder)
+        run._hold = Hold.take(folder, patience_s=patience_s)
+        run.folder = folder.rooted()
+        return run
 
     @classmethod
     def existing(cls, folder: Storage) -> RunFolder:
-        """Open the folder of a run again.
+        """Open the folder of a run to read it, whoever holds it.
 
         Raises:
             ConfigError: it is not the folder of a run.
@@ -94,7 +120,44 @@ class RunFolder:
             )
         run = cls.__new__(cls)
         run.folder = folder
+        run._made = []
+        run._hold = None
+        run._begun = True
         return run
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Give the folder back; one that was made for a run that has not begun is removed."""
+        if self._hold is None:
+            return
+        unused = bool(self._made) and not self._begun
+        with contextlib.suppress(DataError):
+            for name in ("checkpoints", "tensorboard") if unused else ():
+                self.folder.delete(name)
+        self._hold.release()
+        if unused:
+            self.folder.remove_empty(self._made)
+        self._hold = None
+
+    def check(self) -> None:
+        """See that the folder is there and still held, where this process holds it.
+
+        Raises:
+            DataError: it was moved or deleted, or another process has taken it.
+        """
+        if self._hold is not None:
+            self._hold.check()
+
+    def _check_new(self) -> None:
+        if self.folder.exists("config.yaml"):
+            raise ConfigError(
+                f"a run's folder must be new, but {self.folder} holds a run: choose another name"
+            )
 
     @property
     def path(self) -> Path:
@@ -105,6 +168,7 @@ class RunFolder:
         """Write config.yaml."""
         plain = _plain(config, named=False)
         text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+        self._begun = True
         self.folder.write("config.yaml", text.encode())
 
     def read_config(self) -> dict[str, Any]:

@@ -8,8 +8,8 @@ import itertools
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,7 +18,7 @@ from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem, SubT
 
 from raylab.errors import ConfigError, DataError, RaylabError
 
-__all__ = ["Storage"]
+__all__ = ["Storage", "vanished"]
 
 _SCHEMES = {"s3": "s3", "gcs": "gs", "abfs": "abfs", "hdfs": "hdfs"}
 """Of addresses, by pyarrow's name of the file system."""
@@ -43,10 +43,12 @@ class Storage:
     Args:
         filesystem: where the folder is.
         path: of the folder inside the file system; without a slash at its end.
+        root: a folder at or above it that is never made again by a write; "": all are.
     """
 
     filesystem: FileSystem
     path: str
+    root: str = field(default="", compare=False)
 
     @classmethod
     def at(cls, where: str | os.PathLike[str], filesystem: FileSystem | None = None) -> Storage:
@@ -100,28 +102,52 @@ class Storage:
         path = self.path
         for name in names:
             path = _joined(path, name)
-        return Storage(self.filesystem, path)
+        return Storage(self.filesystem, path, self.root)
 
-    def make(self) -> None:
+    def rooted(self) -> Storage:
+        """Return the same folder, which writes below it do not make again once it has gone."""
+        return Storage(self.filesystem, self.path, self.path)
+
+    def make(self) -> list[str]:
         """Make the folder, and those that it is in, if they are missing.
+
+        Returns:
+            The paths of those that were missing, the innermost first; elsewhere than on a local
+            disk the folder's own at most.
 
         Raises:
             ConfigError: it cannot be made.
         """
         with self._told("make the folder", self.uri, ConfigError):
-            self._make()
+            return self._make()
 
-    def write(self, name: str, content: bytes | Callable[[BinaryIO], object]) -> None:
-        """Write a file, whole or not at all; a missing folder is made.
+    def remove_empty(self, paths: Sequence[str]) -> None:
+        """Remove folders as far as they are empty.
+
+        Args:
+            paths: of `make`.
+        """
+        with contextlib.suppress(OSError):
+            for path in paths:
+                if self.local is not None:
+                    Path(path).rmdir()
+                elif not self.filesystem.get_file_info(FileSelector(path, allow_not_found=True)):
+                    self.filesystem.delete_dir(path)
+
+    def write(
+        self, name: str, content: bytes | Callable[[BinaryIO], object], *, hidden: bool = False
+    ) -> None:
+        """Write a file, whole or not at all; a missing folder is made, unless `root` has gone.
 
         Args:
             name: of the file, in place of one that may be there.
             content: its bytes, or a function that writes them to a binary file, front to back.
+            hidden: the name begins with a dot.
 
         Raises:
             DataError: it cannot be written.
         """
-        target = _joined(self.path, name)
+        target = _joined(self.path, name, hidden=hidden)
         aside = _joined(self.path, f".{name[:100]}.{uuid.uuid4().hex}", hidden=True)
         with self._told("write", f"{self.uri}/{name}"):
             try:
@@ -145,13 +171,13 @@ class Storage:
                 raise
 
     @contextlib.contextmanager
-    def open(self, name: str) -> Iterator[BinaryIO]:
+    def open(self, name: str, *, hidden: bool = False) -> Iterator[BinaryIO]:
         """Open a file to read: a local one with seek, another from its beginning to its end.
 
         Raises:
             DataError: there is none, or it cannot be read.
         """
-        path = _joined(self.path, name)
+        path = _joined(self.path, name, hidden=hidden)
         with self._told("read", f"{self.uri}/{name}"):
             if self.local is not None:
                 with Path(path).open("rb") as file:
@@ -160,13 +186,13 @@ class Storage:
                 with self.filesystem.open_input_stream(path, compression=None) as stream:
                     yield stream
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, *, hidden: bool = False) -> bytes:
         """Return a file's content.
 
         Raises:
             DataError: there is none, or it cannot be read.
         """
-        with self.open(name) as file:
+        with self.open(name, hidden=hidden) as file:
             return file.read()
 
     def size(self, name: str) -> int | None:
@@ -182,28 +208,67 @@ class Storage:
         """Return the sorted names of files and folders, without the hidden ones."""
         return sorted(info.base_name for info in self._entries())
 
+    def hidden(self, prefix: str) -> dict[str, float | None]:
+        """Return when the hidden files whose names begin so were written, by the storage's clock.
+
+        Args:
+            prefix: of the names, with its dot.
+        """
+        return {
+            info.base_name: None if info.mtime is None else info.mtime.timestamp()
+            for info in self._listed()
+            if info.base_name.startswith(prefix)
+        }
+
+    def renew(self, name: str) -> bool:
+        """Make a hidden file look as if it had just been written; return whether it is there.
+
+        Raises:
+            DataError: it cannot be renewed.
+        """
+        path = _joined(self.path, name, hidden=True)
+        with self._told("write", f"{self.uri}/{name}"):
+            if self.local is not None:
+                try:
+                    os.utime(path)
+                except FileNotFoundError:
+                    return False
+                return True
+            if self.filesystem.get_file_info(path).type == FileType.NotFound:
+                return False
+            with self.filesystem.open_input_stream(path, compression=None) as stream:
+                content = stream.read()
+            with self._create(path) as file:
+                file.write(content)
+            return True
+
     def folders(self) -> list[str]:
         """Return the sorted names of folders, without the hidden ones."""
         return sorted(i.base_name for i in self._entries() if i.type == FileType.Directory)
 
-    def delete(self, name: str) -> None:
+    def delete(self, name: str, *, hidden: bool = False) -> None:
         """Delete a file, or a folder with all that is in it; a missing one is no error."""
-        path = _joined(self.path, name)
-        kind = self._info(name).type
+        path = _joined(self.path, name, hidden=hidden)
+        kind = self._info(name, hidden=hidden).type
         with self._told("delete", f"{self.uri}/{name}"), contextlib.suppress(FileNotFoundError):
             if kind == FileType.Directory:
                 self.filesystem.delete_dir(path)
             elif kind != FileType.NotFound:
                 self.filesystem.delete_file(path)
 
-    def _make(self) -> None:
-        new: list[Path] = []
-        if self.local is not None:
-            folders = (self.local, *self.local.parents)
-            new = list(itertools.takewhile(lambda folder: not folder.exists(), folders))
+    def _make(self) -> list[str]:
+        if self.local is None:
+            missing = self.filesystem.get_file_info(self.path).type == FileType.NotFound
+            self.filesystem.create_dir(self.path, recursive=True)
+            return [self.path] if missing else []
+        if self.root and not Path(self.root).is_dir():
+            raise DataError(vanished(self.root))
+        folders = (self.local, *self.local.parents)
+        new = list(itertools.takewhile(lambda folder: not folder.exists(), folders))
         self.filesystem.create_dir(self.path, recursive=True)
         for folder in new:
             _sync(folder.parent)
+        return [str(folder) for folder in new]
 
     def _create(self, path: str) -> BinaryIO:
         if self.local is not None:
@@ -211,14 +276,17 @@ class Storage:
         stream: BinaryIO = self.filesystem.open_output_stream(path, compression=None)
         return stream
 
-    def _info(self, name: str) -> Any:
+    def _info(self, name: str, *, hidden: bool = False) -> Any:
         with self._told("look at", f"{self.uri}/{name}"):
-            return self.filesystem.get_file_info(_joined(self.path, name))
+            return self.filesystem.get_file_info(_joined(self.path, name, hidden=hidden))
+
+    def _listed(self) -> list[Any]:
+        with self._told("list the folder", self.uri):
+            selector = FileSelector(self.path, allow_not_found=True)
+            return list(self.filesystem.get_file_info(selector))
 
     def _entries(self) -> list[Any]:
-        with self._told("list the folder", self.uri):
-            found = self.filesystem.get_file_info(FileSelector(self.path, allow_not_found=True))
-        return [info for info in found if not info.base_name.startswith(".")]
+        return [info for info in self._listed() if not info.base_name.startswith(".")]
 
     @contextlib.contextmanager
     def _told(self, what: str, which: str, kind: type[RaylabError] = DataError) -> Iterator[None]:
@@ -235,6 +303,15 @@ class Storage:
         if self.local is None:
             return "check the address, the credentials and the network"
         return "choose a folder that you may write to, on a disk with space"
+
+
+def vanished(folder: str) -> str:
+    """Return the message of a run whose folder is no longer there."""
+    return (
+        f"a run's folder must stay where it is until the run has ended, but {folder} has been "
+        f"moved or deleted: move it back, and raylab resume {folder} goes on from its last "
+        "checkpoint, or begin a new run"
+    )
 
 
 def _from_uri(uri: str) -> tuple[FileSystem, str]:

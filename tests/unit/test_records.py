@@ -249,9 +249,9 @@ def test_weights_read_back_from_the_final_checkpoint(tmp_path):
 
 
 def test_writing_again_replaces_a_file_and_leaves_nothing_beside_it(tmp_path):
-    folder = RunFolder(Storage.at(tmp_path), "one")
-    folder.write_config({"method": "ddg"})
-    folder.write_config({"method": "adl"})
+    with RunFolder(Storage.at(tmp_path), "one") as folder:
+        folder.write_config({"method": "ddg"})
+        folder.write_config({"method": "adl"})
     assert [path.name for path in folder.path.iterdir()] == ["config.yaml"]
     assert yaml.safe_load((folder.path / "config.yaml").read_text()) == {"method": "adl"}
 

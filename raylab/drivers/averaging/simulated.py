@@ -97,27 +97,27 @@ def simulate_averaging(config: AveragingSimulationConfig, *, progress: bool) -> 
     )
     check_fits(model, course.loss_fn, course.optimizer, course.batches, course.test)
     numbers = settings.numbers()
-    folder = RunFolder(Storage.at(config.storage), str(config.name))
     written = config.model_dump()
     written |= {"tau": numbers.tau, "delay": numbers.delay, "xi": numbers.xi}
-    folder.write_config(written)
     title = f"{settings.rule.title} W={config.workers}, simulated"
-    with Progress(title, len(data.train) * config.epochs, enabled=progress) as bar:
-        replicas = Replicas(
-            course,
-            config.workers,
-            timed=_Modelled(config, settings, average_s),
-            on_rows=lambda rows: bar.show(rows[-1]["step"] * config.workers, rows),
-        )
-        replicas.loop.run()
-    figures = {
-        **summary_figures(replicas.loop.rows, config.workers),
-        "clock": "virtual",
-        "simulated_in_s": time.perf_counter() - began,
-        "average_s": average_s,
-    }
-    state = replicas.loop.model.state_dict()
-    return write_run(folder, replicas.loop.rows, state, written, figures).summary
+    with RunFolder(Storage.at(config.storage), str(config.name)) as folder:
+        folder.write_config(written)
+        with Progress(title, len(data.train) * config.epochs, enabled=progress) as bar:
+            replicas = Replicas(
+                course,
+                config.workers,
+                timed=_Modelled(config, settings, average_s),
+                on_rows=lambda rows: bar.show(rows[-1]["step"] * config.workers, rows),
+            )
+            replicas.loop.run()
+        figures = {
+            **summary_figures(replicas.loop.rows, config.workers),
+            "clock": "virtual",
+            "simulated_in_s": time.perf_counter() - began,
+            "average_s": average_s,
+        }
+        state = replicas.loop.model.state_dict()
+        return write_run(folder, replicas.loop.rows, state, written, figures).summary
 
 
 class _Modelled:

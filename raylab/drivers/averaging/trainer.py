@@ -252,37 +252,24 @@ class AveragingTrainer:
         )
         notes = fitting_notes(self.settings, batches_of(batches), epochs)
         notes += untrained_note(untrained(self._optimizer, self._model, "a worker"))
-        say_notes(notes, progress=progress)
-        folder = self._place.folder(resume)
-        wait_s, resize_s, timeout_s = self._waits
-        own = connect(wait_s)
-        settings = self.settings
-        plan = GroupPlan(
-            least=settings.least,
-            # In a placement group of others there is no more room to come.
-            most=settings.most if within() is None else settings.least,
-            resources=stage_resources(self._resources, settings.most, own=own)[0],
-            wait_s=patience_s(wait_s),
-            resize_s=resize_s,
-            timeout_s=timeout_s,
-            failures=self._place.most_failures,
-            keep=self._place.kept,
-        )
         total = batches_of(batches)
         bar = Progress(
-            f"{settings.rule.title} W={settings.most}",
+            f"{self.settings.rule.title} W={self.settings.most}",
             None if total is None else total * epochs,
             enabled=progress,
         )
-        return AveragingFit(
-            course,
-            plan,
-            folder,
-            self._described(epochs),
-            listener=RowListener(on_row),
-            bar=bar,
-            events=self._place.events(folder),
-        ).carry_out(resumed=resume is not None, step=resume_step)
+        with self._place.folder(resume) as folder:
+            say_notes(notes, progress=progress)
+            plan = self._plan(own=connect(self._waits[0]))
+            return AveragingFit(
+                course,
+                plan,
+                folder,
+                self._described(epochs),
+                listener=RowListener(on_row),
+                bar=bar,
+                events=self._place.events(folder),
+            ).carry_out(resumed=resume is not None, step=resume_step)
 
     def course(
         self,
@@ -336,6 +323,21 @@ class AveragingTrainer:
             course.steps(self.settings.least),
         )
         return course
+
+    def _plan(self, *, own: bool) -> GroupPlan:
+        wait_s, resize_s, timeout_s = self._waits
+        settings = self.settings
+        return GroupPlan(
+            least=settings.least,
+            # In a placement group of others there is no more room to come.
+            most=settings.most if within() is None else settings.least,
+            resources=stage_resources(self._resources, settings.most, own=own)[0],
+            wait_s=patience_s(wait_s),
+            resize_s=resize_s,
+            timeout_s=timeout_s,
+            failures=self._place.most_failures,
+            keep=self._place.kept,
+        )
 
     def _described(self, epochs: int) -> dict[str, Any]:
         if self._config is not None:

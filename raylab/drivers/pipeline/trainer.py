@@ -271,41 +271,43 @@ class PipelineTrainer:
         )
         notes += check_optimizer(self.settings, chain, cuts, self._optimizer)
         schedule = self._bound(batches, epochs)
-        folder = self._place.folder(resume)
-        checkpoints = RunCheckpoints(self._place.checkpoints(folder), folder, self.settings)
-        if resume is not None:
-            checkpoints.rewind(resume_step)
-        say_notes(notes, progress=progress)
-        own = connect(self._wait_s)
-        run = PipelineRun(
-            self.settings,
-            chain,
-            cuts,
-            loss_fn=self._loss_fn,
-            optimizer=self._optimizer,
-            schedule=schedule,
-            resumable=self._checkpoints.on,
-            rows=folder.read_metrics() if resume is not None else (),
-            timeline=folder.read_timeline() if resume is not None else (),
-        )
         total = batches_of(batches)
         bar = Progress(
             f"{self.settings.rule.title} K={len(cuts) + 1} M={self.settings.accumulate}",
             None if total is None else total * epochs,
             enabled=progress,
         )
-        return PipelineFit(
-            run,
-            feed,
-            folder,
-            checkpoints,
-            self._described(epochs),
-            report_every=report_every,
-            open_stages=functools.partial(self._supervisor, own),
-            listener=RowListener(on_row),
-            bar=bar,
-            events=self._place.events(folder),
-        ).carry_out(self._place.most_failures)
+        with self._place.folder(resume) as folder:
+            checkpoints = RunCheckpoints(self._place.checkpoints(folder), folder, self.settings)
+            rows = folder.read_metrics() if resume is not None else ()
+            timeline = folder.read_timeline() if resume is not None else ()
+            if resume is not None:
+                checkpoints.rewind(resume_step)
+            say_notes(notes, progress=progress)
+            own = connect(self._wait_s)
+            run = PipelineRun(
+                self.settings,
+                chain,
+                cuts,
+                loss_fn=self._loss_fn,
+                optimizer=self._optimizer,
+                schedule=schedule,
+                resumable=self._checkpoints.on,
+                rows=rows,
+                timeline=timeline,
+            )
+            return PipelineFit(
+                run,
+                feed,
+                folder,
+                checkpoints,
+                self._described(epochs),
+                report_every=report_every,
+                open_stages=functools.partial(self._supervisor, own),
+                listener=RowListener(on_row),
+                bar=bar,
+                events=self._place.events(folder),
+            ).carry_out(self._place.most_failures)
 
     def plan(
         self, batches: Iterable[Any], *, measure: bool = True, progress: bool = False

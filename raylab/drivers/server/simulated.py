@@ -16,6 +16,7 @@ from raylab.algorithms.server.stragglers import parse as parse_straggler
 from raylab.config import SimulationConfig
 from raylab.drivers.kept import write_run
 from raylab.drivers.server.numbers import (
+    Limits,
     came_to,
     ends,
     first_w,
@@ -24,7 +25,7 @@ from raylab.drivers.server.numbers import (
     with_facts,
     workers_of,
 )
-from raylab.drivers.server.workload import check_needs, facts_of, workload
+from raylab.drivers.server.workload import Workload, check_needs, facts_of, workload
 from raylab.errors import ConfigError
 from raylab.records import RunFolder, Storage, new_run_name
 from raylab.report import Progress
@@ -83,8 +84,22 @@ def simulate_run(config: SimulationConfig, *, progress: bool) -> dict[str, Any]:
     )
     settings = _settings(config, work.n, max(1, work.dim))
     check_needs(config.problem, settings.traits)
-    supplies = work.supplies(config.workers)
-    folder = RunFolder(Storage.at(config.storage), config.name)
+    with RunFolder(Storage.at(config.storage), config.name) as folder:
+        return _simulated(folder, config, limit, work, settings, began=began, progress=progress)
+
+
+def _simulated(
+    folder: RunFolder,
+    config: SimulationConfig,
+    limit: Limits,
+    work: Workload,
+    settings: ServerSettings,
+    *,
+    began: float,
+    progress: bool,
+) -> dict[str, Any]:
+    """Simulate, and write what came out of it into the folder."""
+    supplies = work.supplies(settings.workers)
     title = f"{settings.traits.title} {work.title} K={config.workers}, simulated"
     with Progress(title, math.ceil(limit.epochs), enabled=progress) as bar:
         objectives = [make() for make in supplies.values()]

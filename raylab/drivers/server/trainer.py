@@ -247,15 +247,15 @@ class ParameterServerTrainer:
             self._kind.epochs if epochs is None else epochs, messages, tolerance, certify_every
         )
         run = self._kind.run(data, limits, self._means)
-        folder = self._place.folder(resume)
-        checkpoints = run.keep_in(self._place.checkpoints(folder), folder)
-        if resume is not None:
-            checkpoints.rewind(resume_step)
-            run.rows = list(folder.read_metrics())
-        own = connect(self._means.wait_s)
-        self._needs = stage_resources(self._resources, run.shares, own=own)[0]
-        listener = RowListener(on_row)
-        return self._trained(run, limits, folder, checkpoints, listener, progress=progress)
+        with self._place.folder(resume) as folder:
+            checkpoints = run.keep_in(self._place.checkpoints(folder), folder)
+            if resume is not None:
+                run.rows = list(folder.read_metrics())
+                checkpoints.rewind(resume_step)
+            own = connect(self._means.wait_s)
+            self._needs = stage_resources(self._resources, run.shares, own=own)[0]
+            listener = RowListener(on_row)
+            return self._trained(run, limits, folder, checkpoints, listener, progress=progress)
 
     # ----------------------------------------------------------------- inside
 

@@ -75,9 +75,9 @@ def tune(
     _check(config)
     name = config.name or new_run_name("tune")
     given = {**config.plain(), "train": absolute(config.train), "name": name}
-    folder = RunFolder(Storage.at(config.storage), name)
-    folder.write_config(given)
-    return carry_out(folder, tuning_config(given), progress=progress)
+    with RunFolder(Storage.at(config.storage), name) as folder:
+        folder.write_config(given)
+        return carry_out(folder, tuning_config(given), progress=progress)
 
 
 def resume_tuning(
@@ -112,8 +112,9 @@ def resume_tuning(
     given["name"] = folder.path.name
     config = tuning_config(given)
     _check(config)
-    folder.write_config(config.plain())
-    return carry_out(folder, config, progress=progress)
+    with RunFolder.resumed(folder.folder) as held:
+        held.write_config(config.plain())
+        return carry_out(held, config, progress=progress)
 
 
 def _check(config: TuningConfig) -> None:
