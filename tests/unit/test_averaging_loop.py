@@ -348,7 +348,8 @@ def test_a_configuration_is_resolved_once_and_stays_so():
     assert resolve_averaging(AveragingConfig(tau="auto", delay="auto")).tau == "auto"
     both = config.model_copy(update=with_method("minibatch_sgd"))
     assert resolve_averaging(both).tau == 1
-    scaled = AveragingConfig(method="minibatch_sgd", workers=4, lr=0.1, base_batch_size=32)
+    keys = {"batch_size": 32, "lr": 0.1, "base_batch_size": 32}
+    scaled = AveragingConfig(method="minibatch_sgd", workers=4, **keys)
     assert resolve_averaging(scaled).lr == pytest.approx(0.4)
 
 

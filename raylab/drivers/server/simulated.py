@@ -72,8 +72,7 @@ def simulate_run(config: SimulationConfig, *, progress: bool) -> dict[str, Any]:
     if not isinstance(config.workers, int) or config.name is None:
         raise ConfigError("a simulation must have a name and one number of workers")
     began = time.perf_counter()
-    slow = parse_straggler(config.straggler or "none", config.seed)
-    check_workers(slow, config.workers)
+    check_workers(parse_straggler(config.straggler or "none", config.seed), config.workers)
     limit = limits(config.epochs, config.messages, config.tolerance, config.certify_every)
     work = workload(
         config.problem,
@@ -121,7 +120,7 @@ def _simulated(
         found = simulate(
             settings,
             objectives,
-            straggler=slow,
+            straggler=parse_straggler(config.straggler or "none", config.seed),
             timing=_timing(config),
             ends=ends(limit, settings.n, figure(settings)),
             w0=first_w(settings, facts[0]),
