@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from types import TracebackType
 
-from actors.errors import MechanismError, StageError, in_words, noted
+from actors.errors import MechanismError, StageError
+from actors.user_errors import describe_error, with_traceback
 
 __all__ = ["told"]
 
@@ -39,6 +40,6 @@ class told:  # noqa: N801
         if getattr(error, "tells_its_story", False):
             return
         doing = self._doing.format(*self._about)
-        raise noted(
-            StageError(f"{self._who} failed at {doing}: {in_words(error)}"), error
+        raise with_traceback(
+            StageError(f"{self._who} failed at {doing}: {describe_error(error)}"), error
         ) from error

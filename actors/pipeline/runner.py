@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from actors.errors import MechanismError, StageError, in_words, noted
+from actors.errors import MechanismError, StageError
 from actors.pipeline.boxes import Boxes
 from actors.pipeline.program import (
     Backward,
@@ -34,6 +34,7 @@ from actors.pipeline.stage import StageLoop
 from actors.pipeline.stage_meter import StageMeter
 from actors.pipeline.timeline import SpanKind
 from actors.units import Tensors, Unit
+from actors.user_errors import describe_error, with_traceback
 from actors.wires.messages import Kind, Message
 
 __all__ = ["StageRunner"]
@@ -294,6 +295,6 @@ class _Story:
         told = StageError(
             f"stage {self._stage} failed in the {self._doing}{at}"
             + (f" with {shapes}" if shapes else "")
-            + f": {in_words(error)}"
+            + f": {describe_error(error)}"
         )
-        raise noted(told, error) from error
+        raise with_traceback(told, error) from error

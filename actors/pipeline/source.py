@@ -31,11 +31,12 @@ from typing import Any
 from torch import Tensor
 
 from actors.checkpoint_plan import CheckpointPlan
-from actors.errors import BatchError, MechanismError, in_words, noted
+from actors.errors import BatchError, MechanismError
 from actors.own_state import OwnState
 from actors.pipeline.batch import as_tensors
 from actors.pipeline.draws import Draws
 from actors.units import Unit
+from actors.user_errors import describe_error, with_traceback
 from actors.wires.mailbox import BoxStatistics, Outbox
 from actors.wires.messages import Kind, Message
 
@@ -317,5 +318,7 @@ def _telling(what: Callable[[], str]) -> Iterator[None]:
     except MechanismError:
         raise
     except Exception as error:
-        told = BatchError(f"{what()} must be made by the batches, but they raise {in_words(error)}")
-        raise noted(told, error) from error
+        told = BatchError(
+            f"{what()} must be made by the batches, but they raise {describe_error(error)}"
+        )
+        raise with_traceback(told, error) from error

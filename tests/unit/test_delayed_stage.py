@@ -61,7 +61,7 @@ def test_micro_batches_add_up_to_the_batch(reduction):
     whole.forward(Unit(0), (x,), (LABELS,))
     (at_x,) = whole.backward(Unit(0), ())
     parts = last(classifier(), loss_fn=loss_fn, delay=None, flush=True)
-    units = [Unit(0, 0, 2, 3 / 5), Unit(0, 1, 2, 2 / 5)]
+    units = [Unit(0, 0, 2, 3 / 5, 3 / 5), Unit(0, 1, 2, 2 / 5, 2 / 5)]
     for unit, piece in zip(units, (slice(0, 3), slice(3, 5)), strict=True):
         parts.forward(unit, (x[piece],), (LABELS[piece],))
     found = torch.cat([parts.backward(unit, ())[0] for unit in units])

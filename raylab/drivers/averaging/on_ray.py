@@ -17,7 +17,8 @@ import ray.train.torch
 import torch
 
 from actors.averaging.collective import DistributedCollective, lost_peer, own_group
-from actors.errors import LinkError, MechanismError, in_words, noted
+from actors.errors import LinkError, MechanismError
+from actors.user_errors import describe_error, with_traceback
 from raylab.algorithms.stage.module_copy import copied_state
 from raylab.drivers.averaging.beginning import begin
 from raylab.drivers.averaging.course import Course, Row
@@ -164,6 +165,6 @@ def _about(settings: AveragingSettings) -> dict[str, Any]:
 def _told(error: BaseException) -> Exception:
     """Return an error that travels: raylab's own as it is, another by its text."""
     if isinstance(error, RaylabError):
-        return noted(type(error)(str(error)), error)
+        return with_traceback(type(error)(str(error)), error)
     where = getattr(error, _WHERE, "a worker")
-    return noted(RaylabError(f"{where} failed: {in_words(error)}"), error)
+    return with_traceback(RaylabError(f"{where} failed: {describe_error(error)}"), error)

@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from actors.errors import in_words, noted
 from actors.own_state import OwnState
+from actors.user_errors import describe_error, with_traceback
 from raylab.algorithms.stage.settings import draw_key
 from raylab.drivers.averaging.reading import KeyedDraws, Route, index_order, reader_of
 from raylab.drivers.batches import batches_of, first_of, same_draws
@@ -208,9 +208,9 @@ def _made(make: Callable[[], Any], place: int) -> Any:
         raise
     except Exception as error:
         told = DataError(
-            f"batch {place} must be made by the batches, but they raise {in_words(error)}"
+            f"batch {place} must be made by the batches, but they raise {describe_error(error)}"
         )
-        raise noted(told, error) from error
+        raise with_traceback(told, error) from error
 
 
 def _pair(batch: Any) -> tuple[Any, Any]:
